@@ -1,0 +1,282 @@
+"""The shard writer behind `msfl data build`: parallel over shards, resumable after a kill, equal bytes on every run."""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_info
+from tensorflow_datasets.core import splits as tfds_splits
+
+from input_pipeline import records
+from input_pipeline.errors import DataError, RetryError, UserError
+from input_pipeline.keys import Keyring, open_keyring
+from input_pipeline.manifest import MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest, write_manifest
+from input_pipeline.progress import Progress
+from input_pipeline.shards import ShardResult, ShardTask, set_hash, write_shard
+from input_pipeline.sources import NO_SPLIT, SPLITS, Scan, Source
+
+__all__ = ["Manifest", "build", "read_manifest"]
+
+_STATE = ".build"  # sidecars of finished shards, drafts, the lock
+_VERSION = "1.0.0"  # of the record's features
+
+
+def build(
+    source: Source,
+    out: Path,
+    *,
+    short_side: int = 512,
+    quality: int = 95,
+    workers: int = 2,
+    shard_records: int = 1024,
+    progress: bool = True,
+) -> Manifest:
+    """Writes the records of a data set as ArrayRecord shards with TFDS metadata, and `manifest.json` last of all.
+
+    Run again after a kill, it keeps every finished shard whose inputs have not changed. The same input and options give the same
+    bytes for any number of workers, as long as the salt in the parent folder of `out` stays.
+
+    Args:
+      source: the data set; pickled to the workers.
+      out: the folder that `tfds.builder_from_directory` reads; its parent is the data root that holds the salt of the keys.
+      short_side: of the stored images, in pixels.
+      quality: of the stored JPEGs, 1 to 100.
+      workers: processes; 1 writes in this process.
+      shard_records: input rows per shard; rows that are dropped leave a shard smaller.
+      progress: shows rate and remaining time on stderr.
+
+    Raises:
+      UserError: options or tables are wrong, or `out` holds something else.
+      DataError: the data are damaged, or give no record at all.
+      RetryError: another command is writing to `out`, or a worker was killed.
+    """
+    _check_options(short_side, quality, workers, shard_records)
+    out = out.absolute()
+    scan = source.scan()
+    keyring = open_keyring(out.parent)
+    options = {"short_side": short_side, "quality": quality, "shard_records": shard_records, **source.settings()}
+    with _claimed(out, {"name": source.name, **options, "inputs": scan.inputs, "key_check": keyring.check}):
+        tasks = _tasks(source, scan, out, keyring, short_side, quality, shard_records)
+        results = _write_shards(tasks, workers, progress)
+        splits = _split_entries(scan, results)
+        if not any(split.records for split in splits.values()):
+            raise DataError(f"{source.name}: none of {scan.input_rows} input rows became a record ({_reasons(splits)})")
+        manifest = Manifest(
+            name=source.name,
+            label_names=source.label_names(),
+            short_side=short_side,
+            quality=quality,
+            shard_records=shard_records,
+            input_rows=scan.input_rows,
+            splits=splits,
+            settings=dict(source.settings()),
+            inputs=dict(sorted(scan.inputs.items())),
+            key_check=keyring.check,
+            versions=_versions(),
+        )
+        _publish(manifest, results, out)
+    return manifest
+
+
+def _check_options(short_side: int, quality: int, workers: int, shard_records: int) -> None:
+    limits = {"short_side": (short_side, 16, 8192), "quality": (quality, 1, 100), "workers": (workers, 1, 1024)}
+    limits["shard_records"] = (shard_records, 1, 1_000_000)
+    for name, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise UserError(f"{name} is {value}; expected {low} to {high}")
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Holds `out` for this build alone; the lock ends with the process, however it ends."""
+    state = out / _STATE
+    if out.exists() and not state.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: holds something that is no build; expected a new or empty folder for --out")
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RetryError(f"{out}: another command is building here; wait for it, or use another --out") from None
+        _check_identity(out, identity)
+        for draft in state.glob("*.tmp"):
+            draft.unlink()
+        yield
+
+
+def _check_identity(out: Path, identity: Mapping[str, Any]) -> None:
+    """Refuses to mix two builds in one folder."""
+    path = out / _STATE / "build.json"
+    wanted = json.loads(json.dumps(identity))
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(wanted, sort_keys=True))
+        os.replace(draft, path)
+        return
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            shown = f"{name} was {found.get(name)} and is now {value}"
+            shown = f"the {name} differ" if name in ("inputs", "key_check") else shown
+            raise UserError(f"{out}: holds another build: {shown}; use another --out, or delete this one")
+
+
+def _tasks(
+    source: Source, scan: Scan, out: Path, keyring: Keyring, short_side: int, quality: int, shard_records: int
+) -> dict[str, list[ShardTask]]:
+    """Per split, the shards: `shard_records` rows each, the last one fewer."""
+    tasks: dict[str, list[ShardTask]] = {}
+    versions = _versions()
+    for split in SPLITS:
+        rows = scan.rows.get(split, [])
+        count = -(-len(rows) // shard_records)
+        for index in range(count):
+            name = f"{source.name}-{split}.array_record-{index:05d}-of-{count:05d}"  # the TFDS file name template
+            part = tuple(rows[index * shard_records : (index + 1) * shard_records])
+            paths = out / name, out / _STATE / name
+            task = ShardTask(source, part, *paths, keyring, short_side, quality, versions)
+            tasks.setdefault(split, []).append(task)
+    return tasks
+
+
+def _write_shards(
+    tasks: Mapping[str, Sequence[ShardTask]], workers: int, shown: bool
+) -> dict[str, list[tuple[str, ShardResult]]]:
+    """Results with their file names, per split, in order."""
+    flat = [task for split in tasks.values() for task in split]
+    with Progress("records", sum(len(task.rows) for task in flat), "images", shown=shown) as progress:
+        workers = min(workers, len(flat))
+        results = iter(_in_processes(flat, workers, progress) if workers > 1 else _in_process(flat, progress))
+        return {split: [(task.path.name, next(results)) for task in tasks[split]] for split in tasks}
+
+
+def _in_process(tasks: Sequence[ShardTask], progress: Progress) -> Iterator[ShardResult]:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress.update(done)
+
+    for task in tasks:
+        yield write_shard(task, advance)
+
+
+def _in_processes(tasks: Sequence[ShardTask], workers: int, progress: Progress) -> list[ShardResult]:
+    """Spawned, not forked: the caller may hold threads and an accelerator."""
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (counter,))
+    try:
+        futures = [pool.submit(_work, task) for task in tasks]
+        pending = set(futures)
+        while pending:
+            done, pending = concurrent.futures.wait(
+                pending, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION
+            )
+            progress.update(counter.value)
+            for future in done:
+                future.result()
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise RetryError("a worker was killed (out of memory?); run again to continue, with fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_counter: Any = None
+
+
+def _start_worker(counter: Any) -> None:
+    """Keeps the shared counter, and ends the worker when its parent is killed: it would wait for work for ever."""
+    global _counter
+    _counter = counter
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _work(task: ShardTask) -> ShardResult:
+    def advance(count: int) -> None:
+        with _counter.get_lock():
+            _counter.value += count
+
+    return write_shard(task, advance)
+
+
+def _split_entries(scan: Scan, results: Mapping[str, Sequence[tuple[str, ShardResult]]]) -> dict[str, SplitEntry]:
+    """Adds up what the tables and the workers dropped."""
+    entries = {}
+    for split in (*SPLITS, NO_SPLIT):
+        shards = [result for _, result in results.get(split, [])]
+        dropped = sum((Counter(shard.dropped) for shard in shards), Counter(scan.dropped.get(split, {})))
+        kept = sum(shard.records for shard in shards)
+        if not kept and not dropped:
+            continue
+        entries[split] = SplitEntry(
+            input_rows=kept + dropped.total(),
+            records=kept,
+            dropped=dict(sorted(dropped.items())),
+            flags=dict(sorted(sum((Counter(shard.flags) for shard in shards), Counter()).items())),
+            members=set_hash(shard.members for shard in shards),
+            shards=tuple(ShardEntry(name, r.records, r.bytes, r.sha256) for name, r in results.get(split, [])),
+        )
+    return entries
+
+
+def _reasons(splits: Mapping[str, SplitEntry]) -> str:
+    total = sum((Counter(split.dropped) for split in splits.values()), Counter())
+    return ", ".join(f"{reason} {count}" for reason, count in total.most_common()) or "the tables are empty"
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that decide the bytes of a shard."""
+    packages = ("array_record", "numpy", "opencv-python-headless", "tensorflow-datasets")
+    return {"features": _VERSION, **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _publish(manifest: Manifest, results: Mapping[str, Sequence[tuple[str, ShardResult]]], out: Path) -> None:
+    """Moves the metadata into place, the manifest last: a folder with a manifest is a whole build."""
+    draft = out / _STATE / "metadata"
+    draft.mkdir(exist_ok=True)
+    _tfds_info(manifest, out).write_to_directory(str(draft))
+    quarantined = [line for shards in results.values() for _, shard in shards for line in shard.quarantined]
+    lines = [json.dumps({"image": image, "reason": reason}) + "\n" for image, reason in quarantined]
+    (draft / "quarantine.jsonl").write_text("".join(lines))
+    write_manifest(manifest, draft)
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == MANIFEST_NAME):
+        os.replace(path, out / path.name)
+    draft.rmdir()
+
+
+def _tfds_info(manifest: Manifest, out: Path) -> tfds.core.DatasetInfo:
+    identity = dataset_info.DatasetIdentity(
+        name=manifest.name, version=tfds.core.Version(_VERSION), data_dir=str(out), module_name=__name__
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity, features=records.features(manifest.label_names), disable_shuffling=True
+    )
+    info.set_file_format("array_record")
+    infos = [
+        tfds_splits.SplitInfo(
+            name=name,
+            shard_lengths=[shard.records for shard in split.shards],
+            num_bytes=sum(shard.bytes for shard in split.shards),
+        )
+        for name, split in manifest.splits.items()
+        if split.records
+    ]
+    info.set_splits(tfds_splits.SplitDict(infos))
+    return info

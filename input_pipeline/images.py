@@ -1,0 +1,248 @@
+"""Radiographs as arrays: decode JPEG and PNG to grey, resize, and cut the square views that models see.
+
+Everything is uint8 [H, W]; normalisation happens on the device. Nothing flips an image, because reports say left and right.
+"""
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from input_pipeline.errors import DataError, UserError
+
+MAX_PIXELS = 64_000_000
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_SIGNATURE = b"\xff\xd8"
+_JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..15 less DHT, JPG and DAC
+_JPEG_MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})
+_JPEG_START_OF_SCAN = 0xDA
+
+
+def decode_gray(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W"]:
+    """Decodes a JPEG or PNG file to grey levels, as stored: EXIF orientation is ignored.
+
+    Colour becomes luma (ITU-R BT.601), transparency is dropped, palettes and 1, 2 and 4 bit samples are expanded, and 16 bit
+    samples are scaled from the image's own minimum and maximum to 0..255, so that 12 bit radiographs are neither clipped nor
+    black. A JPEG without its end marker and a PNG with a wrong checksum are refused: OpenCV would fill the rest with grey.
+
+    Args:
+      data: the whole file.
+      max_pixels: more pixels than this are refused from the header, before anything is allocated.
+
+    Raises:
+      DataError: not a JPEG or PNG, truncated, damaged, undecodable, or too large.
+    """
+    height, width = _declared_size(data)
+    if not 0 < height * width <= max_pixels:
+        raise DataError(f"image has {height} x {width} pixels; expected 1 to {max_pixels} in all; exclude or shrink it")
+    is_jpeg = data.startswith(_JPEG_SIGNATURE)
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION if is_jpeg else cv2.IMREAD_UNCHANGED
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise DataError(
+            f"image of {len(data)} bytes cannot be decoded; expected a baseline or progressive JPEG, or a PNG"
+        )
+    return _to_uint8(_to_luma(image))
+
+
+def resize_short_side(
+    image: UInt8[np.ndarray, "H W"], short_side: int, *, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w"]:
+    """Resizes so that the shorter side has `short_side` pixels; the other keeps the aspect ratio, rounded.
+
+    Raises:
+      DataError: the result would exceed `max_pixels` (a strip one pixel high, for instance).
+    """
+    height, width = image.shape
+    scale = short_side / min(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size[0] * size[1] > max_pixels:
+        raise DataError(
+            f"image of {height} x {width} pixels is too elongated for a short side of {short_side}; exclude it"
+        )
+    return _resize(image, size)
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "H W"], quality: int = 95) -> bytes:
+    """Encodes grey levels as a baseline JPEG; the same pixels always give the same bytes."""
+    encoded, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not encoded:
+        raise DataError(
+            f"image of {image.shape[0]} x {image.shape[1]} pixels cannot be stored as JPEG; sides end at 65500"
+        )
+    return data.tobytes()
+
+
+def view_rectangle(height: int, width: int, fit: str) -> tuple[float, float, float, float]:
+    """Returns what an evaluation view shows, as (top, left, height, width) in pixels of the given image.
+
+      crop     the centred square of the shorter side; the ends of the longer side are not seen
+      pad      the centred square around the longer side; top or left is negative, black outside the image
+      squash   the whole image, stretched to a square
+
+    A point x of the image lies at (x - left) * size / width of a view of `size` pixels, up to the half pixel by which
+    `evaluation_view` rounds an odd margin.
+
+    Raises:
+      UserError: `fit` is none of the three.
+    """
+    if fit == "squash":
+        return 0.0, 0.0, float(height), float(width)
+    if fit not in ("crop", "pad"):
+        raise UserError(f"found image fit '{fit}'; expected 'crop', 'pad' or 'squash'")
+    side = float(min(height, width) if fit == "crop" else max(height, width))
+    return (height - side) / 2, (width - side) / 2, side, side
+
+
+def evaluation_view(image: UInt8[np.ndarray, "H W"], size: int, fit: str = "crop") -> UInt8[np.ndarray, "size size"]:
+    """Renders the rectangle of `view_rectangle` at `size` x `size` pixels."""
+    canvas = _square_canvas(image) if fit == "pad" else image
+    height, width = canvas.shape
+    return _render(canvas, view_rectangle(height, width, fit), size)
+
+
+def training_view(
+    image: UInt8[np.ndarray, "H W"],
+    size: int,
+    rng: np.random.Generator,
+    *,
+    scale: tuple[float, float] = (1.0, 1.0),
+    shift: float = 0.0,
+    fit: str = "crop",
+) -> UInt8[np.ndarray, "size size"]:
+    """Renders the evaluation view zoomed and shifted at random; never flipped.
+
+    Args:
+      image: any size.
+      size: side of the view in pixels.
+      rng: three numbers are drawn from it, whatever the settings.
+      scale: range of the shown area, as a fraction of the evaluation view's area; drawn uniformly.
+      shift: largest displacement along each axis, as a fraction of the evaluation view's side; drawn uniformly.
+      fit: as for `view_rectangle`; with "pad" the black margin belongs to the picture.
+
+    Returns:
+      The view; what lies beyond the picture repeats its edge. With scale (1, 1) and shift 0 it is the evaluation view.
+    """
+    zoom = np.sqrt(rng.uniform(*scale))
+    down, right = rng.uniform(-shift, shift, size=2)
+    canvas = _square_canvas(image) if fit == "pad" else image
+    top, left, height, width = view_rectangle(canvas.shape[0], canvas.shape[1], fit)
+    top += height * (down + (1 - zoom) / 2)
+    left += width * (right + (1 - zoom) / 2)
+    return _render(canvas, (top, left, height * zoom, width * zoom), size)
+
+
+def _declared_size(data: bytes) -> tuple[int, int]:
+    if data.startswith(_PNG_SIGNATURE):
+        return _inspect_png(data)
+    if data.startswith(_JPEG_SIGNATURE):
+        return _inspect_jpeg(data)
+    raise DataError(f"image of {len(data)} bytes is neither JPEG nor PNG; expected one of them")
+
+
+def _inspect_png(data: bytes) -> tuple[int, int]:
+    """Returns (height, width) after checking every chunk's checksum up to IEND (PNG specification, sections 5.3 and 11.2)."""
+    size = (0, 0)
+    position = len(_PNG_SIGNATURE)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise DataError(
+                f"PNG is damaged: wrong checksum at byte {position}; expected an intact file; fetch it again"
+            )
+        if kind == b"IHDR" and length == 13:
+            width, height = struct.unpack_from(">II", data, position + 8)
+            size = (height, width)
+        if kind == b"IEND":
+            return size
+        position = end + 4
+    raise DataError(f"PNG is truncated: {len(data)} bytes without an end chunk; expected a whole file; fetch it again")
+
+
+def _inspect_jpeg(data: bytes) -> tuple[int, int]:
+    """Returns (height, width) after checking that an end marker follows the first scan."""
+    size, scan = _read_jpeg_header(data)
+    # An embedded thumbnail has an end marker of its own, so only one after the scan's start counts.
+    if scan < 0 or data.find(b"\xff\xd9", scan) < 0:
+        raise DataError(
+            f"JPEG is truncated: {len(data)} bytes without an end marker; expected a whole file; fetch it again"
+        )
+    return size
+
+
+def _read_jpeg_header(data: bytes) -> tuple[tuple[int, int], int]:
+    """Returns (height, width) of the frame header and the offset of the first scan, -1 without one (ITU-T T.81, annex B)."""
+    size = (0, 0)
+    position = data.find(b"\xff", 2)
+    while 0 <= position <= len(data) - 4:
+        marker = data[position + 1]
+        if marker == _JPEG_START_OF_SCAN:
+            return size, position
+        if marker in _JPEG_MARKERS_WITHOUT_LENGTH:
+            position = data.find(b"\xff", position + 1)
+            continue
+        if marker in _JPEG_FRAME_MARKERS and position + 9 <= len(data):
+            size = struct.unpack_from(">HH", data, position + 5)
+        (length,) = struct.unpack_from(">H", data, position + 2)
+        position = data.find(b"\xff", position + 2 + length)
+    return size, -1
+
+
+def _to_luma(image: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "H W"]:
+    if image.ndim == 2:
+        return image
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY)
+
+
+def _to_uint8(image: Shaped[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    if image.dtype == np.uint8:
+        return image
+    low, high = int(image.min()), int(image.max())
+    return np.round((image - np.float32(low)) * (255 / max(1, high - low))).astype(np.uint8)
+
+
+def _square_canvas(image: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "side side"]:
+    height, width = image.shape
+    side = max(height, width)
+    canvas = np.zeros((side, side), np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def _render(
+    image: UInt8[np.ndarray, "H W"], rectangle: tuple[float, float, float, float], size: int
+) -> UInt8[np.ndarray, "size size"]:
+    """Cuts the rectangle at whole pixels, repeating the image's edge outside it, and resizes it."""
+    top, left = int(np.floor(rectangle[0])), int(np.floor(rectangle[1]))
+    height, width = max(1, round(rectangle[2])), max(1, round(rectangle[3]))
+    if top >= 0 and left >= 0 and top + height <= image.shape[0] and left + width <= image.shape[1]:
+        patch = image[top : top + height, left : left + width]
+    else:
+        rows = np.clip(np.arange(top, top + height), 0, image.shape[0] - 1)
+        columns = np.clip(np.arange(left, left + width), 0, image.shape[1] - 1)
+        patch = image[np.ix_(rows, columns)]
+    return _resize(patch, (size, size))
+
+
+def _resize(image: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """Area averaging when shrinking, cubic when enlarging: linear and cubic alias when shrinking radiographs.
+
+    Args:
+      image: at least one pixel.
+      size: (width, height), OpenCV's order.
+    """
+    height, width = image.shape
+    if size == (width, height):
+        return np.ascontiguousarray(image)
+    enlarging = width < size[0] and height < size[1]
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if enlarging else cv2.INTER_AREA))

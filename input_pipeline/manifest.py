@@ -1,0 +1,106 @@
+"""The manifest of a build: what is in it, where it came from, and a count for every row of the input. No identifiers, no text."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from input_pipeline.errors import DataError, UserError
+
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard file: its name, number of records, size in bytes and SHA-256."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """One split; `input_rows` = `records` + all of `dropped`.
+
+    Attributes:
+      dropped: rows left out, by reason.
+      flags: records with something odd that were kept ("truncated_report", "blank_image", ...).
+      members: hash of the set of images, whatever their order, size or view; equal for equal sets.
+    """
+
+    input_rows: int
+    records: int
+    dropped: dict[str, int]
+    flags: dict[str, int]
+    members: str
+    shards: tuple[ShardEntry, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished build.
+
+    Attributes:
+      name: of the data set.
+      label_names: order of a record's labels.
+      short_side: of the stored images, in pixels.
+      quality: of the stored JPEGs, 1 to 100.
+      shard_records: input rows per shard.
+      input_rows: rows of the input over all splits, and those of no split (split "none").
+      splits: what became of them; a split without records has no shards and cannot be read.
+      settings: options of the source.
+      inputs: SHA-256 of the tables, and of the zip file of reports.
+      key_check: equal for builds whose patient, study and image keys can be compared.
+      versions: of the packages that decide the bytes.
+    """
+
+    name: str
+    label_names: tuple[str, ...]
+    short_side: int
+    quality: int
+    shard_records: int
+    input_rows: int
+    splits: dict[str, SplitEntry]
+    settings: dict[str, object]
+    inputs: dict[str, str]
+    key_check: str
+    versions: dict[str, str]
+
+    def readable_splits(self) -> tuple[str, ...]:
+        """Names of the splits that have records."""
+        return tuple(name for name, split in self.splits.items() if split.records)
+
+
+def write_manifest(manifest: Manifest, directory: Path) -> None:
+    """Writes `manifest.json`; equal manifests give equal bytes."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=2)
+    (directory / MANIFEST_NAME).write_text(text + "\n")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads the manifest of a build.
+
+    Raises:
+      UserError: the folder holds no finished build.
+      DataError: the manifest is damaged.
+    """
+    path = Path(directory) / MANIFEST_NAME
+    try:
+        text = path.read_text()
+    except OSError:
+        raise UserError(
+            f"{directory}: no finished build; make one with `msfl data build ... --out {directory}`"
+        ) from None
+    try:
+        values = json.loads(text)
+        values["label_names"] = tuple(values["label_names"])
+        values["splits"] = {name: _split(split) for name, split in values["splits"].items()}
+        return Manifest(**values)
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{path}: not a manifest of this version; run the same `msfl data build` again") from None
+
+
+def _split(values: dict) -> SplitEntry:
+    return SplitEntry(**{**values, "shards": tuple(ShardEntry(**shard) for shard in values["shards"])})

@@ -1,0 +1,181 @@
+"""One shard from its rows: decode, resize, encode, write under a temporary name, rename, and note beside it what it was made from."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from input_pipeline import images, records, tables
+from input_pipeline.errors import DataError
+from input_pipeline.keys import Keyring
+from input_pipeline.sources import Dropped, ImageRow, Source
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """All that a worker needs to write one shard; `stem` is where its sidecar and temporary files go."""
+
+    source: Source
+    rows: tuple[ImageRow, ...]
+    path: Path
+    stem: Path
+    keyring: Keyring
+    short_side: int
+    quality: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What became of a shard's rows; also the sidecar, by which a later run knows that the shard is finished.
+
+    Attributes:
+      made_from: hash of everything that decides the bytes of the shard.
+      members: hash of the set of its images, see `set_hash`.
+      quarantined: pairs of image key and reason.
+    """
+
+    made_from: str
+    records: int
+    bytes: int
+    sha256: str
+    dropped: dict[str, int]
+    flags: dict[str, int]
+    members: str
+    quarantined: list[list[str]]
+
+
+def write_shard(task: ShardTask, advance: Callable[[int], None]) -> ShardResult:
+    """Writes a shard, or returns the earlier result where the file is there, whole, and made from the same.
+
+    Args:
+      task: rows that fail become counts, never exceptions.
+      advance: called with the number of rows done since the last call.
+    """
+    cv2.setNumThreads(0)
+    made_from = _made_from(task)
+    finished = _finished(task, made_from)
+    if finished is not None:
+        advance(len(task.rows))
+        return finished
+    draft = task.stem.with_name(f"{task.stem.name}.{os.getpid()}.tmp")
+    counts = _write_records(task, draft, advance)
+    result = ShardResult(made_from=made_from, bytes=draft.stat().st_size, sha256=tables.file_hash(draft), **counts)
+    os.replace(draft, task.path)
+    _write_sidecar(task, result)
+    return result
+
+
+def set_hash(members: Iterable[str]) -> str:
+    """64 hex digits for a set of hex numbers, as a sum modulo 2^256: any order, and unions are sums again."""
+    return f"{sum(int(member, 16) for member in members) % 2**256:064x}"
+
+
+def make_record(task: ShardTask, row: ImageRow) -> tuple[records.Record, tuple[str, ...]]:
+    """One record and what was odd about it; raises Dropped where there is no record to make."""
+    sentences = task.source.sentences(row)
+    try:
+        image = images.decode_gray(task.source.image(row))
+        jpeg = images.encode_jpeg(images.resize_short_side(image, task.short_side), task.quality)
+    except DataError:
+        raise Dropped("bad_image") from None
+    boxes, clipped = _clip(row.boxes, *image.shape)
+    flags = {"clipped_box": clipped, "blank_image": image.min() == image.max()}
+    record = records.Record(
+        image=jpeg,
+        original_size=(image.shape[0], image.shape[1]),
+        sentences=sentences.texts,
+        labels=np.asarray(row.labels, np.float32),
+        view=row.view,
+        study_key=task.keyring.key("study", row.study),
+        patient_key=task.keyring.key("patient", row.patient),
+        image_key=task.keyring.key("image", row.image),
+        boxes=boxes,
+        category=row.category,
+    )
+    return record, (*sentences.flags, *(name for name, raised in flags.items() if raised))
+
+
+def _write_records(task: ShardTask, draft: Path, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Writes what can be written, and returns the fields of ShardResult that are about rows."""
+    dropped, flags, kept, quarantined = Counter(), Counter(), [], []
+    writer = ArrayRecordWriter(str(draft), "group_size:1")  # each record can be read on its own
+    for row in task.rows:
+        try:
+            record, odd = make_record(task, row)
+        except Dropped as error:
+            dropped[error.reason] += 1
+            quarantined.append([task.keyring.key("image", row.image), error.reason])
+        else:
+            writer.write(records.encode(record))
+            flags.update(odd)
+            kept.append(hashlib.sha256(f"{row.image}\n{row.phrase}".encode()).hexdigest())
+        advance(1)
+    writer.close()
+    return {
+        "records": len(kept),
+        "dropped": dict(sorted(dropped.items())),
+        "flags": dict(sorted(flags.items())),
+        "members": set_hash(kept),
+        "quarantined": quarantined,
+    }
+
+
+def _clip(boxes: Iterable[tuple[float, float, float, float]], height: int, width: int) -> tuple[np.ndarray, bool]:
+    """Boxes cut to the image, and whether that changed any; raises Dropped where nothing is left of any box."""
+    given = np.asarray(list(boxes), np.float32).reshape(-1, 4)
+    low = np.clip(given[:, :2], 0, (width, height))
+    high = np.clip(given[:, :2] + given[:, 2:], 0, (width, height))
+    clipped = np.concatenate([low, high - low], axis=1).astype(np.float32)
+    inside = (clipped[:, 2:] > 0).all(axis=1)
+    if len(given) and not inside.any():
+        raise Dropped("box_outside_image")
+    return clipped[inside], not np.array_equal(clipped, given)
+
+
+def _made_from(task: ShardTask) -> str:
+    """SHA-256 over options, rows, package versions, and sizes and times of the files behind the rows."""
+    digest = hashlib.sha256()
+    options = [task.source.name, task.source.settings(), task.short_side, task.quality, task.versions]
+    digest.update(json.dumps([*options, task.keyring.check], sort_keys=True).encode())
+    for row in task.rows:
+        stamps = [_stamp(path) for path in task.source.files(row)]
+        digest.update(json.dumps([dataclasses.astuple(row), stamps]).encode())
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _finished(task: ShardTask, made_from: str) -> ShardResult | None:
+    """The sidecar's result, if the shard beside it is the one that it speaks of."""
+    try:
+        result = ShardResult(**json.loads(_sidecar(task).read_text()))
+        whole = task.path.stat().st_size == result.bytes and tables.file_hash(task.path) == result.sha256
+    except (OSError, ValueError, TypeError):
+        return None
+    return result if whole and result.made_from == made_from else None
+
+
+def _write_sidecar(task: ShardTask, result: ShardResult) -> None:
+    draft = task.stem.with_name(f"{task.stem.name}.{os.getpid()}.json.tmp")
+    draft.write_text(json.dumps(dataclasses.asdict(result), sort_keys=True) + "\n")
+    os.replace(draft, _sidecar(task))
+
+
+def _sidecar(task: ShardTask) -> Path:
+    return task.stem.with_name(f"{task.stem.name}.json")

@@ -1,0 +1,149 @@
+"""What a data set gives to the shard writer: rows found in its tables, and for each row its sentences and its image file."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, runtime_checkable
+
+from input_pipeline.errors import UserError
+
+SPLITS = ("train", "validate", "test")
+NO_SPLIT = "none"  # rows of the input that belong to no split are counted here
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One future record, small enough to hold all of a data set in memory.
+
+    Attributes:
+      patient, study, image: identifiers of the source; they become keyed hashes.
+      path: of the image file, relative to the data set's folder.
+      view: "PA", "AP", ... or "".
+      labels: as in a record.
+      phrase, category, boxes: of a grounding row; boxes are (x, y, width, height) in pixels of the source image.
+    """
+
+    patient: str
+    study: str
+    image: str
+    path: str
+    view: str
+    labels: tuple[float, ...]
+    phrase: str = ""
+    category: str = ""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+
+
+@dataclass
+class Scan:
+    """What the tables of a data set say; records plus drops always add up to `input_rows`.
+
+    Attributes:
+      rows: per split, in the order in which records are stored.
+      dropped: per split (or `NO_SPLIT`), the number of input rows left out, by reason.
+      inputs: a hash of every table by its role; what was not hashed says so.
+    """
+
+    rows: dict[str, list[ImageRow]] = field(default_factory=dict)
+    dropped: dict[str, Counter[str]] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def input_rows(self) -> int:
+        """Rows of the input, kept or dropped."""
+        kept = sum(len(rows) for rows in self.rows.values())
+        return kept + sum(sum(reasons.values()) for reasons in self.dropped.values())
+
+    def keep(self, split: str, row: ImageRow) -> None:
+        """Adds a row to a split."""
+        self.rows.setdefault(split, []).append(row)
+
+    def drop(self, split: str, reason: str) -> None:
+        """Counts one row of the input that will not become a record."""
+        self.dropped.setdefault(split, Counter())[reason] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sentences:
+    """Cleaned sentences of a row, and what was odd about their text ("truncated_report", "replaced_characters")."""
+
+    texts: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+
+
+class Dropped(Exception):
+    """A row that cannot become a record; `reason` is one word for the counts and never quotes the data."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set; it is pickled to worker processes and therefore holds paths and options, no data."""
+
+    @property
+    def name(self) -> str:
+        """TFDS name of the data set, which begins the names of the shards."""
+        ...
+
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels of a record, in order."""
+        ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """Options that change the records, as JSON values without paths."""
+        ...
+
+    def scan(self) -> Scan:
+        """Reads the tables, not the images; raises UserError or DataError where they are wrong."""
+        ...
+
+    def files(self, row: ImageRow) -> tuple[Path, ...]:
+        """Files that a row is made from: a finished shard is kept while they are unchanged."""
+        ...
+
+    def sentences(self, row: ImageRow) -> Sentences:
+        """Sentences of a row; raises Dropped."""
+        ...
+
+    def image(self, row: ImageRow) -> bytes:
+        """The image file of a row; raises Dropped."""
+        ...
+
+
+def read_image(root: Path, path: str) -> bytes:
+    """Reads an image file of a data set.
+
+    Raises:
+      Dropped: "missing_image", or "bad_image" where the file cannot be read.
+      UserError: the path leads out of the data set's folder.
+    """
+    try:
+        return inside(root, path).read_bytes()
+    except FileNotFoundError:
+        raise Dropped("missing_image") from None
+    except OSError:
+        raise Dropped("bad_image") from None
+
+
+def inside(root: Path, path: str) -> Path:
+    """`root / path`, refused where it leads out of `root`; `root/files` itself may be a link to another disk.
+
+    Raises:
+      UserError: the path is absolute, climbs with "..", or passes through a link to somewhere else.
+    """
+    target = root / path
+    if not is_relative(path) or not any(
+        target.resolve().is_relative_to(base.resolve()) for base in (root, root / "files")
+    ):
+        raise UserError("a path in the tables leads out of the data folder; expected relative paths without links")
+    return target
+
+
+def is_relative(path: str) -> bool:
+    """Whether a path from a table or an archive stays below its folder by its letters alone."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts and "\\" not in path and "\0" not in path

@@ -1,0 +1,99 @@
+"""CSV tables, plain or gzipped, read by column name with messages that say what was found and what was expected."""
+
+import csv
+import difflib
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from input_pipeline.errors import DataError, UserError
+
+_OTHER_SEPARATORS = {";": "';'", "\t": "a tab", "|": "'|'"}
+
+
+def read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
+    """Reads named columns of a CSV file; the header is checked before this returns.
+
+    Args:
+      path: ends in .gz when gzipped.
+      columns: names that must be in the header, in any place.
+      optional: names that give empty values where the header lacks them.
+
+    Returns:
+      Pairs of the row's number (the header is row 1) and its values in the order of `columns`, then `optional`.
+
+    Raises:
+      UserError: the file is missing or empty, has another separator, lacks a column, or has a row of another length.
+      DataError: the compressed data are damaged.
+    """
+    rows = _rows(path)
+    _, header = next(rows, (0, []))
+    names = [name.strip() for name in header]
+    _check_header(path, names, columns)
+    places = [names.index(name) for name in columns]
+    places += [names.index(name) if name in names else -1 for name in optional]
+    return _select(path, rows, len(names), places)
+
+
+def find_table(root: Path, name: str) -> Path | None:
+    """The file `name` in `root`, gzipped or plain, or None; * in the name stands for the release."""
+    for pattern in (f"{name}.gz", name):
+        found = sorted(root.glob(pattern))
+        if found:
+            return found[0]
+    return None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`, nearest 'x'` for the known word most like `word`, or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f", nearest '{close[0]}'" if close else ""
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not blank, numbered by line; every way of failing to read becomes one line."""
+    try:
+        with _open(path) as file:
+            reader = csv.reader(file)
+            yield from ((reader.line_num, row) for row in reader if row)
+    except FileNotFoundError:
+        raise UserError(f"{path.name}: no such file in {path.parent}; expected a CSV table") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path.name}: not a CSV table in UTF-8 ({type(error).__name__}); fetch it again") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise DataError(f"{path.name}: the compressed data are damaged or cut short; fetch it again") from None
+
+
+def _open(path: Path) -> io.TextIOWrapper:
+    file = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+
+
+def _check_header(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:
+    if not names:
+        raise UserError(f"{path.name}: the file is empty; expected a header with '{columns[0]}'")
+    for separator, shown in _OTHER_SEPARATORS.items():
+        if len(names) == 1 and separator in names[0]:
+            raise UserError(f"{path.name}: columns are separated by {shown}; expected commas")
+    for column in columns:
+        if column not in names:
+            close = nearest(column, names)
+            raise UserError(f"{path.name}: column '{column}' is missing; found {len(names)} columns{close}")
+
+
+def _select(
+    path: Path, rows: Iterator[tuple[int, list[str]]], width: int, places: Sequence[int]
+) -> Iterator[tuple[int, list[str]]]:
+    for number, row in rows:
+        if len(row) != width:
+            raise UserError(f"{path.name}: row {number} has {len(row)} fields; expected {width} as in the header")
+        yield number, [row[place].strip() if place >= 0 else "" for place in places]

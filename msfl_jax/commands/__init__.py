@@ -1,0 +1,1 @@
+"""What the sub-commands of `msfl` do, one file per command."""

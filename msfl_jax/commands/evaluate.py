@@ -1,0 +1,52 @@
+"""`msfl eval ...`: evaluates a run directory, saves predictions and figures in it, and says what came out."""
+
+from pathlib import Path
+
+from msfl_jax.results.figures import save_phrase_overlays
+from msfl_jax.results.tables import grounding_table, zero_shot_table
+from msfl_jax.tasks.grounding import evaluate_grounding
+from msfl_jax.tasks.prompts import load_prompts
+from msfl_jax.tasks.run import open_run
+from msfl_jax.tasks.zero_shot import evaluate_zero_shot
+
+
+def zero_shot_report(workdir: Path, directory: Path, *, split: str, prompts: str = "", rule: str = "") -> str:
+    """Zero-shot classification of a build: the table as text; predictions go to `workdir`/predictions.
+
+    Args:
+      workdir: run directory.
+      directory: build with labels.
+      split: of the build.
+      prompts, rule: "" takes the run's own.
+
+    Raises:
+      UserError: the run, the build, the split, the prompts or the rule do not exist.
+    """
+    run = open_run(workdir)
+    chosen = load_prompts(prompts or run.config.zero_shot.prompts)
+    result = evaluate_zero_shot(run, directory, split, prompts=chosen, rule=rule or None)
+    file = workdir / "predictions" / f"zero_shot_{split}.npz"
+    result.predictions.save(file)
+    return f"{zero_shot_table(result)}\n\npredictions  {file}"
+
+
+def grounding_report(workdir: Path, directory: Path, *, split: str, protocol: str = "", overlays: int = 8) -> str:
+    """Phrase grounding of a build: the table as text; predictions and overlays go to `workdir`.
+
+    Args:
+      workdir: run directory.
+      directory: build with phrases and boxes.
+      split: of the build.
+      protocol: "" takes the run's own.
+      overlays: images for which heat-maps are drawn.
+
+    Raises:
+      UserError: the run, the build, the split or the protocol does not exist.
+    """
+    run = open_run(workdir)
+    result = evaluate_grounding(run, directory, split, protocol=protocol or None)
+    file = workdir / "predictions" / f"grounding_{split}.npz"
+    result.scores.save(file)
+    figures = workdir / "figures"
+    save_phrase_overlays(run, directory, split, figures, count=overlays)
+    return f"{grounding_table(result)}\n\npredictions  {file}\noverlays     {figures}"

@@ -1,0 +1,377 @@
+"""Frozen dataclasses of a run, made once from a ConfigDict; the library never sees the ConfigDict itself.
+
+Every field is explained where its default is set, in `msfl_jax.presets`. A key that is not a field, a value of another type and a word that is
+no choice are refused in one line.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+
+Direction = Literal["symmetric", "image_to_report", "report_to_image"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionSize:
+    """Size of the image encoder; lengths in pixels, `cls_token` adds one token before the patches."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+    patch_layers: int
+    positions: Literal["sincos", "learned"]
+    cls_token: bool
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSize:
+    """Size of the report encoder; `vocab_size` 0 is replaced by the tokenizer's."""
+
+    vocab_size: int
+    max_tokens: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelDecoderSize:
+    """Size of the decoder that rebuilds masked patches."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of all parts, and how they are computed."""
+
+    vision: VisionSize
+    text: TextSize
+    pixel_decoder: PixelDecoderSize
+    embedding_width: int
+    region_width: int
+    matching_width: int
+    scan_layers: bool
+    remat: Literal["none", "dots", "full"]
+    compute_dtype: Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """How images are normalised, masked and pooled."""
+
+    passes: Literal["two", "shared"]
+    mask_ratio: float
+    norm_pix: bool
+    pool: Literal["mean", "mean_max", "cls"]
+    normalisation: Literal["fixed", "per_image"]
+    mean: float
+    deviation: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How reports are masked and pooled."""
+
+    passes: Literal["two", "shared"]
+    mask_rate: float
+    mask_replacement: Literal["bert", "mask_only"]
+    pool: Literal["cls", "mean"]
+    sentence_pool: Literal["mean", "sum"]
+    subset_probability: float
+    max_sentences: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionsConfig:
+    """Where region embeddings are taken: `layer` 0 is after the final norm, n after block n."""
+
+    layer: int
+    window_radius: int
+    projection: Literal["own", "shared"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalAlignmentConfig:
+    """Options of eq. 1."""
+
+    direction: Direction
+    temperature: float
+    learn_temperature: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalAlignmentConfig:
+    """Options of eq. 2-3; `block` 0 lets the loss choose how many reports it scores at once."""
+
+    attention: Literal["gloria", "regions"]
+    region_scale: float
+    sentence_scale: float
+    logit_scale: float
+    aggregate: Literal["sum", "mean"]
+    include_cls: bool
+    direction: Direction
+    block: int
+    negatives: Literal["global"]
+
+
+@dataclasses.dataclass(frozen=True)
+class InstanceMatchingConfig:
+    """Options of eq. 4; `ramp` is the share of all steps at which its weight starts to rise and is full."""
+
+    fusion: Literal["sum", "concat", "product", "sum_product"]
+    activation: Literal["gelu", "relu", "none"]
+    negatives: Literal["hard", "random"]
+    ramp: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The four objectives and their weights (eq. 7); weight 0 leaves an objective out of the computation."""
+
+    lambda_global: float
+    lambda_local: float
+    lambda_instance: float
+    lambda_modality: float
+    global_alignment: GlobalAlignmentConfig
+    local_alignment: LocalAlignmentConfig
+    instance_matching: InstanceMatchingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which records a run reads and how images are cut from them; `batch_size` counts studies over all devices."""
+
+    directory: str
+    tokenizer: str
+    split: str
+    batch_size: int
+    workers: int
+    fit: Literal["crop", "pad", "squash"]
+    scale: tuple[float, float]
+    shift: float
+    permute_reports: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a half cosine to 0."""
+
+    peak_rate: float
+    warmup_steps: int
+    weight_decay: float
+    b1: float
+    b2: float
+    clip_norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run and what happens along it; `*_every` counts steps, 0 is never."""
+
+    steps: int
+    log_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    evaluate_every: int
+    max_skipped_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 takes what is left, for one axis at most."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShotConfig:
+    """How prompts become a score, and what is evaluated in the loop (`records` 0 is all)."""
+
+    rule: Literal["cosine", "maco", "chexzero", "gloria"]
+    prompts: str
+    split: str
+    records: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GroundingConfig:
+    """How a heat-map is made; `sigma` is the smoothing in patches, `directory` the build with boxes."""
+
+    protocol: Literal["biovil", "maco", "afloc"]
+    sigma: float
+    directory: str
+    split: str
+    records: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, whole."""
+
+    name: str
+    seed: int
+    model: ModelConfig
+    image: ImageConfig
+    text: TextConfig
+    regions: RegionsConfig
+    objective: ObjectiveConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    zero_shot: ZeroShotConfig
+    grounding: GroundingConfig
+
+
+def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
+    """Makes the frozen configuration of a run.
+
+    Args:
+      values: a ConfigDict or the dictionary read from a run's config.json.
+
+    Raises:
+      UserError: a key is unknown or missing, a value has another type or is none of the choices.
+    """
+    return _check(_build(Config, values, ""))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries, as written to a run's config.json."""
+    return dataclasses.asdict(config)
+
+
+def config_hash(config: Config) -> str:
+    """First 16 hex digits of the SHA-256 of the configuration without its paths: equal for the same experiment anywhere."""
+    values = to_dict(config)
+    for section, key in (("data", "directory"), ("data", "tokenizer"), ("data", "workers"), ("grounding", "directory")):
+        values[section].pop(key)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"` for the known word most like `word`, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _build(kind: Any, values: Any, path: str) -> Any:
+    """One dataclass from one mapping, its fields converted in turn."""
+    if not isinstance(values, Mapping | ConfigDict):
+        raise UserError(f"config: '{path}' is {values!r}; expected a section with keys {', '.join(_names(kind))}")
+    given = dict(values.items())
+    prefix = f"{path}." if path else ""
+    for key in given:
+        if key not in _names(kind):
+            raise UserError(f"config: unknown key '{prefix}{key}'{nearest(str(key), _names(kind))}")
+    for name in _names(kind):
+        if name not in given:
+            raise UserError(
+                f"config: key '{prefix}{name}' is missing; build the configuration on msfl_jax.presets.pretraining()"
+            )
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in given.items()})
+
+
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the type that the field declares, or a UserError."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value in choices:
+            return value
+        raise UserError(
+            f"config: '{path}' is {value!r}; expected one of {', '.join(map(str, choices))}{nearest(str(value), choices)}"
+        )
+    if (
+        typing.get_origin(hint) is tuple
+        and isinstance(value, list | tuple)
+        and len(value) == len(typing.get_args(hint))
+    ):
+        return tuple(
+            _convert(part, item, f"{path}[{i}]")
+            for i, (part, item) in enumerate(zip(typing.get_args(hint), value, strict=True))
+        )
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
+        return value
+    raise UserError(f"config: '{path}' is {value!r}; expected {getattr(hint, '__name__', hint)}")
+
+
+def _check(config: Config) -> Config:
+    """What types cannot say: sizes that must fit each other."""
+    vision, text, decoder = config.model.vision, config.model.text, config.model.pixel_decoder
+    rules = [
+        (
+            vision.image_size % vision.patch_size == 0,
+            "model.vision.image_size",
+            vision.image_size,
+            f"a multiple of patch_size {vision.patch_size}",
+        ),
+        (vision.width % vision.heads == 0, "model.vision.width", vision.width, f"a multiple of heads {vision.heads}"),
+        (vision.width % 4 == 0, "model.vision.width", vision.width, "a multiple of 4 (sin-cos positions)"),
+        (text.width % text.heads == 0, "model.text.width", text.width, f"a multiple of heads {text.heads}"),
+        (
+            decoder.width % decoder.heads == 0,
+            "model.pixel_decoder.width",
+            decoder.width,
+            f"a multiple of heads {decoder.heads}",
+        ),
+        (vision.patch_layers in (1, 2), "model.vision.patch_layers", vision.patch_layers, "1 or 2"),
+        (
+            0 <= config.regions.layer <= vision.depth,
+            "regions.layer",
+            config.regions.layer,
+            f"0 (final) to {vision.depth}",
+        ),
+        (0.0 < config.image.mask_ratio < 1.0, "image.mask_ratio", config.image.mask_ratio, "between 0 and 1"),
+        (0.0 < config.text.mask_rate < 1.0, "text.mask_rate", config.text.mask_rate, "between 0 and 1"),
+        (config.image.pool != "cls" or vision.cls_token, "image.pool", "cls", "a model with model.vision.cls_token"),
+        (config.data.batch_size > 0, "data.batch_size", config.data.batch_size, "at least 1"),
+        (config.train.steps > 0, "train.steps", config.train.steps, "at least 1"),
+        (config.text.max_sentences > 0, "text.max_sentences", config.text.max_sentences, "at least 1"),
+        (
+            config.objective.global_alignment.temperature > 0,
+            "objective.global_alignment.temperature",
+            config.objective.global_alignment.temperature,
+            "above 0",
+        ),
+        (
+            list(dataclasses.astuple(config.mesh)).count(-1) <= 1,
+            "mesh",
+            dataclasses.astuple(config.mesh),
+            "-1 for one axis at most",
+        ),
+    ]
+    for holds, path, found, expected in rules:
+        if not holds:
+            raise UserError(f"config: '{path}' is {found!r}; expected {expected}")
+    return config

@@ -1,0 +1,100 @@
+"""Finds configuration files by path or bare name and applies `--config.a.b=value` overrides (ml_collections)."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from input_pipeline.errors import UserError
+from msfl_jax import config as config_types
+from msfl_jax.config import Config
+
+PACKAGE = Path(__file__).parent
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Configurations that come with the package, by bare name: from the checkout, else from the wheel."""
+    folder = next((f for f in (PACKAGE.parent / "configs", PACKAGE / "configs") if (f / "demo.py").is_file()), None)
+    return {file.stem: file for file in sorted(folder.glob("*.py"))} if folder else {}
+
+
+def find_config(name: str) -> Path:
+    """The file behind a path or the bare name of a shipped configuration.
+
+    Raises:
+      UserError: there is neither such a file nor such a name.
+    """
+    path = Path(name)
+    if path.suffix == ".py" and path.is_file():
+        return path
+    known = shipped_configs()
+    if name in known:
+        return known[name]
+    hint = config_types.nearest(name, known)
+    raise UserError(f"--config: no configuration '{name}'{hint}; expected a .py file or one of {', '.join(known)}")
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration and applies overrides.
+
+    Args:
+      name: `FILE[:arg]` or `NAME[:arg]`; the argument is handed to the file's get_config.
+      overrides: `--config.a.b=value` each.
+
+    Raises:
+      UserError: the file, a key, a type or a value is wrong.
+    """
+    base, _, argument = name.partition(":")
+    file = find_config(base)
+    _refuse_malformed(overrides)
+    values = flags.FlagValues()
+    argv = ["msfl", f"--config={file}:{argument}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        settings = holder.value
+    except UserError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_one_line(base, file, argument, overrides, error)) from error
+    return config_types.from_config_dict(settings)
+
+
+def _refuse_malformed(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if not override.startswith("--config.") or "=" not in override:
+            raise UserError(f"unknown option '{override}'; expected --config.SECTION.KEY=VALUE")
+
+
+def _one_line(base: str, file: Path, argument: str, overrides: Sequence[str], error: Exception) -> str:
+    """Names the override at fault: the first that the plain configuration has no key or no type for."""
+    plain = _plain_keys(file, argument)
+    for override in overrides:
+        path, _, value = override.removeprefix("--config.").partition("=")
+        if path not in plain:
+            return f"{base}: unknown key '{path}'{config_types.nearest(path, plain)}"
+        if isinstance(plain[path], dict):
+            return f"{base}: '{path}' is a section; expected one of its keys, such as {path}.{next(iter(plain[path]))}"
+        if type(plain[path]).__name__ in str(error) or len(overrides) == 1:
+            return f"{base}: '{path}' is '{value}'; expected {type(plain[path]).__name__} such as {plain[path]!r}"
+    return f"{base}: {str(error).splitlines()[0]}"
+
+
+def _plain_keys(file: Path, argument: str) -> dict[str, Any]:
+    """Every dotted key of a configuration without overrides."""
+    values = flags.FlagValues()
+    argv = ["msfl", f"--config={file}:{argument}"]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return dict(_flatten(holder.value.to_dict(), ""))
+
+
+def _flatten(values: dict, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield prefix + key, value
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,43 @@
+"""Pure functional encoders (Flax Linen): arrays in, arrays out, parameters in a plain nested dictionary."""
+
+from msfl_jax.encoders.layers import BlockSpec, stack_layers, unstack_layers
+from msfl_jax.encoders.patches import (
+    PatchMasking,
+    count_visible,
+    masking_from_noise,
+    normalise_image,
+    patchify,
+    random_masking,
+    take,
+)
+from msfl_jax.encoders.pixel_decoder import PixelDecoder
+from msfl_jax.encoders.pooling import pool_image, pool_report, pool_sentences
+from msfl_jax.encoders.positions import sincos_positions, window_mask
+from msfl_jax.encoders.text import TextTransformer
+from msfl_jax.encoders.token_masking import LAST_SPECIAL_ID, TokenMasking, mask_tokens
+from msfl_jax.encoders.vision import VisionTokens, VisionTransformer
+
+__all__ = [
+    "LAST_SPECIAL_ID",
+    "BlockSpec",
+    "PatchMasking",
+    "PixelDecoder",
+    "TextTransformer",
+    "TokenMasking",
+    "VisionTokens",
+    "VisionTransformer",
+    "count_visible",
+    "mask_tokens",
+    "masking_from_noise",
+    "normalise_image",
+    "patchify",
+    "pool_image",
+    "pool_report",
+    "pool_sentences",
+    "random_masking",
+    "sincos_positions",
+    "stack_layers",
+    "take",
+    "unstack_layers",
+    "window_mask",
+]

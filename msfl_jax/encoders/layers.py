@@ -1,0 +1,195 @@
+"""Transformer blocks for images (pre-norm, as ViT) and for reports (post-norm, as BERT), unrolled or scanned.
+
+Parameter paths, below the encoder that calls `apply_blocks`: `blocks_<i>/{norm1, attn/{query, key, value, out}, norm2, fc1, fc2}`, or, where the
+blocks are scanned, the same below `blocks` with a leading axis of layers.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from msfl_jax.encoders import initializers
+
+BLOCK = re.compile(r"blocks_(\d+)")
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """A stack of equal transformer blocks.
+
+    Attributes:
+      kind: "vit" normalises before attention and MLP (epsilon 1e-6), "bert" after them (1e-12).
+      hidden: width inside the MLP.
+      dtype: of matrix products and of the tokens between blocks; parameters, norms and softmax are float32.
+      scan_layers: compiles one block and loops over stacked parameters.
+      remat: what the backward pass recomputes: nothing, all but matrix products, or all of a block.
+    """
+
+    kind: Literal["vit", "bert"]
+    depth: int
+    width: int
+    heads: int
+    hidden: int
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: Literal["none", "dots", "full"] = "none"
+
+
+def dense(spec: BlockSpec, features: int, name: str, *, fused_third: bool = False) -> nn.Dense:
+    """A dense layer with the initialiser of its kind; `fused_third` for query, key and value."""
+    vit = initializers.third_of_fused if fused_third else initializers.xavier
+    init = vit if spec.kind == "vit" else initializers.normal
+    return nn.Dense(features, dtype=jnp.dtype(spec.dtype), kernel_init=init, name=name)
+
+
+def layer_norm(kind: Literal["vit", "bert"], dtype: str, name: str | None = None) -> nn.LayerNorm:
+    """LayerNorm with the epsilon of its kind, computed in float32 (two passes: the variance cannot cancel) and returned as `dtype`."""
+    epsilon = 1e-6 if kind == "vit" else 1e-12
+    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.dtype(dtype), use_fast_variance=False, name=name)
+
+
+def attend(
+    query: Float[Array, "B Q H d"],
+    key: Float[Array, "B N H d"],
+    value: Float[Array, "B N H d"],
+    mask: Bool[Array, "#B #Q N"] | None,
+) -> Float[Array, "B Q H d"]:
+    """Softmax attention; the softmax is float32, the products have the inputs' dtype.
+
+    Args:
+      query, key, value: by head; `d` is the width of a head.
+      mask: True where a query sees a key. A query that sees no key gets their mean: finite, in value and gradient.
+    """
+    logits = jnp.einsum("bqhd,bnhd->bhqn", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhqn,bnhd->bqhd", weights, value)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    spec: BlockSpec
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B N D"], mask: Bool[Array, "#B #N N"] | None) -> Float[Array, "B N D"]:
+        """Mixes tokens; `mask` as in `attend`."""
+        spec = self.spec
+        by_head = (*tokens.shape[:2], spec.heads, spec.width // spec.heads)
+        query, key, value = (
+            dense(spec, spec.width, name, fused_third=True)(tokens).reshape(by_head)
+            for name in ("query", "key", "value")
+        )
+        return dense(spec, spec.width, "out")(attend(query, key, value, mask).reshape(tokens.shape))
+
+
+class Block(nn.Module):
+    """Attention and an MLP with exact GELU, each with a residual connection and a norm."""
+
+    spec: BlockSpec
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B N D"], mask: Bool[Array, "#B #N N"] | None) -> Float[Array, "B N D"]:
+        """One block; tokens keep their dtype."""
+        spec = self.spec
+        norm1, norm2 = (layer_norm(spec.kind, spec.dtype, name) for name in ("norm1", "norm2"))
+        attention = Attention(spec, name="attn")
+        fc1, fc2 = dense(spec, spec.hidden, "fc1"), dense(spec, spec.width, "fc2")
+
+        def mlp(x: Array) -> Array:
+            return fc2(nn.gelu(fc1(x), approximate=False))
+
+        if spec.kind == "vit":
+            tokens = tokens + attention(norm1(tokens), mask)
+            return tokens + mlp(norm2(tokens))
+        tokens = norm1(tokens + attention(tokens, mask))
+        return norm2(tokens + mlp(tokens))
+
+
+def apply_blocks(
+    spec: BlockSpec,
+    tokens: Float[Array, "B N D"],
+    mask: Bool[Array, "#B #N N"] | None = None,
+    *,
+    masked_blocks: int | None = None,
+    tap: int = 0,
+) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
+    """Runs the stack; called inside a compact method, whose module owns the parameters.
+
+    Args:
+      spec: the blocks.
+      tokens: of any float dtype; computed as `spec.dtype`.
+      mask: True where a token (second axis) sees another (third axis).
+      masked_blocks: how many blocks, from the first, obey the mask; None is all of them.
+      tap: the block, counted from 1, behind which tokens are handed out as well; 0 is the last.
+
+    Returns:
+      Tokens after the last block, and tokens after block `tap`.
+    """
+    run = _scanned if spec.scan_layers else _unrolled
+    return run(spec, tokens.astype(spec.dtype), mask, spec.depth if masked_blocks is None else masked_blocks, tap)
+
+
+def _unrolled(spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks: int, tap: int) -> tuple[Array, Array]:
+    outputs = [tokens]
+    for layer in range(spec.depth):
+        block = _block_type(spec)(spec, name=f"blocks_{layer}")
+        outputs.append(block(outputs[-1], mask if layer < masked_blocks else None))
+    return outputs[-1], outputs[tap or -1]
+
+
+def _scanned(spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks: int, tap: int) -> tuple[Array, Array]:
+    """One compiled body: later blocks see through the mask, and the tapped tokens travel with the carry instead of being stacked for all layers."""
+
+    def body(
+        block: nn.Module, carry: tuple[Array, Array | None], layer: Array
+    ) -> tuple[tuple[Array, Array | None], None]:
+        tokens, tapped = carry
+        seen = mask if mask is None or masked_blocks == spec.depth else mask | (layer > masked_blocks)
+        tokens = block(tokens, seen)
+        return (tokens, None if tapped is None else jnp.where(layer == tap, tokens, tapped)), None
+
+    scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=spec.depth)
+    block = _block_type(spec)(spec, name="blocks")
+    (tokens, tapped), _ = scan(block, (tokens, tokens if tap else None), jnp.arange(1, spec.depth + 1))
+    return tokens, tokens if tapped is None else tapped
+
+
+def _block_type(spec: BlockSpec) -> Callable[..., Block]:
+    if spec.remat == "none":
+        return Block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if spec.remat == "dots" else None
+    # A loop keeps the recomputation apart by itself; unrolled code needs the barrier that prevent_cse sets.
+    return nn.remat(Block, prevent_cse=not spec.scan_layers, policy=policy)
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of scanned blocks (`blocks`, leading axis of layers) as those of unrolled ones (`blocks_0`, ...), at any depth of the tree."""
+    result: dict[str, Any] = {}
+    for name, value in params.items():
+        if name == "blocks":
+            depth = len(jax.tree.leaves(value)[0])
+            result |= {f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], value) for i in range(depth)}
+        else:
+            result[name] = unstack_layers(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `unstack_layers`."""
+    layers = {int(match[1]): params[name] for name in params if (match := BLOCK.fullmatch(name))}
+    result = {
+        name: stack_layers(value) if isinstance(value, Mapping) else value
+        for name, value in params.items()
+        if not BLOCK.fullmatch(name)
+    }
+    if layers:
+        result["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[i] for i in range(len(layers))))
+    return result

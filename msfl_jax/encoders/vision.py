@@ -1,0 +1,100 @@
+"""Vision transformer over grey patches, whole or with only the visible ones present.
+
+Parameter paths: `patch_embed` (`patch_hidden` before it where `patch_layers` is 2), `cls_token`, `pos_embed` (learned positions only),
+the blocks of `layers`, `norm`.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from msfl_jax.encoders import initializers
+from msfl_jax.encoders.layers import BlockSpec, apply_blocks, dense, layer_norm
+from msfl_jax.encoders.positions import sincos_positions, window_mask
+
+
+class VisionTokens(NamedTuple):
+    """Tokens of an image.
+
+    Attributes:
+      patches: Float [B, n, D] after the final norm, in the order given.
+      cls: Float [B, D] after the final norm; None without a class token.
+      regions: Float [B, n, D], the raw tokens after block `region_layer`, or `patches` where that is 0.
+    """
+
+    patches: Float[Array, "B n D"]
+    cls: Float[Array, "B D"] | None
+    regions: Float[Array, "B n D"]
+
+
+class VisionTransformer(nn.Module):
+    """ViT (Dosovitskiy et al. 2021) with MAE's fixed positions and initialisers.
+
+    Attributes:
+      spec: the blocks.
+      grid: patches along one side of the image.
+      patch_layers: dense layers of the patch embedding; with 2, a GELU between them.
+      positions: "sincos" fixed, "learned" drawn from normal(.02).
+      class_token: whether one token more stands before the patches.
+      region_layer: block after which regions are taken; 0 takes them after the final norm.
+      window_radius: above 0, blocks up to `region_layer` (all, where that is 0) see only patches this near.
+    """
+
+    spec: BlockSpec
+    grid: int
+    patch_layers: int = 1
+    positions: Literal["sincos", "learned"] = "sincos"
+    class_token: bool = True
+    region_layer: int = 0
+    window_radius: int = 0
+
+    @nn.compact
+    def __call__(self, patches: Float[Array, "B n K"], indices: Int[Array, "B n"] | None = None) -> VisionTokens:
+        """Encodes patches.
+
+        Args:
+          patches: normalised pixels of the patches that are present. Leaving patches out before they are embedded gives exactly what leaving out
+            their tokens would, and saves their embedding.
+          indices: where each patch stands in the image; None where all are present in order.
+        """
+        if indices is None:
+            indices = jnp.arange(patches.shape[1])[None]
+        tokens = self._embed(patches, indices)
+        tokens, tapped = apply_blocks(
+            self.spec, tokens, self._window(indices), masked_blocks=self.region_layer or None, tap=self.region_layer
+        )
+        tokens = layer_norm("vit", self.spec.dtype, "norm")(tokens)
+        first = int(self.class_token)
+        return VisionTokens(
+            patches=tokens[:, first:],
+            cls=tokens[:, 0] if self.class_token else None,
+            regions=(tapped if self.region_layer else tokens)[:, first:],
+        )
+
+    def _embed(self, patches: Array, indices: Array) -> Array:
+        """Tokens with positions; a class token, if any, first."""
+        if self.patch_layers == 2:
+            patches = nn.gelu(dense(self.spec, self.spec.width, "patch_hidden")(patches), approximate=False)
+        tokens = dense(self.spec, self.spec.width, "patch_embed")(patches)
+        first, table = self._positions()
+        tokens = tokens + table[indices].astype(tokens.dtype)
+        if not self.class_token:
+            return tokens
+        cls = self.param("cls_token", initializers.normal, (1, 1, self.spec.width)) + first
+        return jnp.concatenate(
+            [jnp.broadcast_to(cls.astype(tokens.dtype), (len(tokens), 1, self.spec.width)), tokens], axis=1
+        )
+
+    def _positions(self) -> tuple[Array, Array]:
+        """Positions of the class token (0 where they are fixed) and of the patches."""
+        if self.positions == "sincos":
+            return jnp.zeros(()), jnp.asarray(sincos_positions(self.grid, self.spec.width))
+        table = self.param("pos_embed", initializers.normal, (1, self.grid**2 + self.class_token, self.spec.width))[0]
+        return (table[0], table[1:]) if self.class_token else (jnp.zeros(()), table)
+
+    def _window(self, indices: Array) -> Bool[Array, "B N N"] | None:
+        if not self.window_radius:
+            return None
+        return window_mask(indices, self.grid, self.window_radius, class_token=self.class_token)

@@ -1,0 +1,29 @@
+"""The five losses of the method, as pure functions of arrays over the global batch."""
+
+from msfl_jax.losses.global_alignment import global_alignment
+from msfl_jax.losses.instance_matching import (
+    Negatives,
+    hard_negative_probabilities,
+    instance_matching,
+    sample_hard_negatives,
+)
+from msfl_jax.losses.local_alignment import Aggregate, Attention, local_alignment, local_scores
+from msfl_jax.losses.reconstruction import image_reconstruction, masked_language_modeling, normalise_patches
+from msfl_jax.losses.similarity import Direction, unit
+
+__all__ = [
+    "Aggregate",
+    "Attention",
+    "Direction",
+    "Negatives",
+    "global_alignment",
+    "hard_negative_probabilities",
+    "image_reconstruction",
+    "instance_matching",
+    "local_alignment",
+    "local_scores",
+    "masked_language_modeling",
+    "normalise_patches",
+    "sample_hard_negatives",
+    "unit",
+]

@@ -1,0 +1,95 @@
+"""Confidence intervals by resampling patients, for any statistic of weighted samples."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Real, Shaped
+
+Statistic = Callable[[Float[np.ndarray, "N"]], float]
+"""A number from one weight per sample: all ones for the value itself, else how often the sample's patient was drawn.
+
+A statistic may return nan where it is undefined, as an AUC without positives; such replicates are ignored.
+"""
+
+
+class Interval(NamedTuple):
+    """A value with the limits of its confidence interval, in the units of the statistic."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    statistic: Statistic,
+    patients: Shaped[np.ndarray, "N"],
+    *,
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of `statistic` over resamples of patients with replacement.
+
+    All samples of a patient are drawn together, as they are not independent.
+
+    Args:
+      statistic: maps sample weights [N] to a number; see `Statistic`, `auc_statistic` and `mean_statistic`.
+      patients: the patient of each sample, any comparable values.
+      replicates: number of resamples.
+      level: share of the replicates inside the interval.
+      seed: the same seed and patients give the same resamples, whatever the statistic.
+
+    Returns:
+      The statistic of the samples as they are, and its limits; these are nan when no replicate is defined.
+    """
+    values = [statistic(weights) for weights in _resamples(patients, replicates, seed)]
+    defined = np.asarray(values, np.float64)
+    defined = defined[~np.isnan(defined)]
+    tail = (1 - level) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail]) if len(defined) else (np.nan, np.nan)
+    return Interval(float(statistic(np.ones(len(patients)))), float(low), float(high))
+
+
+def paired_bootstrap(
+    statistic_a: Statistic,
+    statistic_b: Statistic,
+    patients: Shaped[np.ndarray, "N"],
+    *,
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of `statistic_a` minus `statistic_b`, both taken on the same resamples of patients.
+
+    Arguments are those of `bootstrap`. An interval that leaves out 0 is evidence of a difference.
+    """
+    return bootstrap(
+        lambda weights: statistic_a(weights) - statistic_b(weights),
+        patients,
+        replicates=replicates,
+        level=level,
+        seed=seed,
+    )
+
+
+def mean_statistic(values: Real[np.ndarray, "N"]) -> Statistic:
+    """The weighted mean of `values` as a function of the weights; nan values are left out, and none at all gives nan."""
+    values = np.asarray(values, np.float64)
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+
+    def statistic(weights: Float[np.ndarray, "N"]) -> float:
+        total = weights @ known
+        return float(weights @ filled / total) if total > 0 else float("nan")
+
+    return statistic
+
+
+def _resamples(patients: Shaped[np.ndarray, "N"], replicates: int, seed: int) -> Iterator[Float[np.ndarray, "N"]]:
+    """Sample weights of each replicate: how often the sample's patient was drawn."""
+    unique, patient_of_sample = np.unique(patients, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    for _ in range(replicates):
+        drawn = rng.integers(0, len(unique), size=len(unique))
+        yield np.bincount(drawn, minlength=len(unique)).astype(np.float64)[patient_of_sample]

@@ -1,0 +1,356 @@
+"""Encoders and heads composed: a batch in, its embeddings and reconstructions out.
+
+`Model` is static (hashable, no arrays in it); parameters are a plain nested dictionary, the same for every choice of objectives. Paths, below
+`vision`, `text`, `pixel_decoder`, `heads` and `temperature`, are a contract and are listed in the modules that own them; `heads` holds
+`image_projection`, `region_projection` (where regions have their own), `region_norm` (where regions are taken inside the encoder), `pooler` or
+`report_projection` (by `text.pool`), `sentence_projection`, `matching`, `language`.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt8
+
+from input_pipeline.errors import UserError
+from msfl_jax import encoders, heads, losses
+from msfl_jax.config import Config
+from msfl_jax.encoders import LAST_SPECIAL_ID, BlockSpec, PatchMasking, TokenMasking, VisionTokens
+
+Params = Mapping[str, Any]
+MAX_LOG_SCALE = 4.605170185988092  # ln 100: cosines are divided by at least .01 (CLIP)
+
+
+class Keys(NamedTuple):
+    """The randomness of one step, by purpose; typed PRNG keys.
+
+    Attributes:
+      image_mask: which patches are hidden.
+      text_mask: which tokens are hidden, and behind what.
+      negatives: which hard negatives are drawn.
+    """
+
+    image_mask: Key[Array, ""]
+    text_mask: Key[Array, ""]
+    negatives: Key[Array, ""]
+
+    @classmethod
+    def at(cls, seed: Array | int, step: Array | int) -> "Keys":
+        """The keys of a step: a function of (seed, step), so that nothing random is state."""
+        base = jax.random.fold_in(jax.random.key(seed), step)
+        return cls(*(jax.random.fold_in(base, purpose) for purpose in range(len(cls._fields))))
+
+
+class Features(NamedTuple):
+    """What the objectives see of a batch; all floats are float32.
+
+    B studies, P regions, S sentences, D and E the widths of embeddings and regions, K pixels of a patch, M predicted tokens, V words. The fields
+    from `pixel_prediction` on are None where the run does without reconstruction.
+    """
+
+    image_embedding: Float32[Array, "B D"]
+    report_embedding: Float32[Array, "B D"]
+    regions: Float32[Array, "B P E"]
+    sentences: Float32[Array, "B S E"]
+    sentence_mask: Bool[Array, "B S"]
+    temperature: Float32[Array, ""]
+    pixel_prediction: Float32[Array, "B P K"] | None = None
+    pixel_target: Float32[Array, "B P K"] | None = None
+    pixel_masked: Bool[Array, "B P"] | None = None
+    token_logits: Float32[Array, "B M V"] | None = None
+    token_targets: Int[Array, "B M"] | None = None
+    token_weights: Float32[Array, "B M"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The model of a run; make it with `Model.create`.
+
+    Attributes:
+      config: the run's configuration.
+      vocab_size: rows of the word table.
+    """
+
+    config: Config
+    vocab_size: int
+
+    @classmethod
+    def create(cls, config: Config, *, vocab_size: int) -> "Model":
+        """The model of a configuration.
+
+        Args:
+          config: all of it; sizes and options are read from it, paths are not.
+          vocab_size: words of the tokenizer. A larger `model.text.vocab_size` makes room for more.
+
+        Raises:
+          UserError: parts that do not fit each other.
+        """
+        rows = config.model.text.vocab_size or vocab_size
+        _check(config, rows, vocab_size)
+        return cls(config, rows)
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Fresh float32 parameters, all of them whatever the objectives: runs that differ in objectives start equal.
+
+        Each part draws from the key and its own name, so that no part's numbers depend on which others exist.
+        """
+        decoder, text = self.pixel_decoder, self.text
+        grid, pixels = decoder.grid, decoder.pixels
+        states = jnp.zeros((1, self.config.model.vision.width))
+        cls = states if self.vision.class_token else None
+        return {
+            "vision": _init(self.vision, key, "vision", jnp.zeros((1, grid**2, pixels))),
+            "text": _init(text, key, "text", jnp.zeros((1, text.max_tokens), jnp.int32)),
+            "pixel_decoder": _init(
+                decoder, key, "pixel_decoder", states[:, None], cls, jnp.zeros((1, grid**2), jnp.int32)
+            ),
+            "heads": {name: _init(module, key, name, *inputs) for name, (module, inputs) in self._heads().items()},
+            "temperature": {"log_scale": -jnp.log(jnp.float32(self.config.objective.global_alignment.temperature))},
+        }
+
+    def features(self, params: Params, batch: Mapping[str, Array], keys: Keys) -> Features:
+        """Everything the objectives need of a batch.
+
+        With `image.passes` "two", embeddings come from the whole image, and a second pass over visible patches feeds the reconstruction; with
+        "shared", one masked pass feeds all: then only visible patches are pooled, and regions are those of the visible patches, in random order
+        (P is their number). Likewise for `text.passes`. Where `lambda_modality` is 0 no second pass is computed; a shared pass stays masked, so
+        that such an ablation changes the loss alone.
+
+        Args:
+          params: as `init` makes them.
+          batch: `image` uint8 [B, H, W, 1], `token_ids` and `sentence_ids` int32 [B, T].
+          keys: of this step.
+        """
+        token_ids, patches = batch["token_ids"], self._patches(batch["image"])
+        tokens, masked_tokens, patch_masking = self._image_passes(params, patches, keys.image_mask)
+        states, masked_states, token_masking = self._report_passes(params, token_ids, keys.text_mask)
+        image_embedding, regions = self._project_image(params, tokens)
+        report_embedding, sentences, present = self._project_report(params, states, token_ids, batch["sentence_ids"])
+        features = Features(
+            image_embedding, report_embedding, regions, sentences, present, temperature=self.temperature(params)
+        )
+        if not self._reconstructs:
+            return features
+        pixels = self._rebuild(params, masked_tokens, patch_masking, patches)
+        return features._replace(**pixels, **self._predict(params, masked_states, token_masking))
+
+    def encode_image(
+        self, params: Params, image: UInt8[Array, "B H W 1"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B P E"]]:
+        """Image and region embeddings of whole images; regions row by row."""
+        return self._project_image(params, self._see(params, self._patches(image)))
+
+    def encode_report(
+        self, params: Params, token_ids: Int32[Array, "B T"], sentence_ids: Int32[Array, "B T"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B S E"], Bool[Array, "B S"]]:
+        """Report embedding, sentence embeddings and which of them exist; S is `text.max_sentences`, plus 1 in front with `include_cls`."""
+        states = self._read(params, token_ids)
+        return self._project_report(params, states, token_ids, sentence_ids)
+
+    def match(
+        self, params: Params, image_embedding: Float32[Array, "N D"], report_embedding: Float32[Array, "N D"]
+    ) -> Float32[Array, " N"]:
+        """Logits that report i belongs to image i (eq. 4).
+
+        The head sees unit vectors times sqrt(D): on embeddings of any norm, a product fusion collapses the contrastive losses.
+        """
+        scale = image_embedding.shape[-1] ** 0.5
+        image, report = losses.unit(image_embedding) * scale, losses.unit(report_embedding) * scale
+        return _apply(self._matching, params["heads"]["matching"], image, report)
+
+    def temperature(self, params: Params) -> Float32[Array, ""]:
+        """What cosines are divided by: learned as a logarithm and at least .01 (CLIP), or as configured."""
+        log_scale = params["temperature"]["log_scale"]
+        if not self.config.objective.global_alignment.learn_temperature:
+            log_scale = jax.lax.stop_gradient(log_scale)
+        return jnp.exp(-jnp.minimum(log_scale, MAX_LOG_SCALE))
+
+    @property
+    def vision(self) -> encoders.VisionTransformer:
+        """The image encoder, whose parameters are `params["vision"]`."""
+        size, regions = self.config.model.vision, self.config.regions
+        return encoders.VisionTransformer(
+            spec=self._blocks("vit", size.depth, size.width, size.heads, size.mlp_ratio),
+            grid=size.grid,
+            patch_layers=size.patch_layers,
+            positions=size.positions,
+            class_token=size.cls_token,
+            region_layer=regions.layer,
+            window_radius=regions.window_radius,
+        )
+
+    @property
+    def text(self) -> encoders.TextTransformer:
+        """The report encoder, whose parameters are `params["text"]`."""
+        size = self.config.model.text
+        spec = self._blocks("bert", size.depth, size.width, size.heads, size.mlp_ratio)
+        return encoders.TextTransformer(spec, vocab_size=self.vocab_size, max_tokens=size.max_tokens)
+
+    @property
+    def pixel_decoder(self) -> encoders.PixelDecoder:
+        """The decoder of masked patches, whose parameters are `params["pixel_decoder"]`."""
+        size, vision = self.config.model.pixel_decoder, self.config.model.vision
+        spec = self._blocks("vit", size.depth, size.width, size.heads, 4.0)
+        return encoders.PixelDecoder(spec, grid=vision.grid, pixels=vision.patch_size**2)
+
+    def _blocks(self, kind: Literal["vit", "bert"], depth: int, width: int, heads: int, mlp_ratio: float) -> BlockSpec:
+        model = self.config.model
+        hidden = int(width * mlp_ratio)
+        return BlockSpec(kind, depth, width, heads, hidden, model.compute_dtype, model.scan_layers, model.remat)
+
+    @property
+    def _matching(self) -> heads.MatchingHead:
+        options = self.config.objective.instance_matching
+        return heads.MatchingHead(
+            self.config.model.matching_width, fusion=options.fusion, activation=options.activation
+        )
+
+    @property
+    def _language(self) -> heads.LanguageHead:
+        return heads.LanguageHead(self.config.model.compute_dtype)
+
+    def _heads(self) -> dict[str, tuple[nn.Module, tuple[Array, ...]]]:
+        """Each head with inputs of the right shape, by its name in the parameters."""
+        model, regions = self.config.model, self.config.regions
+        seen, read = jnp.zeros((1, model.vision.width)), jnp.zeros((1, model.text.width))
+        pooled = jnp.zeros((1, model.vision.width * (2 if self.config.image.pool == "mean_max" else 1)))
+        pair = jnp.zeros((1, model.embedding_width))
+        words = jnp.zeros((self.vocab_size, model.text.width))
+        parts: dict[str, tuple[nn.Module, tuple[Array, ...]]] = {
+            "image_projection": (heads.projection(model.embedding_width), (pooled,)),
+            "sentence_projection": (heads.projection(model.region_width), (read,)),
+            "matching": (self._matching, (pair, pair)),
+            "language": (self._language, (read[None], words)),
+        }
+        if self.config.text.pool == "cls":
+            parts["pooler"] = (heads.pooler(model.embedding_width), (read,))
+        else:
+            parts["report_projection"] = (heads.projection(model.embedding_width), (read,))
+        if regions.projection == "own":
+            parts["region_projection"] = (heads.projection(model.region_width), (seen,))
+        if regions.layer:
+            parts["region_norm"] = (heads.region_norm(), (seen,))
+        return parts
+
+    def _patches(self, image: UInt8[Array, "B H W 1"]) -> Float32[Array, "B P K"]:
+        options = self.config.image
+        pixels = encoders.normalise_image(
+            image, normalisation=options.normalisation, mean=options.mean, deviation=options.deviation
+        )
+        return encoders.patchify(pixels, self.config.model.vision.patch_size)
+
+    def _see(self, params: Params, patches: Array, masking: PatchMasking | None = None) -> VisionTokens:
+        """Tokens of all patches, or of the visible ones only."""
+        if masking is None:
+            return _apply(self.vision, params["vision"], patches)
+        return _apply(self.vision, params["vision"], encoders.take(patches, masking.kept), masking.kept)
+
+    def _read(self, params: Params, token_ids: Array) -> Float[Array, "B T W"]:
+        """Token states of reports."""
+        return _apply(self.text, params["text"], token_ids)
+
+    @property
+    def _reconstructs(self) -> bool:
+        return bool(self.config.objective.lambda_modality)
+
+    def _image_passes(self, params: Params, patches: Array, key: Array) -> tuple[Any, Any, PatchMasking]:
+        """Tokens for alignment; tokens of the masked pass, None if there is none; what it hides."""
+        shared = self.config.image.passes == "shared"
+        visible = encoders.count_visible(patches.shape[1], self.config.image.mask_ratio)
+        masking = encoders.random_masking(key, patches.shape[0], patches.shape[1], visible)
+        masked = self._see(params, patches, masking) if shared or self._reconstructs else None
+        tokens = masked if shared else self._see(params, patches)
+        return tokens, masked, masking
+
+    def _project_image(
+        self, params: Params, tokens: VisionTokens
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B P E"]]:
+        model, head = self.config.model, params["heads"]
+        pooled = encoders.pool_image(tokens, self.config.image.pool)
+        image_embedding = _apply(heads.projection(model.embedding_width), head["image_projection"], pooled)
+        regions = tokens.regions
+        if self.config.regions.layer:
+            regions = _apply(heads.region_norm(), head["region_norm"], regions)
+        name = "region_projection" if self.config.regions.projection == "own" else "image_projection"
+        return image_embedding, _apply(heads.projection(model.region_width), head[name], regions)
+
+    def _rebuild(
+        self, params: Params, visible: VisionTokens, masking: PatchMasking, patches: Array
+    ) -> dict[str, Array]:
+        predicted = _apply(self.pixel_decoder, params["pixel_decoder"], visible.patches, visible.cls, masking.restore)
+        target = losses.normalise_patches(patches) if self.config.image.norm_pix else patches
+        return {"pixel_prediction": predicted, "pixel_target": target, "pixel_masked": masking.masked}
+
+    def _report_passes(self, params: Params, token_ids: Array, key: Array) -> tuple[Any, Any, TokenMasking]:
+        """States for alignment; states of the masked pass, None if there is none; what it hides."""
+        options = self.config.text
+        shared = options.passes == "shared"
+        masking = encoders.mask_tokens(
+            key, token_ids, rate=options.mask_rate, replacement=options.mask_replacement, vocab_size=self.vocab_size
+        )
+        masked = self._read(params, masking.token_ids) if shared or self._reconstructs else None
+        states = masked if shared else self._read(params, token_ids)
+        return states, masked, masking
+
+    def _project_report(
+        self, params: Params, states: Array, token_ids: Array, sentence_ids: Array
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B S E"], Bool[Array, "B S"]]:
+        options, model, head = self.config.text, self.config.model, params["heads"]
+        units, present = encoders.pool_sentences(states, sentence_ids, options.max_sentences, options.sentence_pool)
+        if self.config.objective.local_alignment.include_cls:
+            units = jnp.concatenate([states[:, :1].astype(units.dtype), units], axis=1)
+            present = jnp.concatenate([token_ids[:, :1] != 0, present], axis=1)
+        sentences = _apply(heads.projection(model.region_width), head["sentence_projection"], units)
+        pooled = encoders.pool_report(states, token_ids, options.pool)
+        if options.pool == "cls":
+            return jnp.tanh(_apply(heads.pooler(model.embedding_width), head["pooler"], pooled)), sentences, present
+        return _apply(heads.projection(model.embedding_width), head["report_projection"], pooled), sentences, present
+
+    def _predict(self, params: Params, states: Array, masking: TokenMasking) -> dict[str, Array]:
+        """The language head on predicted positions only: on all, it would be a tenth of a step."""
+        chosen = encoders.take(states, masking.positions)
+        words = params["text"]["word_embeddings"]["embedding"]
+        logits = _apply(self._language, params["heads"]["language"], chosen, words)
+        return {"token_logits": logits, "token_targets": masking.targets, "token_weights": masking.weights}
+
+
+def _apply(module: nn.Module, params: Params, *inputs: Any) -> Any:
+    return module.apply({"params": params}, *inputs)
+
+
+def _init(module: nn.Module, key: Array, name: str, *inputs: Any) -> Any:
+    """Parameters drawn from the key and the part's name."""
+    return module.init(jax.random.fold_in(key, zlib.crc32(name.encode())), *inputs)["params"]
+
+
+def _check(config: Config, rows: int, vocab_size: int) -> None:
+    """What must fit between parts that `msfl_jax.config` looks at one by one."""
+    vision, width = config.model.vision, config.model.pixel_decoder.width
+    apart = config.regions.projection == "own"
+    same = config.model.region_width == config.model.embedding_width
+    visible = encoders.count_visible(vision.grid**2, config.image.mask_ratio)
+    rules = [
+        (rows >= vocab_size, "model.text.vocab_size", rows, f"0, or at least the tokenizer's {vocab_size} words"),
+        (
+            vocab_size > LAST_SPECIAL_ID + 1,
+            "vocab_size",
+            vocab_size,
+            "a tokenizer with words beside its special tokens",
+        ),
+        (width % 4 == 0, "model.pixel_decoder.width", width, "a multiple of 4 (sin-cos positions)"),
+        (
+            visible > 0,
+            "image.mask_ratio",
+            config.image.mask_ratio,
+            f"a ratio that leaves one of {vision.grid**2} patches",
+        ),
+        (apart or same, "regions.projection", "shared", "'own', or model.region_width equal to model.embedding_width"),
+        (apart or config.image.pool != "mean_max", "regions.projection", "shared", "'own' with image.pool 'mean_max'"),
+    ]
+    for holds, path, found, expected in rules:
+        if not holds:
+            raise UserError(f"config: '{path}' is {found!r}; expected {expected}")

@@ -1,0 +1,168 @@
+"""The four objectives together: features, negatives, match, losses, weighted sum (eq. 7)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from msfl_jax import losses
+from msfl_jax.config import Config, GlobalAlignmentConfig, LocalAlignmentConfig, ObjectiveConfig
+from msfl_jax.model import Features, Keys, Model
+
+Batch = Mapping[str, Array]
+
+
+class Tally(NamedTuple):
+    """A mean still to be divided, so that tallies of several steps add up correctly."""
+
+    total: Float[Array, ""]
+    count: Float[Array, ""]
+
+
+Metrics = dict[str, Tally]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The lambdas of eq. 7 at one step, and the options of the losses they weigh.
+
+    Attributes:
+      options: the objective section of the configuration.
+      steps: length of the run, of which `ramp` gives shares.
+      instance_share: 0 to 1, how far the weight of instance matching has been raised.
+    """
+
+    options: ObjectiveConfig
+    steps: int
+    instance_share: Float[Array, ""] | float = 1.0
+
+    @classmethod
+    def create(cls, config: Config) -> "Weights":
+        """The weights of a run."""
+        return cls(options=config.objective, steps=config.train.steps)
+
+    def at(self, step: Array | int) -> "Weights":
+        """The weights at one step: a linear ramp of instance matching between the two configured shares of the run."""
+        start, full = (share * self.steps for share in self.options.instance_matching.ramp)
+        share = jnp.clip((jnp.asarray(step, jnp.float32) - start) / max(full - start, 1.0), 0.0, 1.0)
+        return dataclasses.replace(self, instance_share=share)
+
+
+def total(params: Any, batch: Batch, keys: Keys, *, model: Model, weights: Weights) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of one global batch (eq. 7) and what is reported about it.
+
+    Args:
+      params: parameters as `Model.init` makes them.
+      batch: `image`, `token_ids`, `sentence_ids` and `study_key` of the global batch.
+      keys: the randomness of this step.
+      model: static; encoders and heads.
+      weights: lambdas and options, at this step.
+
+    Returns:
+      The weighted sum, and tallies by name: `loss/*` in nats (reconstruction in squared deviations), `accuracy/*`, `temperature`.
+    """
+    features = model.features(params, batch, keys)
+    same_study = batch["study_key"][:, None] == batch["study_key"][None, :]
+    options = weights.options
+
+    metrics: Metrics = {}
+    value = options.lambda_global * _global(features, same_study, options.global_alignment, metrics)
+    if options.lambda_local:
+        value += options.lambda_local * _local(features, same_study, options.local_alignment, metrics)
+    if options.lambda_instance:
+        loss = _instance(
+            params, features, same_study, keys.negatives, model, options.instance_matching.negatives, metrics
+        )
+        value += options.lambda_instance * weights.instance_share * loss
+    if options.lambda_modality:
+        value += options.lambda_modality * _modality(features, metrics)
+    return value, metrics | {"loss/total": _per_batch(value)}
+
+
+def _global(
+    features: Features, same_study: Bool[Array, "B B"], options: GlobalAlignmentConfig, metrics: Metrics
+) -> Array:
+    loss = losses.global_alignment(
+        features.image_embedding,
+        features.report_embedding,
+        temperature=features.temperature,
+        direction=options.direction,
+        same_study=same_study,
+    )
+    rank = jnp.where(same_study & ~jnp.eye(len(same_study), dtype=bool), -jnp.inf, _cosines(features))
+    hits = jnp.argmax(rank, axis=1) == jnp.arange(len(rank))
+    metrics["loss/global_alignment"] = _per_batch(loss)
+    metrics["accuracy/image_to_report"] = Tally(hits.sum().astype(jnp.float32), jnp.float32(len(hits)))
+    metrics["temperature"] = _per_batch(features.temperature)
+    return loss
+
+
+def _local(
+    features: Features, same_study: Bool[Array, "B B"], options: LocalAlignmentConfig, metrics: Metrics
+) -> Array:
+    loss = losses.local_alignment(
+        features.regions,
+        features.sentences,
+        features.sentence_mask,
+        attention=options.attention,
+        region_scale=options.region_scale,
+        sentence_scale=options.sentence_scale,
+        aggregate=options.aggregate,
+        block=options.block or None,
+        logit_scale=options.logit_scale,
+        direction=options.direction,
+        same_study=same_study,
+    )
+    metrics["loss/local_alignment"] = _per_batch(loss)
+    return loss
+
+
+def _instance(
+    params: Any,
+    features: Features,
+    same_study: Bool[Array, "B B"],
+    key: Array,
+    model: Model,
+    negatives: str,
+    metrics: Metrics,
+) -> Array:
+    """Matched pairs, each image with a wrong report, each report with a wrong image: 3B pairs (eq. 4)."""
+    image, report = features.image_embedding, features.report_embedding
+    similarity = (
+        _cosines(features) / features.temperature if negatives == "hard" else jnp.zeros(same_study.shape, image.dtype)
+    )
+    drawn = losses.sample_hard_negatives(jax.lax.stop_gradient(similarity), key, exclude=same_study)
+    logits = model.match(
+        params,
+        jnp.concatenate([image, image, image[drawn.image]]),
+        jnp.concatenate([report, report[drawn.report], report]),
+    )
+    matched = jnp.repeat(jnp.asarray([1.0, 0.0, 0.0]), len(image))
+    pair_weights = jnp.concatenate([jnp.ones(len(image)), drawn.has_report, drawn.has_image]).astype(jnp.float32)
+    loss = losses.instance_matching(logits, matched, pair_weights)
+    metrics["loss/instance_matching"] = _per_batch(loss)
+    metrics["accuracy/instance_matching"] = Tally(((logits > 0) == (matched > 0)) @ pair_weights, pair_weights.sum())
+    return loss
+
+
+def _modality(features: Features, metrics: Metrics) -> Array:
+    """Masked image plus masked language modeling, without inner weights (eq. 5-6)."""
+    image = losses.image_reconstruction(features.pixel_prediction, features.pixel_target, features.pixel_masked)
+    text = losses.masked_language_modeling(features.token_logits, features.token_targets, features.token_weights)
+    hits = jnp.argmax(features.token_logits, axis=-1) == features.token_targets
+    metrics["loss/image_reconstruction"] = _per_batch(image)
+    metrics["loss/masked_language_modeling"] = Tally(text * features.token_weights.sum(), features.token_weights.sum())
+    metrics["accuracy/masked_token"] = Tally((hits * features.token_weights).sum(), features.token_weights.sum())
+    return image + text
+
+
+def _cosines(features: Features) -> Float[Array, "B B"]:
+    return losses.unit(features.image_embedding) @ losses.unit(features.report_embedding).T
+
+
+def _per_batch(value: Array) -> Tally:
+    """A mean over the batch, counted once."""
+    return Tally(jnp.asarray(value, jnp.float32), jnp.float32(1.0))

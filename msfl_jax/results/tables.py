@@ -1,0 +1,146 @@
+"""Results as aligned plain text; the one place where numbers of a table are formatted."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from msfl_jax.metrics import Interval
+from msfl_jax.tasks.grounding_result import GroundingResult
+from msfl_jax.tasks.zero_shot import ZeroShotResult
+
+MISSING = "-"
+GAP = "   "
+
+GROUNDING_ROWS = {
+    "cnr": "grounding CNR",
+    "absolute_cnr": "grounding |CNR|",
+    "miou": "grounding mIoU (.1-.5)",
+    "pointing_game": "pointing game",
+}
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """`0.91`; a dash where there is no number, and never a minus before zero."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def interval(value: Interval, digits: int = 2) -> str:
+    """`0.89 - 0.93`; a dash where there is none. Limits below zero are joined by "to"."""
+    if not math.isfinite(value.low) or not math.isfinite(value.high):
+        return MISSING
+    between = " to " if value.low < 0 else " - "
+    return f"{number(value.low, digits)}{between}{number(value.high, digits)}"
+
+
+def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
+    """Aligned plain text: the first column to the left without a heading, all others to the right under theirs.
+
+    Args:
+      rows: cells by column; a cell that is missing is empty.
+      columns: names in order; the first names the rows.
+
+    Returns:
+      One line per row after the line of headings, without trailing spaces.
+    """
+    table = [["", *columns[1:]], *([row.get(column, "") for column in columns] for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(columns))]
+    lines = [
+        GAP.join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in table
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def demo_table(zero_shot: ZeroShotResult, grounding: GroundingResult) -> str:
+    """The demo's summary. "Shuffled" is the same model with images shuffled against labels, or asked for another image's phrase."""
+    rows = []
+    if "Pneumonia" in zero_shot.auc:
+        rows.append(_row("zero-shot pneumonia AUC", zero_shot.auc["Pneumonia"], "", "0.50"))
+    rows.append(_row(_mean_name(zero_shot), zero_shot.mean, number(zero_shot.shuffled.value), "0.50"))
+    rows += _grounding_rows(grounding)
+    return format_table(rows, ["", "ours", "95 % interval", "shuffled", "chance"])
+
+
+def zero_shot_table(result: ZeroShotResult) -> str:
+    """AUC of each finding and their mean, with how many images are positive and negative; a reason where an AUC is undefined."""
+    rows = [
+        {
+            "": finding.name,
+            "AUC": number(finding.auc.value),
+            "95 % interval": interval(finding.auc),
+            "positives": f"{finding.positives:,}",
+            "negatives": f"{finding.negatives:,}",
+            " ": f"n/a: {finding.reason}" if finding.reason else "",
+        }
+        for finding in result.findings
+    ]
+    rows.append(
+        {"": f"mean of {result.defined}", "AUC": number(result.mean.value), "95 % interval": interval(result.mean)}
+    )
+    rows.append(
+        {"": "images shuffled", "AUC": number(result.shuffled.value), "95 % interval": interval(result.shuffled)}
+    )
+    columns = ["", "AUC", "95 % interval", "positives", "negatives"]
+    columns += [" "] if any(finding.reason for finding in result.findings) else []
+    title = f"zero-shot, rule {result.rule}, {result.split}, step {result.step}: {result.records:,} images of {result.patients:,} patients"
+    return f"{title}\n\n{format_table(rows, columns)}"
+
+
+def grounding_table(result: GroundingResult) -> str:
+    """Means over phrases and over categories with their control, then one row per category."""
+    overall = [
+        row | {"by category": number(result.category_average[name].value)}
+        for name, row in _named_grounding_rows(result)
+    ]
+    overall.append(_row("CNR over shuffled", result.metrics["cnr_over_shuffled"], "", "0"))
+    names = {"cnr": "CNR", "absolute_cnr": "|CNR|", "miou": "mIoU", "pointing_game": "pointing"}
+    categories = [
+        {"": category.name, "phrases": f"{category.phrases:,}"}
+        | {heading: number(category.metrics[name].value) for name, heading in names.items()}
+        for category in result.categories
+    ]
+    title = (
+        f"grounding, protocol {result.protocol}, {result.split}, step {result.step}: "
+        f"{result.records:,} phrases on {result.images:,} images of {result.patients:,} patients"
+    )
+    first = format_table(overall, ["", "ours", "95 % interval", "shuffled", "chance", "by category"])
+    return f"{title}\n\n{first}\n\n{format_table(categories, ['', 'phrases', *names.values()])}"
+
+
+def _grounding_rows(result: GroundingResult) -> list[dict[str, str]]:
+    return [row for name, row in _named_grounding_rows(result) if name != "absolute_cnr"]
+
+
+def _named_grounding_rows(result: GroundingResult) -> list[tuple[str, dict[str, str]]]:
+    """A non-localising model has a signed CNR of 0 and points at random, but |CNR| and mIoU of no fixed value."""
+    chance = {"cnr": "0", "pointing_game": number(result.pointing_chance)}
+    return [
+        (
+            name,
+            _row(
+                title,
+                result.metrics[name],
+                number(result.metrics[f"{name}_shuffled_phrases"].value),
+                chance.get(name, MISSING),
+            ),
+        )
+        for name, title in GROUNDING_ROWS.items()
+    ]
+
+
+def _mean_name(result: ZeroShotResult) -> str:
+    return f"zero-shot mean AUC ({result.defined})"
+
+
+def _row(name: str, value: Interval, shuffled: str, chance: str) -> dict[str, str]:
+    return {
+        "": name,
+        "ours": number(value.value),
+        "95 % interval": interval(value),
+        "shuffled": shuffled,
+        "chance": chance,
+    }

@@ -1,0 +1,1 @@
+"""Evaluations of a run directory: zero-shot classification and phrase grounding."""

@@ -1,0 +1,173 @@
+"""A run directory opened for evaluation, and its encoders applied to any number of texts and images."""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float32, Int32, UInt8
+
+from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.loader import BatchSpec
+from input_pipeline.tokenizer import ReportTokenizer
+from msfl_jax.config import Config, from_config_dict
+from msfl_jax.model import Model, Params
+from msfl_jax.parallel.mesh import BATCH_AXES, batch_sharding
+from msfl_jax.train.checkpoint import restore_parameters
+
+CONFIG_FILE = "config.json"
+TOKENIZER_DIRECTORY = "tokenizer"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pretrained model with all that is needed to use it.
+
+    Attributes:
+      directory: the run directory.
+      config: as the run was made; its paths may no longer exist.
+      model: static.
+      params: on one device, or sharded over a mesh, in a training loop.
+      tokenizer: the run's own copy.
+      step: of the parameters.
+    """
+
+    directory: Path
+    config: Config
+    model: Model
+    params: Params
+    tokenizer: ReportTokenizer
+    step: int
+
+
+class Texts(NamedTuple):
+    """Embeddings of texts; the sentences are those of each text, without the [CLS] unit."""
+
+    report_embedding: Float32[np.ndarray, "N D"]
+    sentences: Float32[np.ndarray, "N S E"]
+    sentence_mask: Bool[np.ndarray, "N S"]
+
+
+def open_run(workdir: Path | str, *, step: int | str | None = None) -> Run:
+    """Opens a run directory of `msfl pretrain` or `msfl demo`.
+
+    Args:
+      workdir: holds config.json, tokenizer/ and checkpoints/.
+      step: a step with a checkpoint, "best", or None for the latest.
+
+    Raises:
+      UserError: not a run directory.
+      CheckpointError: the checkpoint is missing, damaged or of another configuration, or the tokenizer is not the one it was trained with.
+    """
+    workdir = Path(workdir)
+    config = _read_config(workdir)
+    tokenizer = ReportTokenizer.load(workdir / TOKENIZER_DIRECTORY)
+    model = Model.create(config, vocab_size=tokenizer.vocab_size)
+    params, meta = restore_parameters(workdir, jax.eval_shape(model.init, jax.random.key(0)), step=step)
+    if meta["tokenizer_hash"] != tokenizer.hash:
+        raise CheckpointError(
+            f"{workdir / TOKENIZER_DIRECTORY}: sha256 {tokenizer.hash[:12]} is not the checkpoint's "
+            f"{meta['tokenizer_hash'][:12]}; put the run's own tokenizer back"
+        )
+    return Run(workdir, config, model, params, tokenizer, meta["step"])
+
+
+def batch_spec(run: Run) -> BatchSpec:
+    """What the loader needs to know to feed this run's model: evaluation views and the run's tokenizer."""
+    return BatchSpec(
+        tokenizer=str(run.tokenizer.directory),
+        image_size=run.config.model.vision.image_size,
+        max_tokens=run.config.model.text.max_tokens,
+        max_sentences=run.config.text.max_sentences,
+        fit=run.config.data.fit,
+    )
+
+
+def encode_texts(run: Run, texts: Sequence[str], *, batch_size: int = 64) -> Texts:
+    """Embeds texts, each as a report of its own.
+
+    Args:
+      run: whose report encoder is used.
+      texts: prompts or phrases; one that holds several sentences is split.
+      batch_size: texts at a time; the last batch is padded to it, so that the encoder is compiled once.
+    """
+    ids, sentence_ids = run.tokenizer.encode_phrases(texts, max_tokens=run.config.model.text.max_tokens)
+    parts = [
+        to_host(
+            _encode_report(
+                run.params,
+                *on_mesh(run.params, ids[start:end], sentence_ids[start:end], rows=batch_size),
+                model=run.model,
+            )
+        )
+        for start, end in _slices(len(texts), batch_size)
+    ]
+    report, sentences, mask = (np.concatenate(column)[: len(texts)] for column in zip(*parts, strict=True))
+    first = int(run.config.objective.local_alignment.include_cls)
+    return Texts(report, sentences[:, first:], mask[:, first:])
+
+
+def encode_images(run: Run, image: UInt8[np.ndarray, "b H W 1"], *, batch_size: int = 64) -> tuple[Array, Array]:
+    """Embeds one batch of at most `batch_size` images and leaves the result on the devices.
+
+    Returns:
+      image_embedding [B, D] and regions [B, P, E], where B >= b is `batch_size`, raised to what divides over the mesh; rows beyond b are padding.
+    """
+    return _encode_image(run.params, *on_mesh(run.params, image, rows=batch_size), model=run.model)
+
+
+def on_mesh(params: Params, *arrays: np.ndarray, rows: int) -> tuple[Any, ...]:
+    """Arrays padded with zeros to `rows` and spread over the mesh on which the parameters lie, if they lie on one.
+
+    Where several processes share the mesh, all of them hold the same arrays and come here together.
+    """
+    mesh = _mesh_of(params)
+    parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES])) if mesh else 1
+    rows = -(-rows // parts) * parts
+    padded = [np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1)) for array in arrays]
+    return tuple(jax.device_put(array, batch_sharding(mesh)) if mesh else array for array in padded)
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy copies of arrays, also of those of which other processes hold a part."""
+    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else jax.device_get(tree)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _encode_image(params: Params, image: UInt8[Array, "B H W 1"], *, model: Model) -> tuple[Array, Array]:
+    return model.encode_image(params, image)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _encode_report(
+    params: Params, token_ids: Int32[Array, "B T"], sentence_ids: Int32[Array, "B T"], *, model: Model
+) -> tuple[Array, Array, Array]:
+    return model.encode_report(params, token_ids, sentence_ids)
+
+
+def _slices(count: int, size: int) -> list[tuple[int, int]]:
+    """Start and end of each batch; one empty batch where there is nothing, so that results keep their shapes."""
+    return [(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
+
+
+def _mesh_of(params: Params) -> Mesh | None:
+    leaf = jax.tree.leaves(params)[0] if jax.tree.leaves(params) else None
+    sharding = getattr(leaf, "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
+
+
+def _read_config(workdir: Path) -> Config:
+    file = workdir / CONFIG_FILE
+    try:
+        values = json.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"{workdir}: no {CONFIG_FILE}; expected a run directory of `msfl pretrain`") from error
+    except ValueError as error:
+        raise UserError(f"{file}: no JSON; expected the configuration that `msfl pretrain` wrote") from error
+    return from_config_dict(values)

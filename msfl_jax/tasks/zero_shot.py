@@ -1,0 +1,349 @@
+"""Zero-shot classification: images scored by how much nearer they are to positive than to negative prompts.
+
+`evaluate_zero_shot` scores a build; `score` and `local_similarity` are the rules, on arrays; `summarise` makes numbers from predictions.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Real
+
+from input_pipeline.errors import UserError
+from input_pipeline.loader import evaluation_batches, label_names
+from msfl_jax.config import nearest
+from msfl_jax.metrics import Interval, Statistic, auc_statistic, bootstrap
+from msfl_jax.tasks.predictions import load_arrays, save_arrays
+from msfl_jax.tasks.prompts import Prompts
+from msfl_jax.tasks.run import Run, Texts, batch_spec, encode_images, encode_texts, to_host
+
+Rule = Literal["cosine", "maco", "chexzero", "gloria"]
+Blank = Literal["negative", "ignore"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores and truth of every image.
+
+    Attributes:
+      findings: names of the columns.
+      scores: [N, F], higher is more likely present.
+      truth: [N, F]; 1 present, 0 absent, NaN left out.
+      patient_key: [N], hashed.
+    """
+
+    findings: tuple[str, ...]
+    scores: Float[np.ndarray, "N F"]
+    truth: Float[np.ndarray, "N F"]
+    patient_key: Real[np.ndarray, "N"]
+
+    def save(self, path: Path | str) -> None:
+        """Writes an .npz file without pickle."""
+        arrays = {"scores": self.scores, "truth": self.truth, "patient_key": self.patient_key}
+        save_arrays(path, findings=np.asarray(self.findings, dtype=np.str_), **arrays)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Predictions":
+        """Reads what `save` wrote; raises a UserError where it is something else."""
+        arrays = load_arrays(path)
+        try:
+            findings = tuple(str(name) for name in arrays["findings"])
+            return cls(findings, arrays["scores"], arrays["truth"], arrays["patient_key"])
+        except KeyError as error:
+            raise UserError(
+                f"{path}: array {error} is missing; expected predictions of `msfl eval zero-shot`"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Finding:
+    """AUC of one finding over the images whose label is known; nan, with the reason, where it is undefined."""
+
+    name: str
+    auc: Interval
+    positives: int
+    negatives: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Zero-shot AUCs with 95 % patient-bootstrap intervals.
+
+    Attributes:
+      rule: how prompts became scores.
+      split, step: what was evaluated, and the step of the parameters.
+      findings: in the order of the prompt set.
+      mean: unweighted mean AUC of the `defined` findings; its interval resamples the same patients for all of them.
+      shuffled: the same mean with images shuffled against labels: what no information gives on this very data.
+      records, patients: how many were scored.
+      predictions: from which all of this can be computed again.
+    """
+
+    rule: str
+    split: str
+    step: int
+    findings: tuple[Finding, ...]
+    mean: Interval
+    shuffled: Interval
+    records: int
+    patients: int
+    predictions: Predictions
+
+    @property
+    def auc(self) -> dict[str, Interval]:
+        """AUC by finding."""
+        return {finding.name: finding.auc for finding in self.findings}
+
+    @property
+    def defined(self) -> int:
+        """How many findings the mean is over."""
+        return sum(not finding.reason for finding in self.findings)
+
+
+def score(
+    image_embedding: Float[np.ndarray, "N D"],
+    positive: Float[np.ndarray, "A D"],
+    negative: Float[np.ndarray, "C D"],
+    rule: Rule = "cosine",
+    *,
+    local_positive: Float[np.ndarray, "N A"] | None = None,
+    local_negative: Float[np.ndarray, "N C"] | None = None,
+) -> Float[np.ndarray, "N"]:
+    """Scores of images for one finding, higher is more likely present.
+
+      cosine    each side's prompts as unit vectors, averaged, made unit again; cosine with the positive minus cosine with the negative (BioViL)
+      maco      raw products with each side's mean prompt; the log-odds of their softmax. The softmax itself, 1 / (1 + exp(-score)), orders
+                images alike but saturates to exactly 1 for long vectors, and would tie them
+      chexzero  softmax of the cosines with a positive and a negative prompt, averaged over all such pairs
+      gloria    half the cosine, half the local similarity, of the best prompt of each side; positive minus negative. GLoRIA's code weighs the local
+                half five times as much, by a scale that it leaves in
+
+    Args:
+      image_embedding: of any norm, as the model gives them.
+      positive, negative: report embeddings of the prompts.
+      rule: one of the four.
+      local_positive, local_negative: `local_similarity` with each prompt, for "gloria".
+
+    Raises:
+      ValueError: "gloria" without local similarities.
+    """
+    image, sides = (
+        np.asarray(image_embedding, np.float64),
+        (np.asarray(positive, np.float64), np.asarray(negative, np.float64)),
+    )
+    if rule == "maco":
+        return image @ (sides[0].mean(axis=0) - sides[1].mean(axis=0))
+    image, units = _unit(image), [_unit(side) for side in sides]
+    if rule == "cosine":
+        return image @ (_unit(units[0].mean(axis=0)) - _unit(units[1].mean(axis=0)))
+    cosines = [image @ side.T for side in units]
+    if rule == "chexzero":
+        return (1 / (1 + np.exp(cosines[1][:, None, :] - cosines[0][:, :, None]))).mean(axis=(1, 2))
+    if local_positive is None or local_negative is None:
+        raise ValueError("rule 'gloria' needs local_positive and local_negative")
+    best = [
+        (0.5 * (near + local)).max(axis=1)
+        for near, local in zip(cosines, (local_positive, local_negative), strict=True)
+    ]
+    return best[0] - best[1]
+
+
+@functools.partial(jax.jit, static_argnames="region_scale")
+def local_similarity(
+    regions: Float[Array | np.ndarray, "N P E"],
+    sentences: Float[Array | np.ndarray, "Q S E"],
+    sentence_mask: Bool[Array | np.ndarray, "Q S"],
+    *,
+    region_scale: float,
+) -> Float[Array, "N Q"]:
+    """Cosine of each prompt's sentence with the regions it attends to; of several sentences, the best.
+
+    The attention is a softmax over regions of `region_scale` times the cosine (the printed form of the local loss). GLoRIA's own first softmax, over
+    a text's units, is 1 for a prompt of one sentence and would weigh all regions alike.
+
+    Args:
+      regions: of N images.
+      sentences: of Q prompts, with S sentences at most.
+      sentence_mask: which of them exist; a prompt without any has similarity 0.
+      region_scale: as the local loss was trained with.
+    """
+    regions = regions.astype(jnp.float32)
+    units = sentences / jnp.maximum(jnp.linalg.norm(sentences, axis=-1, keepdims=True), 1e-12)
+    lengths = jnp.linalg.norm(regions, axis=-1)
+    products = jnp.einsum("npe,qse->nqsp", regions, units, precision="highest")
+    cosines = products / jnp.maximum(lengths, 1e-12)[:, None, None]
+    attention = jax.nn.softmax(region_scale * cosines, axis=-1)
+    contexts = jnp.einsum("nqsp,npe->nqse", attention, regions, precision="highest")
+    norms = jnp.maximum(jnp.linalg.norm(contexts, axis=-1), 1e-12)
+    similarity = jnp.einsum("nqsp,nqsp->nqs", attention, products) / norms
+    best = jnp.where(sentence_mask, similarity, -jnp.inf).max(axis=-1)
+    return jnp.where(sentence_mask.any(axis=-1), best, 0.0)
+
+
+def evaluate_zero_shot(
+    run: Run,
+    directory: Path | str,
+    split: str,
+    *,
+    prompts: Mapping[str, Prompts],
+    rule: str | None = None,
+    batch_size: int = 64,
+    records: int = 0,
+    blank: Blank = "negative",
+    seed: int = 0,
+    replicates: int = 2000,
+) -> ZeroShotResult:
+    """Scores the images of a build with prompts and compares with its labels.
+
+    Args:
+      run: the model.
+      directory: a build with labels.
+      split: of the build.
+      prompts: by finding; findings that the build has no label for are left out.
+      rule: see `score`; None takes the run's own.
+      batch_size: images at a time.
+      records: how many records, from the split's first; 0 is all.
+      blank: what a label that the report does not mention counts as. Uncertain labels (-1) are always left out.
+      seed: of the bootstrap and of the shuffled control.
+      replicates: of the bootstrap; 0 leaves intervals nan.
+
+    Raises:
+      UserError: no finding of the prompts is a label of the build, or there is no such build, split or rule.
+      DataError: a shard is damaged.
+    """
+    chosen_rule = _known_rule(rule or run.config.zero_shot.rule)
+    names = label_names(Path(directory))
+    chosen = _known_findings(prompts, names)
+    predict = functools.partial(_predict, run, _encode_prompts(run, chosen), chosen_rule, batch_size)
+    columns: list[list[np.ndarray]] = [[], [], []]
+    with evaluation_batches(Path(directory), batch_spec(run), batch_size=batch_size, split=split) as batches:
+        for batch in batches:
+            valid = batch["valid"]
+            for column, rows in zip(
+                columns, (predict(batch["image"]), batch["labels"], batch["patient_key"]), strict=True
+            ):
+                column.append(rows[: len(valid)][valid])
+            if 0 < records <= sum(map(len, columns[0])):
+                break
+    scores, labels, patients = (np.concatenate(column)[: records or None] for column in columns)
+    truth = truth_of_labels(labels[:, [names.index(name) for name in chosen]], blank)
+    predictions = Predictions(tuple(chosen), scores.astype(np.float32), truth, patients)
+    return summarise(predictions, rule=chosen_rule, split=split, step=run.step, seed=seed, replicates=replicates)
+
+
+def truth_of_labels(labels: Float[np.ndarray, "N F"], blank: Blank = "negative") -> Float[np.ndarray, "N F"]:
+    """1 present, 0 absent, NaN left out, from labels that are also -1 (uncertain, left out) and NaN (blank, as `blank` says)."""
+    truth = np.where(labels == -1, np.nan, labels)
+    return np.where(np.isnan(labels), 0.0 if blank == "negative" else np.nan, truth).astype(np.float32)
+
+
+def summarise(
+    predictions: Predictions, *, rule: str, split: str, step: int, seed: int = 0, replicates: int = 2000
+) -> ZeroShotResult:
+    """AUCs, their mean and their intervals, from predictions alone; `rule`, `split` and `step` are only passed on."""
+    resample = functools.partial(bootstrap, patients=predictions.patient_key, replicates=replicates, seed=seed)
+    statistics = _auc_statistics(predictions.scores, predictions.truth)
+    findings = [
+        _finding(name, predictions.truth[:, column], functools.partial(resample, statistics[column]))
+        for column, name in enumerate(predictions.findings)
+    ]
+    order = np.random.default_rng(seed).permutation(len(predictions.scores))
+    shuffled = _auc_statistics(predictions.scores[order], predictions.truth)
+    defined = [column for column, finding in enumerate(findings) if not finding.reason]
+    return ZeroShotResult(
+        rule=rule,
+        split=split,
+        step=step,
+        findings=tuple(findings),
+        mean=resample(_mean([statistics[column] for column in defined])),
+        shuffled=resample(_mean([shuffled[column] for column in defined])),
+        records=len(predictions.scores),
+        patients=len(np.unique(predictions.patient_key)),
+        predictions=predictions,
+    )
+
+
+def _encode_prompts(run: Run, prompts: Mapping[str, Prompts]) -> dict[str, tuple[Texts, Texts]]:
+    """Positive and negative prompts of each finding, embedded together, so that the encoder is compiled and filled once."""
+    sides = [side for finding in prompts.values() for side in (finding.positive, finding.negative)]
+    texts = encode_texts(run, [text for side in sides for text in side])
+    ends = np.cumsum([len(side) for side in sides])
+    parts = [Texts(*(array[end - len(side) : end] for array in texts)) for side, end in zip(sides, ends, strict=True)]
+    return dict(zip(prompts, zip(parts[::2], parts[1::2], strict=True), strict=True))
+
+
+def _predict(
+    run: Run, texts: Mapping[str, tuple[Texts, Texts]], rule: Rule, batch_size: int, image: np.ndarray
+) -> Float[np.ndarray, "B F"]:
+    """Scores of one batch for every finding; rows beyond the images are padding."""
+    embedding, regions = encode_images(run, image, batch_size=batch_size)
+    scale = run.config.objective.local_alignment.region_scale
+
+    def compare(side: Texts) -> Array | None:
+        """Local similarities with the prompts of one side, where the rule asks for them."""
+        return (
+            local_similarity(regions, side.sentences, side.sentence_mask, region_scale=scale)
+            if rule == "gloria"
+            else None
+        )
+
+    local = {name: (compare(positive), compare(negative)) for name, (positive, negative) in texts.items()}
+    embedding, local = to_host((embedding, local))
+    columns = [
+        score(
+            embedding,
+            positive.report_embedding,
+            negative.report_embedding,
+            rule,
+            local_positive=local[name][0],
+            local_negative=local[name][1],
+        )
+        for name, (positive, negative) in texts.items()
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _known_rule(rule: str) -> Rule:
+    choices = get_args(Rule)
+    if rule not in choices:
+        raise UserError(f"zero-shot: no rule '{rule}'{nearest(rule, choices)}; expected one of {', '.join(choices)}")
+    return cast(Rule, rule)
+
+
+def _known_findings(prompts: Mapping[str, Prompts], names: tuple[str, ...]) -> dict[str, Prompts]:
+    known = {finding: sides for finding, sides in prompts.items() if finding in names}
+    if not known:
+        first = next(iter(prompts), "")
+        raise UserError(
+            f"prompts: no finding is a label of the build; found '{first}'{nearest(first, names)}, expected some of {', '.join(names)}"
+        )
+    return known
+
+
+def _auc_statistics(scores: np.ndarray, truth: np.ndarray) -> list[Statistic]:
+    return [auc_statistic(scores[:, column].astype(np.float64), truth[:, column]) for column in range(scores.shape[1])]
+
+
+def _mean(statistics: list[Statistic]) -> Statistic:
+    """The mean of several statistics of the same weights; nan without any."""
+    return lambda weights: (
+        float(np.mean([statistic(weights) for statistic in statistics])) if statistics else float("nan")
+    )
+
+
+def _finding(name: str, truth: Float[np.ndarray, "N"], resample: Callable[[], Interval]) -> Finding:
+    positives, negatives = int((truth == 1).sum()), int((truth == 0).sum())
+    missing = [word for word, count in (("positives", positives), ("negatives", negatives)) if not count]
+    reason = f"no {' and no '.join(missing)}" if missing else ""
+    auc = Interval(np.nan, np.nan, np.nan) if missing else resample()
+    return Finding(name, auc, positives, negatives, reason or ("scores are not numbers" if np.isnan(auc.value) else ""))
+
+
+def _unit(vectors: Float[np.ndarray, "*n D"]) -> Float[np.ndarray, "*n D"]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,105 @@
+"""Floating-point operations of training on one image-report pair, by formula.
+
+A multiply-add counts 2, training 3 times the forward pass, and only products of matrices count. XLA's own figure counts the body of a scan over
+layers once, so it must not be used.
+"""
+
+import math
+
+from msfl_jax.config import Config, PixelDecoderSize, TextSize, VisionSize
+
+
+def flops_per_pair(config: Config, vocab_size: int) -> float:
+    """Training FLOPs of one image-report pair: every pass that this configuration runs, all-pairs losses included.
+
+    Args:
+      config: sizes, passes, weights of the objectives (weight 0 is not computed) and the global batch that all-pairs losses compare.
+      vocab_size: of the tokenizer.
+    """
+    return 3.0 * (_image_flops(config) + _report_flops(config, vocab_size) + _alignment_flops(config))
+
+
+def vit_flops(size: VisionSize, mask_ratio: float = 0.0) -> float:
+    """Forward FLOPs of the image encoder on the patches that a mask leaves over, grey patch embedding included."""
+    patches = visible_patches(size, mask_ratio)
+    embedding = size.width * (size.patch_size**2 + (size.patch_layers - 1) * size.width)
+    return 2.0 * patches * embedding + blocks_flops(patches + size.cls_token, size.width, size.depth, size.mlp_ratio)
+
+
+def decoder_flops(
+    size: PixelDecoderSize, vision: VisionSize, mask_ratio: float, *, pixels: int | None = None, mlp_ratio: float = 4.0
+) -> float:
+    """Forward FLOPs of the pixel decoder: all tokens of the image, `pixels` predicted per patch (grey: patch size squared)."""
+    tokens = vision.grid**2 + vision.cls_token
+    given = visible_patches(vision, mask_ratio) + vision.cls_token
+    pixels = vision.patch_size**2 if pixels is None else pixels
+    ends = 2.0 * size.width * (vision.width * given + pixels * vision.grid**2)
+    return ends + blocks_flops(tokens, size.width, size.depth, mlp_ratio)
+
+
+def text_flops(size: TextSize) -> float:
+    """Forward FLOPs of one pass of the report encoder over `max_tokens` tokens, padding included: it is computed too."""
+    return blocks_flops(size.max_tokens, size.width, size.depth, size.mlp_ratio)
+
+
+def mlm_head_flops(size: TextSize, vocab_size: int, predicted: float) -> float:
+    """Forward FLOPs of the masked-language head on `predicted` positions: a dense layer and the tied word embeddings."""
+    return 2.0 * predicted * size.width * (size.width + vocab_size)
+
+
+def blocks_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> float:
+    """Forward FLOPs of `depth` transformer blocks: four projections, two products of attention and the MLP, for `tokens` tokens."""
+    per_token = 2.0 * width * width * (4 + 2 * mlp_ratio)
+    return depth * (tokens * per_token + 4.0 * tokens * tokens * width)
+
+
+def visible_patches(size: VisionSize, mask_ratio: float) -> int:
+    """Patches that a mask leaves over, rounded down as MAE does: 49 of 196 at 75 %."""
+    return int(size.grid**2 * (1.0 - mask_ratio))
+
+
+def _image_flops(config: Config) -> float:
+    """Forward FLOPs of the image passes: one, or an unmasked one and a masked one where pixels are rebuilt."""
+    vision, ratio, model = config.model.vision, config.image.mask_ratio, config.model
+    rebuilt, shared = bool(config.objective.lambda_modality), config.image.passes == "shared"
+    total = vit_flops(vision, ratio if shared else 0.0)
+    if rebuilt:
+        total += decoder_flops(model.pixel_decoder, vision, ratio)
+        total += 0.0 if shared else vit_flops(vision, ratio)
+    pooled = vision.width * (2 if config.image.pool == "mean_max" else 1)
+    return total + 2.0 * (_regions(config) * vision.width * model.region_width + pooled * model.embedding_width)
+
+
+def _report_flops(config: Config, vocab_size: int) -> float:
+    """Forward FLOPs of the report passes and the masked-language head."""
+    text, model = config.model.text, config.model
+    modeled = bool(config.objective.lambda_modality)
+    total = text_flops(text) * (2 if modeled and config.text.passes == "two" else 1)
+    if modeled:
+        total += mlm_head_flops(text, vocab_size, predicted=math.ceil(config.text.mask_rate * text.max_tokens))
+    return total + 2.0 * text.width * (_sentences(config) * model.region_width + model.embedding_width)
+
+
+def _alignment_flops(config: Config) -> float:
+    """Forward FLOPs, per pair, of the losses that compare the whole batch: B^2 products divided by B."""
+    batch, model, matching = config.data.batch_size, config.model, config.objective.instance_matching
+    total = 2.0 * batch * model.embedding_width
+    if config.objective.lambda_instance:
+        fused = model.embedding_width * (2 if matching.fusion in ("concat", "sum_product") else 1)
+        total += 3 * 2.0 * model.matching_width * (fused + 1)  # a matched pair and two wrong ones
+    regions, units = _regions(config), batch * _sentences(config)
+    scores = 2.0 * units * regions * model.region_width  # every sentence of the batch with every region
+    lengths = 2.0 * units * regions**2 + 2.0 * regions**2 * model.region_width  # a'Ga, and G = VV' once per image
+    return total + scores + lengths
+
+
+def _regions(config: Config) -> int:
+    """Regions per image that are projected and compared; none without local alignment."""
+    ratio = config.image.mask_ratio if config.image.passes == "shared" else 0.0
+    return visible_patches(config.model.vision, ratio) if config.objective.lambda_local else 0
+
+
+def _sentences(config: Config) -> int:
+    """Units per report that are projected and compared, padding included; none without local alignment."""
+    units = config.text.max_sentences + config.objective.local_alignment.include_cls
+    return units if config.objective.lambda_local else 0

@@ -1,0 +1,316 @@
+"""A pretraining run from its configuration to its last checkpoint; running it again resumes."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from input_pipeline.errors import CheckpointError, DivergedError, RetryError, UserError
+from input_pipeline.loader import BatchSpec, train_batches
+from input_pipeline.manifest import read_manifest
+from input_pipeline.tokenizer import ReportTokenizer
+from msfl_jax.config import Config, config_hash, to_dict
+from msfl_jax.model import Model
+from msfl_jax.objective import Weights
+from msfl_jax.parallel import distributed
+from msfl_jax.parallel.mesh import check_batch_size, make_mesh
+from msfl_jax.train.checkpoint import Checkpoints, restore_parameters
+from msfl_jax.train.optimizer import make_optimizer
+from msfl_jax.train.preemption import Preemption
+from msfl_jax.train.recorder import Recorder
+from msfl_jax.train.state import TrainState, abstract_state, create_state
+from msfl_jax.train.step import jit_train_step
+
+CONFIG_FILE = "config.json"
+TOKENIZER_DIRECTORY = "tokenizer"
+BEST_METRIC = "zero_shot/mean_auc"
+
+# Sections and keys that a resumed run may change: they say where and how it runs and what is watched, not what is computed.
+MAY_CHANGE = (
+    *("data.directory", "data.tokenizer", "data.workers", "mesh", "zero_shot", "grounding"),
+    *(
+        "train.log_every",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.evaluate_every",
+        "train.max_skipped_steps",
+    ),
+)
+
+Evaluate = Callable[[Any, int], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a run ends with.
+
+    Attributes:
+      step: steps taken over all sessions.
+      params: on the devices of the mesh.
+      metrics: the last that were logged in this session; empty where the run had ended before.
+    """
+
+    step: int
+    params: Any
+    metrics: Mapping[str, float]
+
+
+def pretrain(
+    config: Config,
+    workdir: Path,
+    *,
+    evaluate: Evaluate | None = None,
+    progress: bool = True,
+    init_from: Path | None = None,
+    best_metric: str = BEST_METRIC,
+) -> RunResult:
+    """Trains to `train.steps`, from the latest checkpoint of `workdir` if it has one.
+
+    Every process of a run calls it with the same arguments. The run directory gets config.json, tokenizer/, parameters.txt, metrics.jsonl,
+    tensorboard/ and checkpoints/.
+
+    Args:
+      config: of the run; when resuming, only the keys of `MAY_CHANGE` may differ.
+      workdir: the run directory, shared by all processes.
+      evaluate: called with (params, step) every `train.evaluate_every` steps and at the end, by every process; returns the same numbers in each.
+      progress: whether to print a line of progress.
+      init_from: run directory whose parameters to start from; for the first start only.
+      best_metric: name in what `evaluate` returns, higher is better, by which the best checkpoint is chosen.
+
+    Raises:
+      UserError: the mesh, the batch and the schedule do not fit each other.
+      CheckpointError: the checkpoints are damaged or belong to another configuration, tokenizer or data set.
+      DivergedError: `train.max_skipped_steps` steps in a row had no finite loss and gradient.
+      RetryError: the run was asked to stop; it has saved its state.
+    """
+    distributed.start()
+    run = _Run.create(config, Path(workdir), evaluate, best_metric)
+    with (
+        jax.set_mesh(run.mesh),
+        Preemption() as preemption,
+        Checkpoints(run.workdir, keep=config.train.keep_checkpoints) as checkpoints,
+    ):
+        state = first_state(run, checkpoints, init_from)
+        prepare_workdir(config, run.workdir)
+        start = int(state.step)
+        with Recorder(
+            config, run.workdir, state.params, run.model.vocab_size, step=start, progress=progress
+        ) as recorder:
+            state = _train(run, state, start, recorder, checkpoints, preemption)
+    return RunResult(config.train.steps, state.params, recorder.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What does not change during a run."""
+
+    config: Config
+    workdir: Path
+    mesh: Mesh
+    model: Model
+    optimizer: optax.GradientTransformation
+    meta: Mapping[str, Any]
+    evaluate: Evaluate | None
+    best_metric: str
+
+    @classmethod
+    def create(cls, config: Config, workdir: Path, evaluate: Evaluate | None, best_metric: str) -> "_Run":
+        mesh = make_mesh(config.mesh)
+        check_batch_size(config.data.batch_size, mesh)
+        tokenizer = ReportTokenizer.load(Path(config.data.tokenizer))
+        return cls(
+            config=config,
+            workdir=workdir,
+            mesh=mesh,
+            model=Model.create(config, vocab_size=tokenizer.vocab_size),
+            optimizer=make_optimizer(config.optimizer, config.train.steps),
+            meta=describe(config, tokenizer),
+            evaluate=evaluate,
+            best_metric=best_metric,
+        )
+
+
+def _train(
+    run: _Run, state: TrainState, start: int, recorder: Recorder, checkpoints: Checkpoints, preemption: Preemption
+) -> TrainState:
+    """All steps after `start`: update, read and evaluate where due, save where due, stop where asked to."""
+    weights, seed = Weights.create(run.config), run.config.seed
+    update = jit_train_step(state, run.mesh, model=run.model, weights=weights, optimizer=run.optimizer, seed=seed)
+    with contextlib.closing(_rows(run, start)) as rows:
+        batches = distributed.device_batches(rows, run.mesh)
+        for step in range(start + 1, run.config.train.steps + 1):
+            state, metrics = update(state, next(batches))
+            recorder.add(metrics, step)
+            due = _Due.after(step, run, stop=preemption.reached(step))
+            if due.log:
+                refuse_divergence(recorder.read(step), run.config.train.max_skipped_steps, step)
+            scores = recorder.evaluate(run.evaluate, state.params, step) if run.evaluate and due.evaluate else {}
+            recorder.write(step)
+            if due.save:
+                score = scores.get(run.best_metric, math.nan)
+                checkpoints.save(state, step, {**run.meta, "examples": step * run.config.data.batch_size}, score=score)
+            if due.stop:
+                raise RetryError(
+                    f"asked to stop; step {step} is saved in {run.workdir}: run the same command again to go on"
+                )
+    return state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Due:
+    """What is to be done after a step. An evaluation is saved with, so that the best step is always a checkpoint."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+    stop: bool
+
+    @classmethod
+    def after(cls, step: int, run: _Run, *, stop: bool) -> "_Due":
+        train = run.config.train
+        last = step == train.steps
+
+        def every(steps: int) -> bool:
+            return steps > 0 and (last or step % steps == 0)
+
+        evaluate = run.evaluate is not None and every(train.evaluate_every)
+        return cls(
+            log=every(train.log_every) or last or stop,
+            evaluate=evaluate and not stop,
+            save=every(train.checkpoint_every) or last or stop or evaluate,
+            stop=stop and not last,
+        )
+
+
+def _rows(run: _Run, start: int) -> Any:
+    """This process's rows of the global batches after step `start`."""
+    config = run.config
+    spec = BatchSpec(
+        tokenizer=config.data.tokenizer,
+        image_size=config.model.vision.image_size,
+        max_tokens=config.model.text.max_tokens,
+        max_sentences=config.text.max_sentences,
+        fit=config.data.fit,
+        scale=config.data.scale,
+        shift=config.data.shift,
+        subset_probability=config.text.subset_probability,
+    )
+    index, count = distributed.data_share(run.mesh, config.data.batch_size)
+    return train_batches(
+        config.data.directory,
+        spec,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        split=config.data.split,
+        start_step=start,
+        process_index=index,
+        process_count=count,
+        workers=config.data.workers,
+        permute_reports=config.data.permute_reports,
+    )
+
+
+def first_state(run: _Run, checkpoints: Checkpoints, init_from: Path | None) -> TrainState:
+    """The state of the latest checkpoint, else a new one, else a new one with another run's parameters.
+
+    Raises:
+      CheckpointError: see `pretrain`.
+    """
+    like = abstract_state(run.model, run.optimizer, run.mesh)
+    if checkpoints.steps:
+        refuse_other_config(run.config, run.workdir)
+    if restored := checkpoints.restore(like):
+        state, meta = restored
+        refuse_other_data(meta, run.meta, ("tokenizer_hash", "data", "batch_size", "seed"), run.workdir)
+        return state
+    state = create_state(run.model, run.optimizer, run.config.seed, run.mesh)
+    if init_from is None:
+        return state
+    params, meta = restore_parameters(init_from, like.params)
+    refuse_other_data(meta, run.meta, ("tokenizer_hash",), init_from)
+    return dataclasses.replace(state, params=params)
+
+
+def describe(config: Config, tokenizer: ReportTokenizer) -> dict[str, Any]:
+    """What is written beside every checkpoint: enough to refuse to go on with another tokenizer or other data.
+
+    Raises:
+      UserError: the build does not exist or has no such split.
+    """
+    splits = read_manifest(Path(config.data.directory)).splits
+    if config.data.split not in splits:
+        raise UserError(f"{config.data.directory}: no split '{config.data.split}'; found {', '.join(splits)}")
+    split = splits[config.data.split]
+    shards = hashlib.sha256("".join(shard.sha256 for shard in split.shards).encode()).hexdigest()[:16]
+    return {
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+        "tokenizer_hash": tokenizer.hash,
+        "vocab_size": tokenizer.vocab_size,
+        "batch_size": config.data.batch_size,
+        "data": {"split": config.data.split, "records": split.records, "shards": shards},
+    }
+
+
+def refuse_other_data(
+    found: Mapping[str, Any], expected: Mapping[str, Any], keys: Sequence[str], workdir: Path
+) -> None:
+    """Raises a CheckpointError where a checkpoint was made with another tokenizer or at other data."""
+    for key in keys:
+        if found.get(key) != expected[key]:
+            raise CheckpointError(
+                f"{workdir}: checkpoint has {key} {found.get(key)}; this run has {expected[key]}: use a new workdir"
+            )
+
+
+def refuse_other_config(config: Config, workdir: Path) -> None:
+    """Raises a CheckpointError that names the keys in which the run's config.json and `config` differ, those of `MAY_CHANGE` aside."""
+    try:
+        found = _flat(json.loads((workdir / CONFIG_FILE).read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{workdir / CONFIG_FILE}: cannot be read ({type(error).__name__}), but there are checkpoints"
+        ) from error
+    wanted = _flat(json.loads(json.dumps(to_dict(config))))
+    keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    refused = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)]
+    if refused:
+        listed = ", ".join(f"{key} {found.get(key)!r} is now {wanted.get(key)!r}" for key in refused)
+        raise CheckpointError(f"{workdir}: begun with another configuration: {listed}; use a new workdir")
+
+
+def refuse_divergence(values: Mapping[str, float], limit: int, step: int) -> None:
+    """Raises a DivergedError where more steps in a row were skipped than the configuration allows."""
+    if values["skipped_in_a_row"] >= limit > 0:
+        row = int(values["skipped_in_a_row"])
+        raise DivergedError(
+            f"step {step}: {row} steps in a row without a finite loss and gradient; lower optimizer.peak_rate"
+        )
+
+
+def prepare_workdir(config: Config, workdir: Path) -> None:
+    """Writes config.json and a copy of the tokenizer, so that the run directory can be evaluated on its own."""
+    if distributed.is_lead():
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        source, target = Path(config.data.tokenizer).resolve(), (workdir / TOKENIZER_DIRECTORY).resolve()
+        if source != target:
+            shutil.copytree(source, target, dirs_exist_ok=True)
+    distributed.barrier("workdir")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

@@ -1,0 +1,49 @@
+"""AdamW with linear warm-up and a half cosine to 0, no decay where it does harm, and clipping."""
+
+import re
+from typing import Any
+
+import jax
+import optax
+
+from input_pipeline.errors import UserError
+from msfl_jax.config import OptimizerConfig
+from msfl_jax.parallel.sharding import path_name
+
+# Offsets, scales, and rows that stand alone rather than map one width to another (as MAE and FLIP exclude them).
+NOT_DECAYED = re.compile(
+    r"(^|/)(bias|scale|log_scale|cls_token|mask_token|pos_embed|position_embeddings/embedding|token_type_embeddings/embedding)$"
+)
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Rate at a step: 0 at step 0, linear to `peak_rate` at `warmup_steps`, half cosine to 0 at `steps` (MAE's `lr_sched`).
+
+    Raises:
+      UserError: the warm-up is no shorter than the run.
+    """
+    if config.warmup_steps >= steps:
+        raise UserError(
+            f"config: 'optimizer.warmup_steps' is {config.warmup_steps}; expected fewer than train.steps, {steps}"
+        )
+    if not config.warmup_steps:
+        return optax.cosine_decay_schedule(config.peak_rate, steps)
+    return optax.warmup_cosine_decay_schedule(0.0, config.peak_rate, config.warmup_steps, steps)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clips the gradient by its global norm, then AdamW at `learning_rate` with decay on kernels and word embeddings only.
+
+    Args:
+      config: rates and moments.
+      steps: length of the run, at whose end the rate is 0.
+    """
+    adam = optax.adamw(
+        learning_rate(config, steps), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decayed
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+
+
+def decayed(params: Any) -> Any:
+    """True for each parameter that weight decay applies to: none that is a bias, norm, position, class or mask token, or temperature."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: not NOT_DECAYED.search(path_name(path)), params)

@@ -1,0 +1,99 @@
+"""Gathers what steps measure, on the devices, and passes it on to the logs where it is due."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+from clu import metrics as clu_metrics
+
+from msfl_jax.config import Config
+from msfl_jax.parallel.distributed import is_lead
+from msfl_jax.train.flops import flops_per_pair
+from msfl_jax.train.optimizer import learning_rate
+from msfl_jax.train.step import merge, readable
+from msfl_jax.train.telemetry import Clock, Progress, Telemetry, throughput, write_parameter_overview
+
+
+class Recorder:
+    """Metrics of the steps since the last log, read from the devices only there; logs are written by the lead process alone.
+
+    Attributes:
+      values: what was read last.
+    """
+
+    def __init__(
+        self, config: Config, workdir: Path, params: Any, vocab_size: int, *, step: int, progress: bool
+    ) -> None:
+        """Opens the logs of a run that goes on after `step` and writes the table of parameters.
+
+        Args:
+          config: of the run.
+          workdir: the run directory.
+          params: arrays, for the table.
+          vocab_size: of the model.
+          step: the last one taken.
+          progress: whether to print a line of progress.
+        """
+        self.values: dict[str, float] = {}
+        self._pending: dict[str, float] = {}
+        self._metrics: clu_metrics.Collection | None = None
+        self._first = step + 1
+        self._rate = learning_rate(config.optimizer, config.train.steps)
+        self._flops = flops_per_pair(config, vocab_size)
+        self._clock = Clock(batch_size=config.data.batch_size, steps=config.train.steps)
+        self._telemetry = Telemetry(workdir, step=step) if is_lead() else None
+        self._progress = Progress("pretraining", steps=config.train.steps) if progress and is_lead() else None
+        if is_lead():
+            self._describe(workdir, params)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._telemetry:
+            self._telemetry.close()
+        if self._progress:
+            self._progress.close()
+
+    def add(self, metrics: clu_metrics.Collection, step: int) -> None:
+        """Adds the metrics of one step without waiting for them."""
+        self._metrics = metrics if self._metrics is None else merge(self._metrics, metrics)
+        if step == self._first:
+            self._clock.restart(step)  # the call returned when the step was compiled
+
+    def read(self, step: int) -> Mapping[str, float]:
+        """Waits for the devices and returns all metrics since the last reading, the learning rate and the throughput."""
+        assert self._metrics is not None
+        values, self._metrics = readable(self._metrics), None
+        rate, remaining = self._clock.rate(step), self._clock.remaining(step)
+        self._clock.restart(step)
+        devices = jax.devices()
+        values["learning_rate"] = float(self._rate(step - 1))
+        values |= throughput(rate, self._flops, len(devices), devices[0].device_kind)
+        self.values = self._pending = values
+        if self._progress:
+            self._progress.show(step, loss=values["loss/total"], rate=rate, remaining=remaining)
+        return values
+
+    def evaluate(
+        self, evaluate: Callable[[Any, int], Mapping[str, float]], params: Any, step: int
+    ) -> Mapping[str, float]:
+        """What `evaluate` returns, which is logged with the step; its time is no training time."""
+        scores = evaluate(params, step)
+        self._clock.restart(step)
+        self._pending = self._pending | dict(scores)
+        return scores
+
+    def write(self, step: int) -> None:
+        """Logs what has been read and evaluated at this step, if anything."""
+        if self._pending and self._telemetry:
+            self._telemetry.write(step, self._pending)
+        self._pending = {}
+
+    def _describe(self, workdir: Path, params: Any) -> None:
+        with contextlib.suppress(OSError):  # as with every log: not worth the run
+            total = write_parameter_overview(params, workdir)
+            if self._progress:
+                print(f"{'parameters':<20}{total:,}", flush=True)

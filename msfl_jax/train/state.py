@@ -1,0 +1,64 @@
+"""What a training step turns into what comes after it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from msfl_jax.model import Model
+from msfl_jax.parallel.sharding import FSDP_THRESHOLD, shardings
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that changes; nothing random, because that follows from (seed, step).
+
+    Attributes:
+      step: int32 [], steps taken.
+      params: parameters by name, float32.
+      opt_state: moments of AdamW under the same names.
+      skipped: int32 [], steps in a row without a finite loss and gradient.
+    """
+
+    # Not annotated as arrays: trees of shapes and of shardings have this type too.
+    step: Any
+    params: Any
+    opt_state: Any
+    skipped: Any
+
+
+def create_state(
+    model: Model, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD
+) -> TrainState:
+    """The state before the first step; each device computes only its own shards.
+
+    Args:
+      model: gives the shapes and the initialisers.
+      optimizer: gives the shapes of the moments.
+      seed: of the initial parameters.
+      mesh: where the state lies.
+      threshold: elements from which a tensor is sharded over fsdp.
+    """
+    initial = _initializer(model, optimizer, seed)
+    placed = shardings(jax.eval_shape(initial), mesh, threshold=threshold)
+    return jax.jit(initial, out_shardings=placed)()
+
+
+def abstract_state(
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without computing it: what a checkpoint is restored into."""
+    shapes = jax.eval_shape(_initializer(model, optimizer, seed=0))
+    placed = shardings(shapes, mesh, threshold=threshold)
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed)
+
+
+def _initializer(model: Model, optimizer: optax.GradientTransformation, seed: int):
+    def initial() -> TrainState:
+        params = model.init(jax.random.key(seed))
+        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0))
+
+    return initial

@@ -1,0 +1,181 @@
+"""What a run says about itself: a line of JSON and TensorBoard scalars per log step, throughput, and a line of progress."""
+
+import datetime
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from clu import parameter_overview
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_DIRECTORY = "tensorboard"
+PARAMETERS_FILE = "parameters.txt"
+
+# Dense bfloat16 peak of one device in TFLOP/s, by the beginning of `jax.Device.device_kind`; from the vendors' data sheets, without sparsity.
+PEAK_TFLOPS = {
+    "NVIDIA B200": 2250.0,
+    "NVIDIA H200": 989.0,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA H100": 989.0,
+    "NVIDIA GH200": 989.0,
+    "NVIDIA A100": 312.0,
+    "NVIDIA L40S": 362.0,
+    "NVIDIA L4": 121.0,
+    "TPU v6 lite": 918.0,
+    "TPU v6e": 918.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5e": 197.0,
+    "TPU v5p": 459.0,
+    "TPU v5": 459.0,
+    "TPU v4": 275.0,
+}
+
+log = logging.getLogger(__name__)
+
+
+class Telemetry:
+    """Writes metrics.jsonl and tensorboard/ of a run directory; whatever fails there is a warning and never ends the run."""
+
+    def __init__(self, workdir: Path, *, step: int) -> None:
+        """Opens the logs of a run that goes on after `step`; what was logged beyond it will be written again and is taken out."""
+        self._file = workdir / METRICS_FILE
+        self._board: SummaryWriter | None = None
+        self._failed: set[str] = set()
+        self._guard(self._file.name, lambda: rewind(self._file, step))
+        self._guard(TENSORBOARD_DIRECTORY, lambda: self._open_board(workdir, step))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One object `{"step": step, name: value, ...}` and one scalar per name; what is not finite is null in JSON."""
+        row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._guard(self._file.name, lambda: _append(self._file, json.dumps(row)))
+        if self._board is not None:
+            self._guard(TENSORBOARD_DIRECTORY, lambda: self._add_scalars(step, values))
+
+    def close(self) -> None:
+        """Flushes what TensorBoard's writer still holds."""
+        if self._board is not None:
+            self._guard(TENSORBOARD_DIRECTORY, self._board.close)
+
+    def _open_board(self, workdir: Path, step: int) -> None:
+        self._board = SummaryWriter(str(workdir / TENSORBOARD_DIRECTORY), purge_step=step + 1 if step else None)
+
+    def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        assert self._board is not None
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def _guard(self, name: str, write: Callable[[], None]) -> None:
+        """Runs `write`; its first failure is reported, later ones of the same file are not."""
+        try:
+            write()
+        except Exception as error:  # a full disk, a vanished folder, a broken writer: none of them is worth the run
+            if name not in self._failed:
+                log.warning("%s cannot be written (%s); training goes on without it", name, type(error).__name__)
+            self._failed.add(name)
+
+
+class Clock:
+    """Studies per second since it was last restarted, and the time that the rest of the run will take."""
+
+    def __init__(self, *, batch_size: int, steps: int) -> None:
+        self._batch_size, self._steps = batch_size, steps
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Begins anew after `step`: compilation and evaluations are no part of the rate."""
+        self._step, self._time = step, time.monotonic()
+
+    def rate(self, step: int) -> float:
+        """Studies per second over the steps since the restart; NaN before the first one."""
+        seconds = time.monotonic() - self._time
+        return (step - self._step) * self._batch_size / seconds if step > self._step and seconds > 0 else math.nan
+
+    def remaining(self, step: int) -> float:
+        """Seconds to the end of the run at the present rate."""
+        rate = self.rate(step)
+        return (self._steps - step) * self._batch_size / rate if rate > 0 else math.nan
+
+
+class Progress:
+    """One line that is drawn over on a terminal; elsewhere some twenty plain lines per run."""
+
+    def __init__(self, label: str, *, steps: int, stream: TextIO | None = None) -> None:
+        self._label, self._steps, self._stream = label, steps, stream or sys.stdout
+        self._terminal = self._stream.isatty()
+        self._printed = -1
+
+    def show(self, step: int, *, loss: float, rate: float, remaining: float) -> None:
+        """Draws the state after `step`: `rate` in studies per second, `remaining` in seconds."""
+        twentieth = 20 * step // self._steps
+        eta = str(datetime.timedelta(seconds=round(remaining))) if math.isfinite(remaining) else "-:--:--"
+        bar = "█" * twentieth + " " * (20 - twentieth)
+        line = f"{self._label:<20}{bar} {step}/{self._steps}   {rate:.1f} studies/s   loss {loss:.3f}   {eta}"
+        if self._terminal:
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write("\r" + line[:width].ljust(width))
+        elif twentieth > self._printed:
+            self._stream.write(line.replace(f"{bar} ", "") + "\n")
+        self._printed = twentieth
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leaves the last line standing."""
+        if self._terminal and self._printed >= 0:
+            self._stream.write("\n")
+
+
+def throughput(rate: float, flops: float, devices: int, device_kind: str) -> dict[str, float]:
+    """Throughput of the run by name.
+
+    Args:
+      rate: studies per second over all devices.
+      flops: of training on one study (see `flops.flops_per_pair`).
+      devices: their number.
+      device_kind: `jax.Device.device_kind`.
+
+    Returns:
+      `studies_per_second`, `tflops_per_device`, and for a known device `mfu` beside `peak_tflops`, the number it is a share of.
+    """
+    tflops = rate * flops / devices / 1e12
+    values = {"studies_per_second": rate, "tflops_per_device": tflops}
+    peak = next((value for kind, value in PEAK_TFLOPS.items() if device_kind.startswith(kind)), None)
+    return values if peak is None else values | {"mfu": tflops / peak, "peak_tflops": peak}
+
+
+def write_parameter_overview(params: Any, workdir: Path) -> int:
+    """Writes clu's table of parameters and shardings to parameters.txt and returns their number."""
+    table = parameter_overview.get_parameter_overview(params, include_stats="sharding")
+    (workdir / PARAMETERS_FILE).write_text(table + "\n")
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def rewind(file: Path, step: int) -> None:
+    """Takes the lines beyond `step`, and a last line that was cut short, out of a JSONL file."""
+    if not file.exists():
+        return
+    kept = [line for line in file.read_text().splitlines() if (at := _step_of(line)) is not None and at <= step]
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, file)
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line, or None where the line is damaged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _append(file: Path, line: str) -> None:
+    with file.open("a") as stream:
+        stream.write(line + "\n")

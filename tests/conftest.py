@@ -1,0 +1,26 @@
+"""Every test runs on eight virtual CPU devices, with array shapes and dtypes checked against the annotations."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+install_import_hook(["msfl_jax", "input_pipeline"], "beartype.beartype")
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real files named by MSFL_REAL_DATA; the test is skipped, visibly, without it."""
+    folder = os.environ.get("MSFL_REAL_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no real data: MSFL_REAL_DATA names no folder")
+    return Path(folder)

@@ -1,0 +1,150 @@
+"""Transformer blocks: attention against a loop, scanned against unrolled, recomputed against stored."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from numpy.testing import assert_allclose, assert_array_equal
+
+from msfl_jax.encoders.layers import BlockSpec, apply_blocks, attend, stack_layers, unstack_layers
+
+SPEC = BlockSpec("vit", depth=3, width=16, heads=2, hidden=32)
+
+
+class Tower(nn.Module):
+    spec: BlockSpec
+    masked_blocks: int | None = None
+    tap: int = 0
+
+    @nn.compact
+    def __call__(self, tokens, mask):
+        return apply_blocks(self.spec, tokens, mask, masked_blocks=self.masked_blocks, tap=self.tap)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.normal(jax.random.key(0), (2, 5, 16))
+
+
+@pytest.fixture(scope="module")
+def mask():
+    return jnp.abs(jnp.arange(5)[:, None] - jnp.arange(5))[None] <= 1
+
+
+@functools.cache
+def initialise(spec):
+    return jax.jit(Tower(spec).init)(jax.random.key(1), jnp.zeros((1, 5, 16)), None)["params"]
+
+
+def run(spec, params, tokens, mask, **options):
+    return jax.jit(Tower(spec, **options).apply)({"params": params}, tokens, mask)
+
+
+def attend_in_loops(query, key, value, mask):
+    result = np.zeros_like(query)
+    for b, q, h in np.ndindex(query.shape[:3]):
+        seen = np.flatnonzero(mask[b % len(mask), q % mask.shape[1]])
+        logits = np.array([query[b, q, h] @ key[b, n, h] for n in seen]) / np.sqrt(query.shape[-1])
+        weights = np.exp(logits - logits.max())
+        result[b, q, h] = sum(w * value[b, n, h] for w, n in zip(weights / weights.sum(), seen, strict=True))
+    return result
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6), (2, 1, 6), (1, 4, 6)])
+def test_attention_equals_a_loop_over_queries(shape):
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(2, 4, 3, 5))
+    key, value = rng.normal(size=(2, 2, 6, 3, 5))
+    mask = rng.random(shape) < 0.5
+    mask[..., 0] = True
+    result = attend(*(jnp.asarray(x, jnp.float32) for x in (query, key, value)), jnp.asarray(mask))
+    assert_allclose(result, attend_in_loops(query, key, value, mask), rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_that_sees_nothing_has_finite_values_and_gradients():
+    query = jax.random.normal(jax.random.key(0), (1, 3, 1, 4))
+    mask = jnp.zeros((1, 1, 3), bool)
+    value, gradients = jax.value_and_grad(lambda q, k, v: attend(q, k, v, mask).sum(), argnums=(0, 1, 2))(
+        query, query, query
+    )
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert"])
+@pytest.mark.parametrize("options", [{}, {"masked_blocks": 1, "tap": 1}, {"masked_blocks": 2, "tap": 3}])
+def test_scanned_blocks_equal_unrolled_ones(kind, options, tokens, mask):
+    spec = dataclasses.replace(SPEC, kind=kind)
+    params = initialise(spec)
+    expected = run(spec, params, tokens, mask, **options)
+    scanned = dataclasses.replace(spec, scan_layers=True)
+    found = run(scanned, stack_layers(params), tokens, mask, **options)
+    assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scanned_parameters_have_the_paths_and_shapes_of_stacked_ones(tokens, mask):
+    stacked = stack_layers(initialise(SPEC))
+    scanned = initialise(dataclasses.replace(SPEC, scan_layers=True))
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, scanned)
+    kernel = scanned["blocks"]["fc1"]["kernel"]
+    assert len({float(layer.sum()) for layer in kernel}) == SPEC.depth
+
+
+def test_unstacking_then_stacking_gives_the_same_parameters_at_any_depth_of_the_tree(tokens, mask):
+    spec = dataclasses.replace(SPEC, scan_layers=True)
+    params = {"text": {**initialise(spec), "norm": {"scale": jnp.ones(3)}}}
+    unstacked = unstack_layers(params)
+    assert sorted(unstacked["text"]) == ["blocks_0", "blocks_1", "blocks_2", "norm"]
+    jax.tree.map(assert_array_equal, stack_layers(unstacked), params)
+
+
+def test_the_tapped_tokens_are_those_of_a_shorter_stack(tokens, mask):
+    params = initialise(SPEC)
+    _, tapped = run(SPEC, params, tokens, None, tap=2)
+    shorter, _ = run(dataclasses.replace(SPEC, depth=2), params, tokens, None)
+    assert_allclose(tapped, shorter, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_recomputation_changes_neither_values_nor_gradients(scan_layers, remat, tokens, mask):
+    stored = dataclasses.replace(SPEC, scan_layers=scan_layers)
+    params = initialise(stored)
+
+    def loss(spec):
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sin(Tower(spec).apply({"params": p}, tokens, mask)[0]).sum()))
+
+    expected = loss(stored)(params)
+    found = loss(dataclasses.replace(stored, remat=remat))(params)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def test_recomputation_stores_less(tokens, mask):
+    def stored_bytes(remat):
+        spec = dataclasses.replace(SPEC, scan_layers=True, depth=8, remat=remat)
+        tower, wide = Tower(spec), jnp.zeros((8, 64, 16))
+        params = jax.eval_shape(tower.init, jax.random.key(1), wide, None)["params"]
+        step = jax.jit(jax.grad(lambda p: tower.apply({"params": p}, wide, None)[0].sum()))
+        return step.lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert stored_bytes("full") < stored_bytes("dots") < stored_bytes("none")
+
+
+def test_bfloat16_stays_close_to_float32_and_keeps_float32_parameters(tokens, mask):
+    half = dataclasses.replace(SPEC, dtype="bfloat16")
+    params = initialise(half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    expected, found = run(SPEC, params, tokens, mask)[0], run(half, params, tokens, mask)[0]
+    assert found.dtype == jnp.bfloat16
+    assert_allclose(found.astype(jnp.float32), expected, rtol=0.02, atol=0.05)
+
+
+def test_key_biases_have_no_gradient_because_they_shift_all_logits_of_a_query_alike(tokens):
+    params = initialise(SPEC)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sin(Tower(SPEC).apply({"params": p}, tokens, None)[0]).sum()))(params)
+    for layer in range(SPEC.depth):
+        assert_allclose(gradient[f"blocks_{layer}"]["attn"]["key"]["bias"], 0, atol=1e-5)

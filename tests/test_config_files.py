@@ -1,0 +1,86 @@
+"""Configurations: overrides, the eight combinations of table 5, and refusals in one line."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from input_pipeline.errors import UserError
+from msfl_jax.config import config_hash, from_config_dict, to_dict
+from msfl_jax.config_files import load_config, shipped_configs
+
+
+def weights(config):
+    return tuple(getattr(config.objective, f"lambda_{name}") for name in ("global", "local", "instance", "modality"))
+
+
+@pytest.mark.parametrize("name", ["demo", "mimic_vit_s16", "mimic_vit_b16", "mimic_vit_l16"])
+def test_every_shipped_configuration_loads_and_survives_json(name):
+    config = load_config(name)
+    assert name in shipped_configs()
+    assert from_config_dict(to_dict(config)) == config
+
+
+def test_the_argument_selects_each_of_the_eight_combinations_and_changes_nothing_else():
+    seen = set()
+    everything = load_config("demo")
+    for choice in itertools.product([False, True], repeat=3):
+        words = ["global", *(w for w, on in zip(("local", "instance", "modality"), choice, strict=True) if on)]
+        config = load_config("demo:" + ",".join(words))
+        assert weights(config) == (1.0, *map(float, choice))
+        seen.add(weights(config))
+        same_weights = {f"lambda_{w}": getattr(everything.objective, f"lambda_{w}") for w in ("local", "instance", "modality")}
+        assert dataclasses.replace(config, objective=dataclasses.replace(config.objective, **same_weights)) == everything
+    assert len(seen) == 8
+
+
+def test_short_and_permuted_may_be_added():
+    config = load_config("demo:global,local,permuted,short")
+    assert (config.train.steps, config.data.permute_reports) == (500, True)
+    assert weights(config) == (1.0, 1.0, 0.0, 0.0)
+
+
+def test_a_path_with_an_argument_works_like_the_name():
+    path = shipped_configs()["demo"]
+    assert load_config(f"{path}:global") == load_config("demo:global")
+
+
+def test_overrides_reach_nested_keys_and_tuples():
+    config = load_config("demo", ["--config.train.steps=7", "--config.objective.instance_matching.ramp=(0.1, 0.2)"])
+    assert config.train.steps == 7
+    assert config.objective.instance_matching.ramp == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "words"),
+    [
+        ("demoo", None, ["demoo", "did you mean 'demo'"]),
+        ("demo:globall", None, ["globall", "global"]),
+        ("demo:local", None, ["lacks 'global'"]),
+        ("demo", "--config.optimiser.b1=0.9", ["optimiser.b1", "did you mean 'optimizer.b1'"]),
+        ("demo", "--config.optimizer.peak_rat=1", ["peak_rat", "did you mean 'optimizer.peak_rate'"]),
+        ("demo", "--config.train.steps=many", ["train.steps", "many", "int"]),
+        ("demo", "--config.train.steps=1.5", ["train.steps", "int"]),
+        ("demo", "--config.train.steps=0", ["train.steps", "at least 1"]),
+        ("demo", "--config.image.passes=twice", ["image.passes", "two, shared"]),
+        ("demo", "--config.image.mask_ratio=1.5", ["image.mask_ratio", "between 0 and 1"]),
+        ("demo", "--config.model.vision.image_size=65", ["image_size", "multiple of patch_size"]),
+        ("demo", "--config.data.permute_reports=maybe", ["permute_reports", "bool"]),
+        ("demo", "--config.train=3", ["'train' is a section"]),
+        ("demo", "--confg.seed=3", ["--confg.seed=3", "--config.SECTION.KEY=VALUE"]),
+    ],
+)
+def test_a_wrong_key_type_or_value_is_one_line_with_the_way_out(name, override, words):
+    with pytest.raises(UserError) as error:
+        load_config(name, [override] if override else [])
+    message = str(error.value)
+    assert "\n" not in message
+    assert error.value.exit_code == 2
+    for word in words:
+        assert word in message
+
+
+def test_the_hash_ignores_paths_and_sees_everything_else():
+    plain = config_hash(load_config("demo"))
+    assert plain == config_hash(load_config("demo", ["--config.data.directory=/elsewhere", "--config.data.workers=2"]))
+    assert plain != config_hash(load_config("demo", ["--config.seed=1"]))

@@ -1,0 +1,70 @@
+"""Walks the imports of every module and fails on an arrow that points up (design: configs -> msfl_jax -> input_pipeline)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A part of msfl_jax may import the parts named behind it, and itself.
+ALLOWED = {
+    "config": set(),
+    "config_files": {"config"},
+    "presets": set(),
+    "encoders": set(),
+    "losses": set(),
+    "metrics": set(),
+    "heads": {"encoders"},
+    "model": {"config", "encoders", "heads", "losses"},
+    "objective": {"config", "losses", "model"},
+    "parallel": {"config"},
+    "train": {"config", "model", "objective", "parallel"},
+    "tasks": {"config", "metrics", "model", "train", "parallel"},
+    "results": {"config", "metrics", "tasks"},
+    "commands": {"config", "config_files", "model", "objective", "parallel", "train", "tasks", "metrics", "results"},
+    "cli": {"commands", "config", "config_files"},
+    "__init__": set(),
+}
+LIBRARIES_OF_ARRAYS = {"encoders", "losses", "metrics"}
+
+
+def imported(file: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return names
+
+
+def part(name: str) -> str:
+    """The part of msfl_jax that a dotted name belongs to: `msfl_jax.train.loop` -> `train`."""
+    pieces = name.split(".")
+    return pieces[1] if len(pieces) > 1 else ""
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "input_pipeline").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_the_input_pipeline_imports_neither_jax_nor_the_library(file):
+    roots = {name.split(".")[0] for name in imported(file)}
+    assert not roots & {"jax", "flax", "optax", "orbax", "msfl_jax", "configs", "tensorflow", "torch"}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda f: f.name)
+def test_configs_import_only_ml_collections_and_presets(file):
+    assert imported(file) <= {"ml_collections", "ml_collections.ConfigDict", "msfl_jax", "msfl_jax.presets"}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "msfl_jax").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_no_arrow_points_back_inside_the_library(file):
+    own = file.relative_to(ROOT / "msfl_jax").with_suffix("").parts[0]
+    assert own in ALLOWED, f"{own}: say in this test what it may import"
+    used = {part(name) for name in imported(file) if name.startswith("msfl_jax.")} - {own}
+    assert used <= ALLOWED[own], f"{own} imports {used - ALLOWED[own]}"
+    outside = {name.split(".")[0] for name in imported(file)}
+    assert not outside & {"tensorflow", "torch", "configs", "tests", "launch"}
+    if own in LIBRARIES_OF_ARRAYS:
+        assert "input_pipeline" not in outside, f"{own} knows only arrays"

@@ -16,7 +16,6 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline import records
 from input_pipeline.errors import UserError
 from input_pipeline.reading import grounding_records, label_names, open_split, record_count, text_sentences
 from input_pipeline.streams import (
@@ -74,7 +73,7 @@ class Batches(Iterator[Batch]):
 
 
 def train_batches(
-    directory: Path,
+    directory: Path | str,
     spec: BatchSpec,
     *,
     batch_size: int,
@@ -116,10 +115,7 @@ def train_batches(
         process_index, process_count, batch_size=batch_size, start_step=start_step, end_step=_ENDLESS
     )
     source = open_split(directory, split)
-    reports = None
-    if permute_reports:
-        patients = [records.decode(source[index]).patient_key for index in range(len(source))]
-        reports = report_permutation(patients, seed)
+    reports = report_permutation([record.patient_key for record in source], seed) if permute_reports else None
     tokenizer = ReportTokenizer.load(spec.tokenizer)
     stream = grain.MapDataset.source(TrainingRecords(source, reports)).seed(seed).shuffle().repeat(None)
     stream = stream.random_map(functools.partial(training_row, spec=spec, tokenizer=tokenizer))
@@ -127,7 +123,7 @@ def train_batches(
 
 
 def evaluation_batches(
-    directory: Path,
+    directory: Path | str,
     spec: BatchSpec,
     *,
     batch_size: int,

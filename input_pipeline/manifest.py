@@ -68,9 +68,25 @@ class Manifest:
     key_check: str
     versions: dict[str, str]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of records of each split that has any."""
+        return {name: split.records for name, split in self.splits.items() if split.records}
+
+    def __str__(self) -> str:
+        """One aligned line per split: records kept, rows dropped by reason, records flagged."""
+        lines = [f"{self.name:<12}{self.input_rows:>10,} input rows, short side {self.short_side}"]
+        for name, split in self.splits.items():
+            dropped = ", ".join(f"{reason} {count:,}" for reason, count in split.dropped.items())
+            flagged = "".join(f"; flagged {flag} {count:,}" for flag, count in split.flags.items())
+            lines.append(
+                f"{name:<12}{split.records:>10,} records" + (f"; dropped {dropped}" if dropped else "") + flagged
+            )
+        return "\n".join(lines)
+
     def readable_splits(self) -> tuple[str, ...]:
         """Names of the splits that have records."""
-        return tuple(name for name, split in self.splits.items() if split.records)
+        return tuple(self.counts)
 
 
 def write_manifest(manifest: Manifest, directory: Path) -> None:
@@ -79,7 +95,7 @@ def write_manifest(manifest: Manifest, directory: Path) -> None:
     (directory / MANIFEST_NAME).write_text(text + "\n")
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path | str) -> Manifest:
     """Reads the manifest of a build.
 
     Raises:

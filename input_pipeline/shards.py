@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Float32
 
 from input_pipeline import images, records, tables
 from input_pipeline.errors import DataError
@@ -88,7 +89,7 @@ def make_record(task: ShardTask, row: ImageRow) -> tuple[records.Record, tuple[s
         jpeg = images.encode_jpeg(images.resize_short_side(image, task.short_side), task.quality)
     except DataError:
         raise Dropped("bad_image") from None
-    boxes, clipped = _clip(row.boxes, *image.shape)
+    boxes, clipped = clip_boxes(row.boxes, image.shape[0], image.shape[1])
     flags = {"clipped_box": clipped, "blank_image": image.min() == image.max()}
     record = records.Record(
         image=jpeg,
@@ -103,6 +104,23 @@ def make_record(task: ShardTask, row: ImageRow) -> tuple[records.Record, tuple[s
         category=row.category,
     )
     return record, (*sentences.flags, *(name for name, raised in flags.items() if raised))
+
+
+def clip_boxes(
+    boxes: Iterable[tuple[float, float, float, float]], height: int, width: int
+) -> tuple[Float32[np.ndarray, "K 4"], bool]:
+    """Boxes (x, y, width, height) cut to an image of `height` x `width` pixels, and whether that changed any.
+
+    A box wholly outside is left out; raises Dropped("box_outside_image") where nothing is left of any box.
+    """
+    given = np.asarray(list(boxes), np.float32).reshape(-1, 4)
+    low = np.clip(given[:, :2], 0, (width, height))
+    high = np.clip(given[:, :2] + given[:, 2:], 0, (width, height))
+    clipped = np.concatenate([low, high - low], axis=1).astype(np.float32)
+    inside = (clipped[:, 2:] > 0).all(axis=1)
+    if len(given) and not inside.any():
+        raise Dropped("box_outside_image")
+    return clipped[inside], not np.array_equal(clipped, given)
 
 
 def _write_records(task: ShardTask, draft: Path, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -128,18 +146,6 @@ def _write_records(task: ShardTask, draft: Path, advance: Callable[[int], None])
         "members": set_hash(kept),
         "quarantined": quarantined,
     }
-
-
-def _clip(boxes: Iterable[tuple[float, float, float, float]], height: int, width: int) -> tuple[np.ndarray, bool]:
-    """Boxes cut to the image, and whether that changed any; raises Dropped where nothing is left of any box."""
-    given = np.asarray(list(boxes), np.float32).reshape(-1, 4)
-    low = np.clip(given[:, :2], 0, (width, height))
-    high = np.clip(given[:, :2] + given[:, 2:], 0, (width, height))
-    clipped = np.concatenate([low, high - low], axis=1).astype(np.float32)
-    inside = (clipped[:, 2:] > 0).all(axis=1)
-    if len(given) and not inside.any():
-        raise Dropped("box_outside_image")
-    return clipped[inside], not np.array_equal(clipped, given)
 
 
 def _made_from(task: ShardTask) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Int64
 
 from input_pipeline import images, records
 from input_pipeline.errors import DataError, UserError
+from input_pipeline.reading import SplitRecords
 from input_pipeline.tokenizer import ReportTokenizer
 
 _NO_KEY = "0" * 32
@@ -107,24 +108,23 @@ class ProcessRows(grain.MapDataset):
 class TrainingRecords:
     """Records by index, each with the report of record `reports[index]` instead of its own if given."""
 
-    def __init__(self, source: Sequence[dict[str, Any]], reports: Int64[np.ndarray, "N"] | None):
+    def __init__(self, source: SplitRecords, reports: Int64[np.ndarray, "N"] | None):
         self._source, self._reports = source, reports
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> records.Record:
-        record = records.decode(self._source[index])
+        record = self._source[index]
         if self._reports is None:
             return record
-        other = records.decode(self._source[int(self._reports[index])])
-        return dataclasses.replace(record, sentences=other.sentences)
+        return dataclasses.replace(record, sentences=self._source[int(self._reports[index])].sentences)
 
 
 class PaddedRecords:
     """Pairs of record and True by index, then empty records and False up to `length`."""
 
-    def __init__(self, source: Sequence[dict[str, Any]], length: int, label_count: int):
+    def __init__(self, source: SplitRecords, length: int, label_count: int):
         self._source, self._length = source, length
         labels = np.full(label_count, np.nan, np.float32)
         black = images.encode_jpeg(np.zeros((8, 8), np.uint8))
@@ -136,7 +136,7 @@ class PaddedRecords:
 
     def __getitem__(self, index: int) -> tuple[records.Record, bool]:
         if index < len(self._source):
-            return records.decode(self._source[index]), True
+            return self._source[index], True
         return self._empty, False
 
 

@@ -18,7 +18,8 @@ from msfl_jax.commands.pretrain import run_pretraining
 from msfl_jax.commands.stages import stage
 from msfl_jax.config import Config, config_hash
 from msfl_jax.config_files import load_config
-from msfl_jax.results.figures import save_curves
+from msfl_jax.metrics import Interval
+from msfl_jax.results.figures import save_curves, save_phrase_overlays
 from msfl_jax.results.tables import demo_table
 from msfl_jax.tasks.grounding import GroundingResult, evaluate_grounding
 from msfl_jax.tasks.prompts import load_prompts
@@ -89,8 +90,7 @@ def run_demo(
         grounding=dataclasses.replace(settings.grounding, directory=str(folders.phrases)),
     )
     prepare(folders, studies=studies, seed=seed)
-    with stage("pretraining") as current:
-        current.result = run_pretraining(settings, folders.workdir, quiet=True)
+    run_pretraining(settings, folders.workdir, quiet=True)
     zero_shot, grounding = evaluate(folders, settings, split)
     save_curves(folders.workdir / "metrics.jsonl", folders.figures / "curves.png")
     summary = summarise(zero_shot, grounding, seconds=time.monotonic() - started, settings=settings)
@@ -126,7 +126,7 @@ def evaluate(folders: Folders, config: Config, split: str) -> tuple[ZeroShotResu
             run, folders.records, split, prompts=load_prompts(config.zero_shot.prompts), rule=config.zero_shot.rule
         )
         grounding = evaluate_grounding(run, folders.phrases, split)
-        draw_overlays(run, folders.phrases, split, folders.figures, count=OVERLAYS)
+        save_phrase_overlays(run, folders.phrases, split, folders.figures, count=OVERLAYS)
         current.result = f"{zero_shot.records:,} images, {grounding.records:,} phrases of held-out patients ({split})"
     return zero_shot, grounding
 

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from msfl_jax.results.figures import save_phrase_overlays
+from input_pipeline.reading import open_split
+from msfl_jax.results.figures import save_phrase_overlays, save_record_overlays
 from msfl_jax.results.tables import grounding_table, zero_shot_table
 from msfl_jax.tasks.grounding import evaluate_grounding
 from msfl_jax.tasks.prompts import load_prompts
-from msfl_jax.tasks.run import open_run
+from msfl_jax.tasks.run import Run, open_run
 from msfl_jax.tasks.zero_shot import evaluate_zero_shot
 
 
@@ -33,6 +34,8 @@ def zero_shot_report(workdir: Path, directory: Path, *, split: str, prompts: str
 def grounding_report(workdir: Path, directory: Path, *, split: str, protocol: str = "", overlays: int = 8) -> str:
     """Phrase grounding of a build: the table as text; predictions and overlays go to `workdir`.
 
+    A build without boxes, as of image-report pairs, has nothing to measure: then the sentences of its reports are drawn and that is said.
+
     Args:
       workdir: run directory.
       directory: build with phrases and boxes.
@@ -44,9 +47,25 @@ def grounding_report(workdir: Path, directory: Path, *, split: str, protocol: st
       UserError: the run, the build, the split or the protocol does not exist.
     """
     run = open_run(workdir)
+    figures = workdir / "figures"
+    if not has_boxes(directory, split):
+        return sentence_overlays(run, directory, split, figures, count=overlays)
     result = evaluate_grounding(run, directory, split, protocol=protocol or None)
     file = workdir / "predictions" / f"grounding_{split}.npz"
     result.scores.save(file)
-    figures = workdir / "figures"
     save_phrase_overlays(run, directory, split, figures, count=overlays)
     return f"{grounding_table(result)}\n\npredictions  {file}\noverlays     {figures}"
+
+
+def has_boxes(directory: Path, split: str) -> bool:
+    """Whether a build's first record has boxes: all records of a data set have them, or none."""
+    return len(open_split(directory, split)[0].boxes) > 0
+
+
+def sentence_overlays(run: Run, directory: Path, split: str, folder: Path, *, count: int) -> str:
+    """Draws every sentence of the first `count` reports of a split over its own image, and says where."""
+    records = open_split(directory, split)
+    drawn = min(count, len(records))
+    for index in range(drawn):
+        save_record_overlays(run, [records[index]], folder / f"report_{split}_{index:02d}.png")
+    return f"{directory} has no boxes: nothing to measure\noverlays     {folder}  ({drawn} reports, one panel per sentence)"

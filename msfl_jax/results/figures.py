@@ -27,19 +27,19 @@ RED = (0.89, 0.05, 0.04)
 STRONGEST = 0.72  # opacity of the hottest pixel: the anatomy must stay visible below it
 PANEL = 2.3  # inches
 DPI = 200
-CAPTION_CHARACTERS = 40
+CAPTION_CHARACTERS = 38
 COLUMNS = 4
 
-UNITS = {"loss/image_reconstruction": "squared deviation", "temperature": "temperature", "learning_rate": "rate"}
+# Metric, title and unit of each panel of the curves.
 PANELS = (
-    ("loss/total", "total, weighted (eq. 7)"),
-    ("loss/global_alignment", "global alignment (eq. 1)"),
-    ("loss/local_alignment", "local alignment (eq. 3)"),
-    ("loss/instance_matching", "instance matching (eq. 4)"),
-    ("loss/image_reconstruction", "image reconstruction (eq. 5)"),
-    ("loss/masked_language_modeling", "masked language modeling (eq. 5)"),
-    ("zero_shot/mean_auc", "zero-shot mean AUC"),
-    ("grounding/cnr", "grounding CNR"),
+    ("loss/total", "total, weighted", "loss"),
+    ("loss/global_alignment", "global alignment", "nats"),
+    ("loss/local_alignment", "local alignment", "nats"),
+    ("loss/instance_matching", "instance matching", "nats"),
+    ("loss/image_reconstruction", "image reconstruction", "squared error"),
+    ("loss/masked_language_modeling", "masked language modeling", "nats"),
+    ("zero_shot/mean_auc", "zero-shot, mean of findings", "AUC"),
+    ("grounding/cnr", "phrase grounding", "CNR"),
 )
 
 
@@ -148,25 +148,25 @@ def save_curves(metrics: Path | str, path: Path | str) -> None:
       UserError: the file does not exist or holds no objective.
     """
     rows = _read_rows(Path(metrics))
-    curves = {name: _curve(rows, name) for name, _ in PANELS}
-    drawn = [(name, title) for name, title in PANELS if len(curves[name][0])]
+    curves = {name: _curve(rows, name) for name, _, _ in PANELS}
+    drawn = [panel for panel in PANELS if curves[panel[0]][0]]
     if not drawn:
         raise UserError(f"{metrics}: no objectives in it; expected the metrics.jsonl of a run")
     columns = min(COLUMNS, len(drawn))
     lines = -(-len(drawn) // columns)
     figure = Figure(figsize=(2.6 * columns, 2.1 * lines), dpi=DPI, layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes, (name, title) in zip(grid, drawn, strict=False):
-        _draw_curve(axes, *curves[name], title, name)
+    for axes, (name, title, unit) in zip(grid, drawn, strict=False):
+        _draw_curve(axes, *curves[name], title, unit)
     for axes in grid[len(drawn) :]:
         axes.set_visible(False)
     _save(figure, path)
 
 
 def _panels(count: int, size: tuple[int, int]) -> Figure:
-    """A row of panels for images of (height, width), wrapped after `COLUMNS`."""
-    columns = min(COLUMNS, count)
-    lines = -(-count // columns)
+    """A row of panels for images of (height, width), in several equal rows where there are more than `COLUMNS`."""
+    lines = -(-count // COLUMNS)
+    columns = -(-count // lines)
     height = PANEL * size[0] / size[1] + 0.55
     figure = Figure(figsize=(PANEL * columns, height * lines), dpi=DPI, layout="constrained")
     for axes in figure.subplots(lines, columns, squeeze=False).ravel()[count:]:
@@ -180,7 +180,7 @@ def _draw_image(axes: Axes, image: UInt8[np.ndarray, "H W"], caption: str) -> No
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    label = axes.set_xlabel(textwrap.fill(caption, CAPTION_CHARACTERS), fontsize=7.5, labelpad=4)
+    label = axes.set_xlabel(textwrap.fill(caption, CAPTION_CHARACTERS), fontsize=7.2, labelpad=4)
     label.set_parse_math(False)  # a report's dollar sign begins no formula
 
 
@@ -213,17 +213,21 @@ def _outline_view(axes: Axes, seen: np.ndarray) -> None:
     axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="0.75", linewidth=0.8, linestyle=(0, (1, 2))))
 
 
-def _draw_curve(axes: Axes, steps: Sequence[int], values: Sequence[float], title: str, name: str) -> None:
-    axes.plot(steps, values, color="0.75", linewidth=0.8)
-    if len(steps) >= 8:
+def _draw_curve(axes: Axes, steps: Sequence[int], values: Sequence[float], title: str, unit: str) -> None:
+    few = len(steps) < 8
+    axes.plot(
+        steps,
+        values,
+        color="tab:blue" if few else "0.75",
+        linewidth=1.3 if few else 0.8,
+        marker="o" if few else "",
+        markersize=3,
+    )
+    if not few:
         axes.plot(steps, _smooth(np.asarray(values)), color="tab:blue", linewidth=1.3)
-    else:
-        axes.plot(steps, values, color="tab:blue", linewidth=1.3, marker="o", markersize=3)
     axes.set_title(title, fontsize=8)
     axes.set_xlabel("step", fontsize=7)
-    axes.set_ylabel(
-        UNITS.get(name, "nats" if name.startswith("loss/") else name.split("/")[-1].upper()[-3:]), fontsize=7
-    )
+    axes.set_ylabel(unit, fontsize=7)
     axes.tick_params(labelsize=6.5)
     axes.margins(x=0.02)
     axes.grid(alpha=0.25, linewidth=0.5)
@@ -233,14 +237,10 @@ def _draw_curve(axes: Axes, steps: Sequence[int], values: Sequence[float], title
 
 def _smooth(values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
     """Centred running mean over a twelfth of the run, narrower at the ends so that they are not bent."""
-    reach = max(1, len(values) // 24)
-    return np.asarray(
-        [
-            values[max(0, i - r) : i + r + 1].mean()
-            for i in range(len(values))
-            for r in [min(reach, i, len(values) - 1 - i)]
-        ]
-    )
+    index = np.arange(len(values))
+    reach = np.minimum(max(1, len(values) // 24), np.minimum(index, index[::-1]))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
 
 
 def _read_rows(metrics: Path) -> list[Mapping[str, Any]]:
@@ -274,5 +274,6 @@ def _save(figure: Figure, path: Path | str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
-    FigureCanvasAgg(figure).print_png(temporary)
+    FigureCanvasAgg(figure)  # a backend of its own, whatever the session has chosen
+    figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.03)
     os.replace(temporary, path)

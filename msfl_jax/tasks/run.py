@@ -98,17 +98,12 @@ def encode_texts(run: Run, texts: Sequence[str], *, batch_size: int = 64) -> Tex
       batch_size: texts at a time; the last batch is padded to it, so that the encoder is compiled once.
     """
     ids, sentence_ids = run.tokenizer.encode_phrases(texts, max_tokens=run.config.model.text.max_tokens)
-    parts = [
-        to_host(
-            _encode_report(
-                run.params,
-                *on_mesh(run.params, ids[start:end], sentence_ids[start:end], rows=batch_size),
-                model=run.model,
-            )
-        )
-        for start, end in _slices(len(texts), batch_size)
-    ]
-    report, sentences, mask = (np.concatenate(column)[: len(texts)] for column in zip(*parts, strict=True))
+    parts = []
+    for start, end in _slices(len(texts), batch_size):
+        rows = on_mesh(run.params, ids[start:end], sentence_ids[start:end], rows=batch_size)
+        embedded = to_host(_encode_report(run.params, *rows, model=run.model))
+        parts.append([array[: end - start] for array in embedded])
+    report, sentences, mask = (np.concatenate(column) for column in zip(*parts, strict=True))
     first = int(run.config.objective.local_alignment.include_cls)
     return Texts(report, sentences[:, first:], mask[:, first:])
 
@@ -135,8 +130,8 @@ def on_mesh(params: Params, *arrays: np.ndarray, rows: int) -> tuple[Any, ...]:
 
 
 def to_host(tree: Any) -> Any:
-    """NumPy copies of arrays, also of those of which other processes hold a part."""
-    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else jax.device_get(tree)
+    """NumPy copies of arrays, also of those of which other processes hold a part; then all of them come here together."""
+    return jax.tree.map(_fetch, tree)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -149,6 +144,12 @@ def _encode_report(
     params: Params, token_ids: Int32[Array, "B T"], sentence_ids: Int32[Array, "B T"], *, model: Model
 ) -> tuple[Array, Array, Array]:
     return model.encode_report(params, token_ids, sentence_ids)
+
+
+def _fetch(array: Any) -> np.ndarray:
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def _slices(count: int, size: int) -> list[tuple[int, int]]:

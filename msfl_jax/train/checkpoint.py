@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ class Checkpoints:
         self._pinned = _Pinned(set())
         self._manager = _open(self._directory, keep=max(keep, 1), pinned=self._pinned)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -214,7 +214,7 @@ def read_meta(workdir: Path, *, step: int | str | None = None) -> dict[str, Any]
 
 def _open(directory: Path, *, keep: int = 0, pinned: _Pinned | None = None) -> ocp.CheckpointManager:
     """A manager that writes where `pinned` is given, else one that only reads."""
-    policies = [checkpoint_managers.LatestN(keep), pinned] if pinned else [checkpoint_managers.PreserveAll()]
+    policies = [checkpoint_managers.LatestN(keep), pinned] if pinned else [checkpoint_managers.LatestN(None)]
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         create=pinned is not None,

@@ -42,7 +42,7 @@ def text_flops(size: TextSize) -> float:
     return blocks_flops(size.max_tokens, size.width, size.depth, size.mlp_ratio)
 
 
-def mlm_head_flops(size: TextSize, vocab_size: int, predicted: float) -> float:
+def mlm_head_flops(size: TextSize, vocab_size: int, predicted: int | float) -> float:
     """Forward FLOPs of the masked-language head on `predicted` positions: a dense layer and the tied word embeddings."""
     return 2.0 * predicted * size.width * (size.width + vocab_size)
 

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -24,7 +23,7 @@ class Preemption:
         self._agreed = jax.distributed.is_initialized()
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Preemption":
         if not self._agreed and threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 from clu import metrics as clu_metrics
@@ -48,7 +48,7 @@ class Recorder:
         if is_lead():
             self._describe(workdir, params)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, *_: object) -> None:

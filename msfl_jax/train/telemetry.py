@@ -9,8 +9,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from io import TextIOBase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from clu import parameter_overview
@@ -54,7 +55,7 @@ class Telemetry:
         self._guard(TENSORBOARD_DIRECTORY, lambda: self._open_board(workdir, step))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One object `{"step": step, name: value, ...}` and one scalar per name; what is not finite is null in JSON."""
+        """One object `{"step": step, name: value, ...}` and one scalar per name; what is not finite is null there."""
         row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._guard(self._file.name, lambda: _append(self._file, json.dumps(row)))
         if self._board is not None:
@@ -71,7 +72,8 @@ class Telemetry:
     def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         assert self._board is not None
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self._board.add_scalar(name, value, step)
 
     def _guard(self, name: str, write: Callable[[], None]) -> None:
         """Runs `write`; its first failure is reported, later ones of the same file are not."""
@@ -108,7 +110,7 @@ class Clock:
 class Progress:
     """One line that is drawn over on a terminal; elsewhere some twenty plain lines per run."""
 
-    def __init__(self, label: str, *, steps: int, stream: TextIO | None = None) -> None:
+    def __init__(self, label: str, *, steps: int, stream: TextIOBase | None = None) -> None:
         self._label, self._steps, self._stream = label, steps, stream or sys.stdout
         self._terminal = self._stream.isatty()
         self._printed = -1

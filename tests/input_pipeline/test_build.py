@@ -47,11 +47,22 @@ def test_counts_add_up_to_the_input(mimic_build):
     }
     assert manifest.splits["none"].dropped == {"no_split": 1}
     assert manifest.readable_splits() == ("train", "validate", "test")
+    assert manifest.counts == {"train": 12, "validate": 4, "test": 4}
+
+
+def test_a_manifest_prints_as_one_line_per_split(mimic_build):
+    assert str(read_manifest(mimic_build)).splitlines() == [
+        "mimic_cxr           27 input rows, short side 32",
+        "train               12 records; dropped bad_image 1, missing_image 1, no_metadata 1, no_report 1, no_text 1, not_frontal 1",
+        "validate             4 records",
+        "test                 4 records",
+        "none                 0 records; dropped no_split 1",
+    ]
 
 
 def test_records_hold_what_the_files_hold(mimic_build, mimic_root, layout):
     keyring = open_keyring(mimic_build.parent)
-    found = {record.image_key: record for record in reading.read_records(mimic_build, "test")}
+    found = {record.image_key: record for record in reading.open_split(mimic_build, "test")}
     for item in layout.studies():
         if item.split != "test":
             continue
@@ -300,7 +311,7 @@ def test_the_shards_of_a_split_hold_its_rows_in_order(mimic_build, mimic_root):
     keyring = open_keyring(mimic_build.parent)
     rows = MimicCxr(mimic_root, mimic_root).scan().rows["train"]
     order = [keyring.key("image", row.image) for row in rows]
-    stored = [record.image_key for record in reading.read_records(mimic_build, "train")]
+    stored = [record.image_key for record in reading.open_split(mimic_build, "train")]
     assert stored == [key for key in order if key in set(stored)]
     assert Counter(stored).most_common(1)[0][1] == 1
     sizes = [shard.records for shard in read_manifest(mimic_build).splits["train"].shards]

@@ -64,7 +64,7 @@ def test_batches_have_the_shapes_and_types_of_the_design(reference):
 
 def test_an_epoch_shows_every_record_once_and_the_next_in_another_order(mimic_build, batch_spec):
     keys = np.concatenate([batch["study_key"] for batch in train(mimic_build, batch_spec, steps=6)]).reshape(4, 12)
-    expected = sorted(streams.text_key(record.sentences) for record in reading.read_records(mimic_build, "train"))
+    expected = sorted(streams.text_key(record.sentences) for record in reading.open_split(mimic_build, "train"))
     assert len(set(expected)) == 12
     for epoch in keys:
         assert sorted(epoch.tolist()) == expected
@@ -137,7 +137,7 @@ def test_a_subset_holds_whole_sentences_of_its_own_report(mimic_build, batch_spe
     tokenizer = ReportTokenizer.load(batch_spec.tokenizer)
     spec = dataclasses.replace(batch_spec, subset_probability=1.0)
     sentences = {}
-    for record in reading.read_records(mimic_build, "train"):
+    for record in reading.open_split(mimic_build, "train"):
         encoded = [tokenizer.encode_report([text], max_tokens=40, max_sentences=1) for text in record.sentences]
         sentences[streams.text_key(record.sentences)] = {tuple(ids[marks == 1].tolist()) for ids, marks in encoded}
     counts, orders = set(), set()
@@ -154,7 +154,7 @@ def test_a_subset_holds_whole_sentences_of_its_own_report(mimic_build, batch_spe
 
 def test_permuted_reports_belong_to_other_patients_and_stay_the_same(mimic_build, batch_spec):
     plain = dataclasses.replace(batch_spec, scale=(1.0, 1.0), shift=0.0, subset_probability=0.0)
-    records = list(reading.read_records(mimic_build, "train"))
+    records = list(reading.open_split(mimic_build, "train"))
     patient_of_text = {streams.text_key(record.sentences): record.patient_key for record in records}
     patient_of_image = {
         evaluation_view(decode_gray(record.image), 24).tobytes(): record.patient_key for record in records
@@ -200,7 +200,7 @@ def test_the_blocks_of_all_processes_are_the_global_rows_in_order(count, start):
 
 
 def test_evaluation_shows_every_record_once_in_order_and_marks_the_padding(mimic_build, batch_spec):
-    records = list(reading.read_records(mimic_build, "train"))
+    records = list(reading.open_split(mimic_build, "train"))
     batches = evaluate(mimic_build, batch_spec, "train", batch_size=5)
     whole = join([[batch] for batch in batches])
     joined = {name: np.concatenate([batch[name] for batch in whole]) for name in whole[0]}
@@ -267,6 +267,27 @@ def test_a_damaged_shard_is_named_before_training_starts(mimic_build, batch_spec
         shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DataError, match=f"{shard.name}: the shard"):
         loader.train_batches(copy, batch_spec, batch_size=4, seed=0)
+
+
+def test_a_flipped_bit_is_refused_when_its_record_is_read(mimic_build, batch_spec, tmp_path):
+    copy = shutil.copytree(mimic_build, tmp_path / "copy")
+    shard = copy / "mimic_cxr-test.array_record-00000-of-00001"
+    original = shard.read_bytes()
+    expected = [record.image for record in reading.open_split(copy, "test")]
+    rng = np.random.default_rng(0)
+    written = np.flatnonzero(np.frombuffer(original, np.uint8))
+    refused = 0
+    for place in rng.choice(written, 30, replace=False):
+        damaged = bytearray(original)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        shard.write_bytes(damaged)
+        try:
+            assert [record.image for record in reading.open_split(copy, "test")] == expected
+        except DataError:
+            refused += 1
+            with pytest.raises(DataError, match="is damaged; run the same `msfl data build`"):
+                evaluate(copy, batch_spec, "test")
+    assert refused >= 25
 
 
 def test_the_build_is_described_without_reading_images(mimic_build, layout):

@@ -6,8 +6,8 @@ import pytest
 from input_pipeline.build import build
 from input_pipeline.datasets.ms_cxr import MsCxr, patients
 from input_pipeline.errors import UserError
-from input_pipeline.reading import grounding_records
-from input_pipeline.shards import _clip
+from input_pipeline.reading import grounding_records, open_split
+from input_pipeline.shards import clip_boxes
 from input_pipeline.sources import Dropped
 
 
@@ -66,13 +66,11 @@ def test_a_clipped_box_is_flagged_and_counts_add_up(mimic_root, layout, tmp_path
 
 
 def test_keys_agree_with_the_build_of_the_images(mimic_build, mimic_root, layout, tmp_path):
-    from input_pipeline.reading import read_records
-
     table = write(layout, tmp_path / "boxes.csv", rows(layout))
     out = mimic_build.parent / "ms"
     build(MsCxr(mimic_root, table), out, short_side=32, workers=1, progress=False)
     keys = {(record.image_key, record.study_key, record.patient_key) for record in grounding_records(out, "test")}
-    known = {(record.image_key, record.study_key, record.patient_key) for record in read_records(mimic_build, "train")}
+    known = {(record.image_key, record.study_key, record.patient_key) for record in open_split(mimic_build, "train")}
     assert len(keys) == 2
     assert keys <= known
 
@@ -122,9 +120,9 @@ def test_clipping_agrees_with_masks():
         seen = mask[30:60, 30:55]
         if not seen.any():
             with pytest.raises(Dropped, match="box_outside_image"):
-                _clip([tuple(box)], 30, 25)
+                clip_boxes([tuple(box)], 30, 25)
             continue
-        (found,), clipped = _clip([tuple(box)], 30, 25)
+        (found,), clipped = clip_boxes([tuple(box)], 30, 25)
         rows_seen, columns_seen = np.nonzero(seen)
         expected = [columns_seen.min(), rows_seen.min(), np.ptp(columns_seen) + 1, np.ptp(rows_seen) + 1]
         np.testing.assert_array_equal(found, expected)

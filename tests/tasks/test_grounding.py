@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.images import decode_gray, evaluation_view
 from input_pipeline.loader import grounding_records
-from msfl_jax.model import Model
 from msfl_jax.metrics import contrast_to_noise, iou_at, mean_iou, smoothing
+from msfl_jax.model import Model
 from msfl_jax.tasks.grounding import (
     choose_other_phrases,
     count_boxes,
@@ -81,7 +81,7 @@ def test_maps_in_pixels_equal_a_loop_and_are_nan_outside_the_view(height, width,
     rectangle = (0, 0, height, width) if fit == "squash" else (top, left, side, side)
     expected = enlarge_in_a_loop(grid, (height, width), rectangle)
     found = to_pixels(grid, (height, width), fit=fit)
-    assert_allclose(found, expected, atol=1e-9)
+    assert_allclose(found, expected, atol=1e-6)  # weights are float32
     seen = short * short if fit == "crop" else height * width
     assert np.isfinite(found).sum() == seen
 
@@ -166,7 +166,10 @@ def test_a_model_that_sees_the_findings_points_at_all_of_them(planted_run, boxes
     assert result.metrics["cnr_shuffled_phrases"].value < 0.5
     assert result.metrics["cnr_over_shuffled"].low > 1.0
     assert (result.records, result.images, result.patients, result.step) == (20, 16, 12, 7)
-    assert_allclose(result.pointing_chance, 1 / 16 if protocol != "afloc" else 256 / 56**2, rtol=0.1)
+    # AFLoc's margin takes a quarter of the squares that touch the crop's edge, which are half of them.
+    assert_allclose(
+        result.pointing_chance, 16**2 / 64**2 if protocol != "afloc" else (16 * 16 + 12 * 16) / 2 / 56**2, rtol=1e-6
+    )
     assert [(category.name, category.phrases) for category in result.categories] == [("Edema", 8), ("Pneumonia", 12)]
 
 
@@ -193,8 +196,8 @@ def test_saved_scores_give_the_same_result(planted_run, boxes_build, tmp_path):
     )
     assert again.metrics == result.metrics
     assert again.category_average == result.category_average
+    np.savez(tmp_path / "other.npz", values=np.zeros(2))
     with pytest.raises(UserError, match="missing"):
-        np.savez(tmp_path / "other.npz", values=np.zeros(2))
         PhraseScores.load(tmp_path / "other.npz")
 
 

@@ -1,14 +1,25 @@
 """A model small enough to compile in seconds, with every objective on, and batches for it."""
 
 import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from input_pipeline.build import build
+from input_pipeline.datasets.mimic_cxr import MimicCxr
+from input_pipeline.datasets.synthetic import synthesize
+from input_pipeline.loader import text_sentences
+from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax import presets
-from msfl_jax.config import Config, from_config_dict
+from msfl_jax.config import Config, MeshConfig, from_config_dict, to_dict
+from msfl_jax.parallel.mesh import make_mesh
 
+ROOT = Path(__file__).parents[2]
 VOCAB_SIZE = 61
 
 
@@ -32,12 +43,77 @@ def config() -> Config:
     values.regions.projection = "own"
     values.objective.instance_matching.ramp = (0.0, 0.1)
     values.data.batch_size = 8
-    values.optimizer.peak_rate = 3e-3
     values.optimizer.warmup_steps = 0
     values.train.steps = 40
     values.train.log_every = 1
     values.train.checkpoint_every = 10
     return from_config_dict(values)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """A step that was compiled once is not compiled again, by this process or by one that it starts; returns the folder."""
+    folder = tmp_path_factory.mktemp("compiled")
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    """A build of 76 synthetic training studies and its tokenizer: folders `records` and `tokenizer`."""
+    folder = tmp_path_factory.mktemp("study")
+    synthesize(folder / "raw", studies=100, seed=0, size=64, workers=1, progress=False)
+    build(MimicCxr(folder / "raw", folder / "raw"), folder / "records", short_side=32, workers=1, progress=False)
+    train_tokenizer(text_sentences(folder / "records", "train"), folder / "tokenizer", vocab_size=200)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_config(config, changed, study):
+    """The configuration of a run on the study: one step per log line."""
+    return changed(config, data__directory=str(study / "records"), data__tokenizer=str(study / "tokenizer"))
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from input_pipeline.errors import MsflError
+from msfl_jax.config import from_config_dict
+from msfl_jax.train.loop import pretrain
+
+try:
+    pretrain(from_config_dict(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
+except MsflError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture
+def command(tmp_path, compilation_cache):
+    """The command line of a run in a process of its own, and the environment it needs."""
+
+    def make(config: Config, workdir) -> tuple[list[str], dict[str, str]]:
+        (tmp_path / "driver.py").write_text(DRIVER)
+        (tmp_path / "run.json").write_text(json.dumps(to_dict(config)))
+        environment = {
+            "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        return [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "run.json"), str(workdir)], environment
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +153,6 @@ def random_batch():
 @pytest.fixture(scope="session")
 def mesh_of():
     """A mesh of the given shape over as many of the eight virtual devices as it needs."""
-    from msfl_jax.config import MeshConfig
-    from msfl_jax.parallel.mesh import make_mesh
-
     def make(data: int, fsdp: int = 1, tensor: int = 1):
         return make_mesh(MeshConfig(data, fsdp, tensor), devices=jax.devices()[: data * fsdp * tensor])
 

@@ -1,0 +1,110 @@
+"""Figures are written, show what they should, and leave matplotlib's global state alone."""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from input_pipeline.errors import UserError
+from msfl_jax.results.figures import save_curves, save_overlay, save_report_overlays
+
+NO_BOXES = np.zeros((0, 4), np.float32)
+
+
+def colours(path):
+    """RGB pixels of a PNG file."""
+    return cv2.imread(str(path))[..., ::-1].astype(int)
+
+
+def reddish(pixels):
+    return (pixels[..., 0] > pixels[..., 1] + 40) & (pixels[..., 0] > pixels[..., 2] + 40)
+
+
+@pytest.fixture
+def image():
+    return np.full((40, 60), 128, np.uint8)
+
+
+def test_heat_is_red_where_it_is_high_and_grey_where_it_is_low(image, tmp_path):
+    heat = np.zeros((40, 60))
+    heat[:, 30:] = 1.0
+    save_overlay(image, heat, NO_BOXES, "right half", tmp_path / "deep" / "one.png")
+    pixels = colours(tmp_path / "deep" / "one.png")
+    body = pixels[20 : int(pixels.shape[1] * 0.6)]  # above the caption
+    middle = body.shape[1] // 2
+    assert reddish(body[:, middle + 20 : -20]).mean() > 0.95
+    assert not reddish(body[:, 20 : middle - 20]).any()
+
+
+def test_the_red_is_the_deeper_the_higher_the_similarity(image, tmp_path):
+    save_overlay(image, np.tile(np.linspace(0, 1, 60), (40, 1)), NO_BOXES, "ramp", tmp_path / "ramp.png")
+    pixels = colours(tmp_path / "ramp.png")
+    row = pixels[60]
+    redness = row[:, 0] - row[:, 1]
+    columns = np.linspace(0.55, 0.95, 5) * pixels.shape[1]
+    assert (np.diff(redness[columns.astype(int)]) > 10).all()
+
+
+def test_boxes_are_black_with_a_white_halo_also_on_black(tmp_path):
+    black = np.zeros((60, 60), np.uint8)
+    options = {"heatmap": np.zeros((60, 60)), "phrase": ""}
+    save_overlay(black, boxes=NO_BOXES, path=tmp_path / "without.png", **options)
+    save_overlay(black, boxes=np.asarray([[10, 10, 30, 20]], np.float32), path=tmp_path / "with.png", **options)
+    white = [(colours(tmp_path / f"{name}.png") > 200).all(axis=-1).mean() for name in ("without", "with")]
+    assert white[1] > white[0] + 0.005
+
+
+def test_what_the_model_did_not_see_stays_grey(image, tmp_path):
+    heat = np.full((40, 60), np.nan)
+    heat[:, 10:50] = np.linspace(0, 1, 40)
+    save_overlay(image, heat, NO_BOXES, "crop", tmp_path / "crop.png")
+    pixels = colours(tmp_path / "crop.png")
+    assert reddish(pixels).any()
+    assert not reddish(pixels[:, : pixels.shape[1] // 8]).any()
+    assert not reddish(pixels[:, -pixels.shape[1] // 8 :]).any()
+
+
+@pytest.mark.parametrize("heat", [0.0, np.nan])
+def test_a_map_without_contrast_draws_no_red(image, tmp_path, heat):
+    save_overlay(image, np.full(image.shape, heat), NO_BOXES, "none", tmp_path / "none.png")
+    assert not reddish(colours(tmp_path / "none.png")).any()
+
+
+@pytest.mark.parametrize("sentences", [1, 3, 4, 9])
+def test_each_sentence_has_its_panel_beside_the_radiograph(image, tmp_path, sentences):
+    phrases = ["It cost $5 to read the {left} lung, or $6_7^.", *["A longer sentence. " * 6] * (sentences - 1)]
+    heat = np.tile(np.linspace(0, 1, 60), (sentences, 40, 1))
+    save_report_overlays(image, heat, phrases, tmp_path / "report.png")
+    red = reddish(colours(tmp_path / "report.png")).any(axis=0)
+    starts = np.flatnonzero(np.diff(np.concatenate([[0], red.astype(int)])) == 1)
+    rows = -(-(sentences + 1) // 4)
+    assert len(starts) == min(sentences, -(-(sentences + 1) // rows))
+
+
+def test_global_state_of_matplotlib_is_untouched(image, tmp_path):
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    save_overlay(image, np.zeros(image.shape), NO_BOXES, "x", tmp_path / "one.png")
+    assert dict(mpl.rcParams) == before
+    figures = sys.modules.get("matplotlib.pyplot")
+    assert figures is None or not figures.get_fignums()
+
+
+def test_curves_of_what_was_logged_are_drawn(tmp_path):
+    rows = [{"step": s, "loss/total": 3 / s, "loss/global_alignment": None if s == 4 else 1 / s} for s in range(1, 40)]
+    rows.append({"step": 40, "zero_shot/mean_auc": 0.7})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert (colours(tmp_path / "curves.png").std(axis=(0, 1)) > 5).all()
+
+
+def test_a_file_without_objectives_is_one_line(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "other.jsonl").write_text("not json\n")
+    for name in ("empty", "other", "absent"):
+        with pytest.raises(UserError, match=name):
+            save_curves(tmp_path / f"{name}.jsonl", tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()

@@ -1,0 +1,77 @@
+"""Tables: alignment, formatting of numbers, and what stands in which row."""
+
+import math
+
+import numpy as np
+import pytest
+
+from msfl_jax.metrics import Interval
+from msfl_jax.results.tables import demo_table, format_table, grounding_table, interval, number, zero_shot_table
+from msfl_jax.tasks import grounding_result, zero_shot
+from msfl_jax.tasks.grounding_result import PhraseScores
+from msfl_jax.tasks.zero_shot import Predictions
+
+
+@pytest.fixture(scope="module")
+def classified():
+    """A finding at 0.75 by counting pairs, a perfect one, and one without positives."""
+    truth = np.asarray([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
+    scores = np.asarray([[4, 4, 0], [2, 1, 0], [3, 3, 0], [1, 2, 0]], np.float32)
+    predictions = Predictions(("Pneumonia", "Edema", "Hernia"), scores, truth, np.arange(4, dtype=np.uint32))
+    return zero_shot.summarise(predictions, rule="cosine", split="test", step=5, replicates=50)
+
+
+@pytest.fixture(scope="module")
+def grounded():
+    values = np.zeros((4, 2, 4), np.float32)
+    values[:, 0] = [1.744, 1.8, 0.25, 0.75]
+    values[:, 1] = [-0.004, 0.7, 0.12, 0.1]
+    keys, names = np.arange(4, dtype=np.uint32), np.asarray(["Edema", "Edema", "Edema", "Pneumonia"])
+    scores = PhraseScores(values, np.full(4, 0.09, np.float32), names, keys, keys, np.zeros((4, 2, 2, 2), np.float32))
+    return grounding_result.summarise(scores, protocol="biovil", split="test", step=5, replicates=50)
+
+
+def test_numbers_have_two_decimals_and_no_negative_zero():
+    assert [number(v) for v in (0.914, -0.001, -1.5, math.nan, None)] == ["0.91", "0.00", "-1.50", "-", "-"]
+    assert interval(Interval(0.9, 0.891, 0.934)) == "0.89 - 0.93"
+    assert interval(Interval(0.0, -0.25, 0.25)) == "-0.25 to 0.25"
+    assert interval(Interval(0.9, math.nan, math.nan)) == "-"
+
+
+def test_columns_are_aligned_and_lines_end_without_spaces():
+    text = format_table([{"": "a", "x": "1.00"}, {"": "longer", "x": "10.00", "y": "2"}], ["", "x", "y"])
+    assert text == "             x   y\na         1.00\nlonger   10.00   2"
+
+
+def test_the_demo_table_shows_ours_interval_control_and_chance(classified, grounded):
+    lines = demo_table(classified, grounded).splitlines()
+    assert lines[0].split() == ["ours", "95", "%", "interval", "shuffled", "chance"]
+    names = [
+        "zero-shot pneumonia AUC",
+        "zero-shot mean AUC (2)",
+        "grounding CNR",
+        "grounding mIoU (.1-.5)",
+        "pointing game",
+    ]
+    assert [line[: len(name)] for line, name in zip(lines[1:], names, strict=True)] == names
+    assert lines[1].split()[3:4] == ["0.75"]
+    assert lines[2].split()[4] == "0.88"
+    assert lines[3].split()[2:] == ["1.74", "1.74", "-", "1.74", "0.00", "0"]
+    assert lines[5].split()[2:] == ["0.75", "0.75", "-", "0.75", "0.10", "0.09"]
+    assert len({line.rstrip()[-1] for line in lines[1:]} - set("0123456789-")) == 0
+
+
+def test_an_undefined_finding_has_its_reason_and_the_mean_its_number(classified):
+    lines = zero_shot_table(classified).splitlines()
+    assert lines[0] == "zero-shot, rule cosine, test, step 5: 4 images of 4 patients"
+    hernia = next(line for line in lines if line.startswith("Hernia"))
+    assert hernia.split() == ["Hernia", "-", "-", "0", "4", "n/a:", "no", "positives"]
+    assert any(line.startswith("mean of 2") for line in lines)
+
+
+def test_the_grounding_table_has_both_averages_and_every_category(grounded):
+    text = grounding_table(grounded)
+    assert "4 phrases on 4 images of 4 patients" in text
+    assert [line.split()[:2] for line in text.splitlines()[-2:]] == [["Edema", "3"], ["Pneumonia", "1"]]
+    assert "CNR over shuffled" in text
+    assert "by category" in text

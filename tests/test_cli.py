@@ -1,0 +1,66 @@
+"""The command line as a user meets it: help, exit codes and errors of one line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from msfl_jax.cli import app, main
+
+
+def msfl(monkeypatch, capsys, *arguments):
+    """Exit code, stdout and stderr of `msfl ARGUMENTS`, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["msfl", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out = capsys.readouterr()
+    return stop.value.code or 0, out.out, out.err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], ["demo", "pretrain", "data", "eval"]),
+        (["data"], ["synthesize", "build", "tokenizer"]),
+        (["data", "build"], ["mimic-cxr", "ms-cxr"]),
+        (["eval"], ["zero-shot", "grounding"]),
+        (["pretrain"], ["--config", "--workdir", "--init-from"]),
+    ],
+)
+def test_help_names_what_there_is(monkeypatch, capsys, command, words):
+    code, out, _ = msfl(monkeypatch, capsys, *command, "--help")
+    assert code == 0
+    for word in words:
+        assert word in out
+
+
+def test_help_answers_without_importing_jax_or_tensorflow():
+    script = "import sys; from msfl_jax import cli; print(sorted({'jax', 'tensorflow', 'torch', 'transformers'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert app.info.help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["pretrain", "--config", "demoo", "--workdir", "x"], 2, ["demoo", "did you mean 'demo'"]),
+        (["pretrain", "--config", "demo", "--workdir", "x", "--config.optimiser.b1=1"], 2, ["unknown key", "optimizer"]),
+        (["pretrain", "--config", "demo", "--workdir", "x"], 2, ["data.tokenizer", "msfl data tokenizer"]),
+        (["eval", "zero-shot", "nowhere", "--data", "nowhere"], 2, ["nowhere", "config.json"]),
+        (["data", "build", "mimic-cxr", "--jpg", "nowhere", "--reports", "nowhere", "--out", "o"], 2, ["nowhere"]),
+        (["data", "tokenizer", "nowhere", "--out", "o"], 2, ["nowhere", "msfl data build"]),
+    ],
+)
+def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, arguments, code, words):
+    found = subprocess.run([sys.executable, "-m", "msfl_jax.cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == code
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+    for word in words:
+        assert word in found.stderr
+
+
+def test_an_unknown_command_or_option_ends_with_code_2(monkeypatch, capsys):
+    assert msfl(monkeypatch, capsys, "pretrian")[0] == 2
+    assert msfl(monkeypatch, capsys, "data", "synthesize", "x", "--studdies", "3")[0] == 2

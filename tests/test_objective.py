@@ -1,0 +1,135 @@
+"""The weighted sum of eq. 7: which losses it adds, with which weights, over which negatives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msfl_jax import losses, objective
+from msfl_jax.config_files import load_config
+from msfl_jax.model import Keys, Model
+from msfl_jax.objective import Weights
+
+SMALL = ("image_size=16", "patch_size=4", "width=16", "depth=2", "heads=2")
+OVERRIDES = [f"--config.model.vision.{word}" for word in SMALL] + [
+    "--config.model.text.max_tokens=12",
+    "--config.model.text.width=16",
+    "--config.model.text.heads=2",
+    "--config.model.text.depth=1",
+    "--config.model.pixel_decoder.width=16",
+    "--config.model.pixel_decoder.heads=2",
+    "--config.model.embedding_width=16",
+    "--config.model.region_width=8",
+    "--config.text.max_sentences=4",
+    "--config.train.steps=100",
+]
+VOCABULARY = 40
+
+
+@functools.cache
+def made(arg=""):
+    config = load_config(f"demo:{arg}", OVERRIDES)
+    model = Model.create(config, vocab_size=VOCABULARY)
+    return config, model, model.init(jax.random.key(0))
+
+
+@functools.cache
+def total(arg=""):
+    """The compiled objective of one combination as a function of (params, batch, step)."""
+    config, model, _ = made(arg)
+    weights = Weights.create(config)
+    return jax.jit(
+        lambda params, batch, step: objective.total(params, batch, Keys.at(0, step), model=model, weights=weights.at(step))
+    )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    sentence_ids = np.zeros((6, 12), np.int32)
+    sentence_ids[:, 1:5], sentence_ids[:4, 5:9] = 1, 2
+    token_ids = np.where(sentence_ids > 0, rng.integers(6, VOCABULARY, (6, 12)), 0).astype(np.int32)
+    token_ids[:, 0] = 2
+    return {
+        "image": jnp.asarray(rng.integers(0, 255, (6, 16, 16, 1)), jnp.uint8),
+        "token_ids": jnp.asarray(token_ids),
+        "sentence_ids": jnp.asarray(sentence_ids),
+        "study_key": jnp.asarray([1, 2, 3, 4, 5, 5], jnp.uint32),
+    }
+
+
+def test_the_total_is_the_sum_of_the_losses_of_the_features(batch):
+    config, model, params = made()
+    step = 90
+    value, metrics = total()(params, batch, step)
+    features = model.features(params, batch, Keys.at(0, step))
+    same = batch["study_key"][:, None] == batch["study_key"][None, :]
+    local = config.objective.local_alignment
+    expected = losses.global_alignment(
+        features.image_embedding, features.report_embedding, temperature=features.temperature, same_study=same
+    )
+    expected += losses.local_alignment(
+        features.regions,
+        features.sentences,
+        features.sentence_mask,
+        attention=local.attention,
+        region_scale=local.region_scale,
+        sentence_scale=local.sentence_scale,
+        aggregate=local.aggregate,
+        logit_scale=local.logit_scale,
+        same_study=same,
+    )
+    expected += losses.image_reconstruction(features.pixel_prediction, features.pixel_target, features.pixel_masked)
+    expected += losses.masked_language_modeling(features.token_logits, features.token_targets, features.token_weights)
+    instance = metrics["loss/instance_matching"].total
+    np.testing.assert_allclose(value, expected + instance, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arg", "absent"),
+    [
+        ("global", {"local_alignment", "instance_matching", "image_reconstruction", "masked_language_modeling"}),
+        ("global,local", {"instance_matching", "image_reconstruction"}),
+        ("global,modality", {"local_alignment", "instance_matching"}),
+    ],
+)
+def test_an_objective_of_weight_zero_is_not_computed(batch, arg, absent):
+    _, _, params = made(arg)
+    value, metrics = total(arg)(params, batch, 0)
+    assert not {f"loss/{name}" for name in absent} & metrics.keys()
+    present = sum(float(t.total / t.count) for name, t in metrics.items() if name.startswith("loss/") and name != "loss/total")
+    np.testing.assert_allclose(value, present, rtol=1e-6)
+
+
+def test_all_eight_combinations_start_from_the_same_parameters():
+    reference = made()[2]
+    for arg in ("global", "global,local", "global,instance,modality"):
+        jax.tree.map(np.testing.assert_array_equal, made(arg)[2], reference)
+
+
+def test_the_weight_of_instance_matching_rises_between_its_two_shares_of_the_run():
+    weights = Weights.create(made()[0])
+    assert made()[0].objective.instance_matching.ramp == (0.3, 0.45)
+    shares = [float(weights.at(step).instance_share) for step in (0, 30, 36, 45, 100)]
+    np.testing.assert_allclose(shares, [0, 0, 0.4, 1, 1], atol=1e-6)
+
+
+def test_reports_shared_by_two_studies_are_never_negatives_of_each_other(batch):
+    _, model, params = made()
+    features = model.features(params, batch, Keys.at(0, 0))
+    cosines = losses.unit(features.image_embedding) @ losses.unit(features.report_embedding).T
+    exclude = batch["study_key"][:, None] == batch["study_key"][None, :]
+    for seed in range(20):
+        drawn = losses.sample_hard_negatives(cosines, jax.random.key(seed), exclude=exclude)
+        assert not np.asarray(exclude)[np.arange(6), drawn.report].any()
+        assert not np.asarray(exclude)[drawn.image, np.arange(6)].any()
+
+
+def test_a_batch_of_one_report_seen_twice_has_finite_loss_and_gradients(batch):
+    _, _, params = made()
+    same = {name: jnp.repeat(value[:1], 6, axis=0) for name, value in batch.items()}
+    value, gradients = jax.value_and_grad(lambda p: total()(p, same, 90)[0])(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))

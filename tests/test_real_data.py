@@ -1,0 +1,85 @@
+"""Real radiographs and reports through everything a user runs on them; no score is promised, only that all of it works."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from input_pipeline.build import build
+from input_pipeline.datasets.mimic_cxr import MimicCxr
+from input_pipeline.datasets.synthetic import synthesize
+from input_pipeline.images import decode_gray, evaluation_view
+from input_pipeline.loader import text_sentences
+from input_pipeline.tokenizer import train_tokenizer
+from msfl_jax.commands.evaluate import grounding_report, zero_shot_report
+from msfl_jax.commands.pretrain import run_pretraining
+from msfl_jax.config_files import load_config
+from msfl_jax.tasks.prompts import load_prompts
+from msfl_jax.tasks.run import encode_images, encode_texts, open_run
+from msfl_jax.tasks.zero_shot import score
+
+
+@pytest.fixture(scope="module")
+def pairs(real_data, tmp_path_factory):
+    """The 44 real pairs as shards, and a tokenizer of their words and of a synthetic study's."""
+    root = tmp_path_factory.mktemp("real")
+    source = real_data / "real_pairs"
+    manifest = build(MimicCxr(source, source / "mimic-cxr-reports"), root / "pairs", short_side=256, progress=False)
+    synthesize(root / "study", studies=120, seed=0, size=64, workers=1, progress=False)
+    build(MimicCxr(root / "study", root / "study/mimic-cxr-reports"), root / "synthetic", short_side=64, progress=False)
+    words = [*text_sentences(root / "pairs", "train"), *text_sentences(root / "synthetic", "train")]
+    train_tokenizer(words, root / "tokenizer", vocab_size=2000)
+    assert manifest.counts == {"train": 33, "test": 11}
+    return root
+
+
+def configured(pairs, name, build_name, *overrides):
+    paths = (f"--config.data.directory={pairs / build_name}", f"--config.data.tokenizer={pairs / 'tokenizer'}")
+    return load_config(name, [*paths, "--config.data.batch_size=8", "--config.optimizer.warmup_steps=2", *overrides])
+
+
+@pytest.fixture(scope="module")
+def continued(pairs):
+    """20 steps on the real pairs, from the parameters of a run of the demo's configuration on a synthetic study."""
+    run_pretraining(configured(pairs, "demo", "synthetic", "--config.train.steps=5"), pairs / "first", quiet=True)
+    config = configured(pairs, "demo", "pairs", "--config.train.steps=20")
+    result = run_pretraining(config, pairs / "continued", init_from=pairs / "first", quiet=True)
+    assert result.step == 20
+    assert np.isfinite(result.metrics["loss/total"])
+    return pairs / "continued"
+
+
+def test_a_demo_run_continues_on_real_pairs_and_is_evaluated_on_them(pairs, continued):
+    report = zero_shot_report(continued, pairs / "pairs", split="test", prompts="chexpert")
+    assert "11 images" in report
+    # The study's CheXpert columns are blank, so no finding has positives: said, not computed.
+    assert "n/a" in report
+    overlays = grounding_report(continued, pairs / "pairs", split="test", overlays=2)
+    assert "no boxes" in overlays
+    files = sorted((continued / "figures").glob("report_test_*.png"))
+    assert len(files) == 2
+    assert all(file.stat().st_size > 20_000 for file in files)
+
+
+def test_five_steps_of_the_s16_preset_at_224_pixels_from_scratch(pairs):
+    config = configured(pairs, "mimic_vit_s16", "pairs", "--config.train.steps=5", "--config.train.log_every=1")
+    result = run_pretraining(config, pairs / "s16", quiet=True)
+    assert result.step == 5
+    assert np.isfinite(result.metrics["loss/total"])
+    assert result.metrics["skipped"] == 0
+    shutil.rmtree(pairs / "s16/checkpoints")
+
+
+def test_nih_radiographs_are_embedded_and_scored(real_data, continued):
+    run = open_run(continued)
+    files = sorted((real_data / "nih_chestxray14/images").glob("*.png"))
+    assert len(files) == 24
+    images = [decode_gray(file.read_bytes()) for file in files]
+    views = np.stack([evaluation_view(image, run.config.model.vision.image_size) for image in images])[..., None]
+    embedding = np.asarray(encode_images(run, views, batch_size=24)[0])
+    assert np.isfinite(embedding).all()
+    for prompts in load_prompts("chexpert").values():
+        sides = (encode_texts(run, side).report_embedding for side in (prompts.positive, prompts.negative))
+        scores = score(embedding, *sides)
+        assert np.isfinite(scores).all()
+        assert len(np.unique(scores)) > 12

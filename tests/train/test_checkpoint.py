@@ -1,0 +1,186 @@
+"""What is kept, what is refused, and where restored arrays lie."""
+
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_array_equal
+
+from input_pipeline.errors import CheckpointError
+from msfl_jax.parallel.sharding import shardings
+from msfl_jax.train.checkpoint import Checkpoints, read_meta, restore_parameters
+from msfl_jax.train.state import TrainState
+
+META = {"seed": 0, "config_hash": "c", "tokenizer_hash": "t", "vocab_size": 7}
+
+
+def make_state(mesh, *, value: float = 1.0, width: int = 8, name: str = "attn") -> TrainState:
+    """A state of one block whose parameters are drawn around `value`."""
+    kernel = value + jnp.arange(width * width, dtype=jnp.float32).reshape(width, width)
+    params = {"vision": {"blocks_0": {name: {"query": {"kernel": kernel, "bias": jnp.full(width, value)}}}}}
+    opt_state = optax.adamw(optax.cosine_decay_schedule(1.0, 10)).init(params)
+    state = TrainState(jnp.int32(value), params, opt_state, jnp.int32(2))
+    return jax.device_put(state, shardings(state, mesh, threshold=1))
+
+
+def like(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+
+
+def save_steps(workdir, mesh, steps, *, keep=2, scores=None):
+    with Checkpoints(workdir, keep=keep) as checkpoints:
+        for step in steps:
+            score = (scores or {}).get(step, math.nan)
+            checkpoints.save(make_state(mesh, value=step), step, META | {"examples": step}, score=score)
+
+
+def damage(workdir, step, item="params"):
+    """Cuts the files of an item to half of their length."""
+    for file in (workdir / "checkpoints" / str(step) / item).rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_state_comes_back_bit_equal_on_any_mesh(tmp_path, mesh_of):
+    state = make_state(mesh_of(2, 2, 2), value=5)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state, 5, META)
+    for shape in [(8, 1, 1), (1, 2, 4), (2, 4, 1), (1, 1, 1)]:
+        wanted = like(make_state(mesh_of(*shape)))
+        with Checkpoints(tmp_path, keep=1) as checkpoints:
+            restored, meta = checkpoints.restore(wanted)
+        jax.tree.map(assert_array_equal, jax.device_get(restored), jax.device_get(state))
+        assert jax.tree.all(jax.tree.map(lambda leaf, shape: leaf.sharding == shape.sharding, restored, wanted))
+        assert meta == META | {"step": 5, "skipped": 2, "processes": 1}
+
+
+def test_nothing_is_restored_from_an_empty_folder(tmp_path, mesh_of):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.restore(like(make_state(mesh_of(1)))) is None
+
+
+def test_donating_a_state_after_saving_it_does_not_change_the_checkpoint(tmp_path, mesh_of):
+    state = make_state(mesh_of(8), value=1)
+    expected = jax.device_get(state)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state, 1, META)
+        state = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)(state)
+        jax.block_until_ready(state)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        restored, _ = checkpoints.restore(like(state))
+    jax.tree.map(assert_array_equal, jax.device_get(restored), expected)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "best"),
+    [
+        ({}, [4, 5], None),
+        ({1: 0.5, 2: 0.9, 3: 0.7}, [2, 4, 5], 2),
+        ({1: 0.5, 2: 0.9, 3: math.nan, 4: math.inf}, [2, 4, 5], 2),
+        ({1: 0.9, 5: 0.1}, [1, 4, 5], 1),
+        ({1: 0.5, 5: 0.6}, [4, 5], 5),
+    ],
+    ids=["no scores", "a falling score", "scores that are no numbers", "the first is best", "the last is best"],
+)
+def test_the_latest_and_the_best_are_kept(tmp_path, mesh_of, scores, kept, best):
+    save_steps(tmp_path, mesh_of(1), [1, 2, 3, 4, 5], scores=scores)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        present = set(checkpoints.steps)
+        assert {4, 5} <= present
+        assert best is None or best in present
+        checkpoints.save(make_state(mesh_of(1), value=6), 6, META)
+        checkpoints.wait()
+        assert checkpoints.steps == sorted({5, 6} | ({best} if best else set()))
+    shapes = jax.eval_shape(lambda: make_state(mesh_of(1)).params) if best is None else like(make_state(mesh_of(1))).params
+    if best:
+        params, meta = restore_parameters(tmp_path, shapes, step="best")
+        assert meta["step"] == best
+        assert float(params["vision"]["blocks_0"]["attn"]["query"]["bias"][0]) == best
+    assert kept[-2:] == [4, 5]
+
+
+def test_the_best_step_is_remembered_when_a_run_goes_on(tmp_path, mesh_of):
+    save_steps(tmp_path, mesh_of(1), [1, 2], scores={1: 0.9})
+    save_steps(tmp_path, mesh_of(1), [3, 4, 5], scores={3: 0.8})
+    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text()) == {"step": 1, "score": 0.9}
+    assert read_meta(tmp_path, step="best")["step"] == 1
+    assert read_meta(tmp_path)["step"] == 5
+
+
+@pytest.mark.parametrize("item", ["params", "opt_state", "meta"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, mesh_of, item, caplog):
+    save_steps(tmp_path, mesh_of(8), [1, 2])
+    damage(tmp_path, 2, item)
+    wanted = like(make_state(mesh_of(8)))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        restored, meta = checkpoints.restore(wanted)
+        assert meta["step"] == int(restored.step) == 1
+        checkpoints.save(make_state(mesh_of(8), value=2), 2, META)
+    assert (tmp_path / "checkpoints" / "quarantine" / "2").is_dir()
+    assert "step 2 cannot be read" in caplog.text
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.restore(wanted)[1]["step"] == 2
+
+
+def test_damaged_checkpoints_alone_are_refused_and_left_in_place(tmp_path, mesh_of):
+    save_steps(tmp_path, mesh_of(1), [1, 2])
+    damage(tmp_path, 1)
+    damage(tmp_path, 2)
+    with Checkpoints(tmp_path, keep=2) as checkpoints, pytest.raises(CheckpointError, match="no checkpoint can be read"):
+        checkpoints.restore(like(make_state(mesh_of(1))))
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_its_leaves(tmp_path, mesh_of):
+    save_steps(tmp_path, mesh_of(1), [1])
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"query/bias float32\[8\] for float32\[16\]") as error:
+            checkpoints.restore(like(make_state(mesh_of(1), width=16)))
+        assert "query/kernel float32[8,8] for float32[16,16]" in str(error.value)
+        with pytest.raises(CheckpointError, match="missing: .*mixer/query/bias.*unknown: .*attn/query/bias"):
+            checkpoints.restore(like(make_state(mesh_of(1), name="mixer")))
+        half = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if leaf.ndim else leaf.dtype, sharding=leaf.sharding),
+            like(make_state(mesh_of(1))),
+        )
+        with pytest.raises(CheckpointError, match=r"float32\[8\] for bfloat16\[8\]"):
+            checkpoints.restore(half)
+
+
+def test_parameters_are_restored_without_shardings_or_the_optimizer(tmp_path, mesh_of):
+    state = make_state(mesh_of(2, 2, 2), value=3)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state, 3, META)
+    shutil.rmtree(tmp_path / "checkpoints" / "3" / "opt_state")
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.params)
+    params, meta = restore_parameters(tmp_path, shapes)
+    jax.tree.map(assert_array_equal, jax.device_get(params), jax.device_get(state.params))
+    assert meta["vocab_size"] == 7
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("step", [7, "best"])
+def test_a_step_that_does_not_exist_is_named_with_those_that_do(tmp_path, mesh_of, step):
+    save_steps(tmp_path, mesh_of(1), [1, 2])
+    with pytest.raises(CheckpointError, match=f"no checkpoint '{step}'; found steps 1, 2"):
+        read_meta(tmp_path, step=step)
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="expected a run directory"):
+        read_meta(tmp_path)
+
+
+def test_what_a_killed_save_left_behind_is_removed(tmp_path, mesh_of):
+    save_steps(tmp_path, mesh_of(1), [1])
+    leftover = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "1", leftover)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.steps == [1]
+    assert not leftover.exists()
+    assert np.isclose(read_meta(tmp_path)["step"], 1)

@@ -1,0 +1,88 @@
+"""The formula against published per-image tables and against XLA's count of a model without loops."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from msfl_jax import presets
+from msfl_jax.config import PixelDecoderSize, TextSize, from_config_dict
+from msfl_jax.encoders import layers
+from msfl_jax.train.flops import decoder_flops, flops_per_pair, mlm_head_flops, text_flops, vit_flops
+
+B16 = from_config_dict(presets.pretraining("b16", presets.vit_b16())).model.vision
+MAE_DECODER = PixelDecoderSize(512, 8, 16)
+SIBLING_DECODER = PixelDecoderSize(768, 4, 6)
+BERT12 = TextSize(vocab_size=0, max_tokens=128, width=768, depth=12, heads=12, mlp_ratio=4.0)
+BERT6 = dataclasses.replace(BERT12, depth=6)
+SIBLING_TEXT = TextSize(vocab_size=0, max_tokens=100, width=384, depth=6, heads=6, mlp_ratio=4.0)
+
+# Mask ratio, decoder, its pixels per patch, text encoder, vocabulary, predicted positions, training GFLOP per pair with one pass of each.
+TABLE = [
+    (0.50, MAE_DECODER, 768, BERT12, 28996, 128, 168.8),
+    (0.50, MAE_DECODER, 768, BERT12, 28996, 19.2, 153.9),
+    (0.50, MAE_DECODER, 768, dataclasses.replace(BERT12, max_tokens=256), 28996, 38.4, 227.2),
+    (0.50, MAE_DECODER, 768, BERT6, 28996, 19.2, 120.4),
+    (0.75, MAE_DECODER, 768, BERT12, 28996, 19.2, 127.8),
+    (0.75, MAE_DECODER, 768, BERT6, 28996, 128, 109.2),
+    (0.75, MAE_DECODER, 768, BERT6, 28996, 19.2, 94.3),
+    (0.50, SIBLING_DECODER, 3072, SIBLING_TEXT, 30000, 100, 103.6),
+    (0.75, SIBLING_DECODER, 3072, SIBLING_TEXT, 30000, 100, 77.4),
+]
+
+
+@pytest.mark.parametrize(("ratio", "decoder", "pixels", "text", "vocab", "predicted", "gflop"), TABLE)
+def test_training_flops_of_one_pass_each_equal_the_table(ratio, decoder, pixels, text, vocab, predicted, gflop):
+    forward = vit_flops(B16, ratio) + decoder_flops(decoder, B16, ratio, pixels=pixels)
+    forward += text_flops(text) + mlm_head_flops(text, vocab, predicted)
+    assert 3 * forward / 1e9 == pytest.approx(gflop, rel=0.02)
+
+
+@pytest.mark.parametrize(("found", "gflop"), [
+    (vit_flops(B16, 0.5), 17.2),
+    (vit_flops(B16, 0.75), 8.6),
+    (decoder_flops(MAE_DECODER, B16, 0.75, pixels=768), 10.8),
+    (decoder_flops(SIBLING_DECODER, B16, 0.5, pixels=3072), 12.7),
+    (text_flops(BERT12), 22.4),
+    (text_flops(BERT6), 11.2),
+    (text_flops(SIBLING_TEXT), 2.2),
+    (mlm_head_flops(BERT12, 28996, 128), 5.9),
+    (mlm_head_flops(SIBLING_TEXT, 30000, 100), 2.3),
+])
+def test_forward_flops_of_each_part_equal_the_table(found, gflop):
+    assert found / 1e9 == pytest.approx(gflop, rel=0.02)
+
+
+def test_a_stack_of_blocks_equals_what_xla_counts():
+    spec = layers.BlockSpec("vit", depth=2, width=256, heads=4, hidden=1024)
+
+    class Stack(layers.nn.Module):
+        @layers.nn.compact
+        def __call__(self, tokens):
+            return layers.apply_blocks(spec, tokens)[0]
+
+    tokens = jax.ShapeDtypeStruct((1, 50, 256), "float32")
+    params = jax.eval_shape(Stack().init, jax.random.key(0), tokens)
+    counted = jax.jit(Stack().apply).lower(params, tokens).compile().cost_analysis()["flops"]
+    size = TextSize(vocab_size=0, max_tokens=50, width=256, depth=2, heads=4, mlp_ratio=4.0)
+    assert text_flops(size) <= counted <= 1.06 * text_flops(size)
+
+
+def test_each_pass_that_a_configuration_runs_is_counted(changed):
+    config = from_config_dict(presets.pretraining("b16", presets.vit_b16()))
+    alone = changed(config, objective__lambda_local=0.0, objective__lambda_instance=0.0, data__batch_size=1)
+    expected = vit_flops(B16) + vit_flops(B16, 0.75) + decoder_flops(MAE_DECODER, B16, 0.75)
+    expected += 2 * text_flops(BERT6) + mlm_head_flops(BERT6, 30000, 20)
+    assert flops_per_pair(alone, 30000) == pytest.approx(3 * expected, rel=1e-3)
+    contrastive = changed(alone, objective__lambda_modality=0.0)
+    assert flops_per_pair(contrastive, 30000) == pytest.approx(3 * (vit_flops(B16) + text_flops(BERT6)), rel=1e-3)
+    shared = changed(alone, image__passes="shared", text__passes="shared")
+    assert flops_per_pair(shared, 30000) == pytest.approx(3 * (expected - vit_flops(B16) - text_flops(BERT6)), rel=1e-3)
+
+
+def test_the_local_loss_grows_with_the_batch():
+    """Gram form at 196 patches, 768 values, 17 units: forward 2PCBS + 2PPBS per pair, as much again twice for the backward pass."""
+    config = from_config_dict(presets.pretraining("b16", presets.vit_b16()))
+    per_study = 3 * 17 * (2 * 196 * 768 + 2 * 196**2) + 3 * 2 * 768
+    double = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=8192))
+    assert flops_per_pair(double, 30000) - flops_per_pair(config, 30000) == pytest.approx(4096 * per_study)

@@ -45,10 +45,9 @@ class Processes:
     def wait(self) -> int:
         """Until all have ended; returns the exit code of the first that failed, and ends the others soon after it."""
         failed, deadline = 0, 0.0
-        while any(process.poll() is None for process in self._running):
-            codes = [process.returncode for process in self._running if process.returncode]
-            if codes and not failed:
-                failed = codes[0]
+        while None in (codes := [process.poll() for process in self._running]):
+            if any(codes) and not failed:
+                failed = next(code for code in codes if code)
                 deadline = time.monotonic() + GRACE_SECONDS.get(failed, GRACE_OTHERWISE_SECONDS)
                 self._send(signal.SIGTERM)
             if failed and time.monotonic() > deadline:
@@ -94,7 +93,9 @@ def main() -> int:
     """Parses the command line, runs the processes and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", "--processes", type=int, required=True, help="how many processes")
-    parser.add_argument("--devices-per-process", type=int, help="virtual CPU devices of each; default: whatever JAX finds")
+    parser.add_argument(
+        "--devices-per-process", type=int, help="virtual CPU devices of each; default: whatever JAX finds"
+    )
     parser.add_argument("command", nargs="+", help="the command behind --")
     options = parser.parse_args()
     if options.processes < 1:

@@ -141,7 +141,11 @@ class Model:
     def encode_image(
         self, params: Params, image: UInt8[Array, "B H W 1"]
     ) -> tuple[Float32[Array, "B D"], Float32[Array, "B P E"]]:
-        """Image and region embeddings of whole images; regions row by row."""
+        """Image and region embeddings of whole images; regions row by row.
+
+        Raises:
+          ValueError: images have another size than the model's.
+        """
         return self._project_image(params, self._see(params, self._patches(image)))
 
     def encode_report(
@@ -237,7 +241,9 @@ class Model:
         return parts
 
     def _patches(self, image: UInt8[Array, "B H W 1"]) -> Float32[Array, "B P K"]:
-        options = self.config.image
+        options, side = self.config.image, self.config.model.vision.image_size
+        if image.shape[1:3] != (side, side):  # positions out of range would be clipped without a word
+            raise ValueError(f"images have {image.shape[1]} x {image.shape[2]} pixels; expected {side} x {side}")
         pixels = encoders.normalise_image(
             image, normalisation=options.normalisation, mean=options.mean, deviation=options.deviation
         )

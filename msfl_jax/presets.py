@@ -67,7 +67,7 @@ def vit_tiny() -> ConfigDict:
     """The demo's model: 64 px images, patches of 8 px, 1.2 M parameters; trains in minutes on two CPU cores."""
     sizes = model(
         vision(128, 3, 4, image_size=64, patch_size=8),
-        report(128, 2, 4, max_tokens=64),
+        report(128, 2, 4, max_tokens=48),
         pixel_decoder(64, 1, 4),
         embedding=128,
         region=64,

@@ -302,6 +302,11 @@ def test_parts_that_do_not_fit_each_other_are_refused_in_one_line(changes, messa
         make(**changes)
 
 
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="40 x 40 pixels; expected 32 x 32"):
+        make().encode_image({}, jnp.zeros((1, 40, 40, 1), jnp.uint8))
+
+
 def test_a_tokenizer_of_special_tokens_only_is_refused():
     with pytest.raises(UserError, match="words beside its special tokens"):
         Model.create(dataclasses.replace(make().config), vocab_size=6)

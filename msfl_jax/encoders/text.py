@@ -32,9 +32,11 @@ class TextTransformer(nn.Module):
     def __call__(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token states; padding (id 0) is seen by no token.
 
-        Args:
-          token_ids: T is at most `max_tokens`.
+        Raises:
+          ValueError: reports are longer than `max_tokens`.
         """
+        if token_ids.shape[1] > self.max_tokens:
+            raise ValueError(f"reports have {token_ids.shape[1]} tokens; expected at most {self.max_tokens}")
         words = self._table("word_embeddings", self.vocab_size)(token_ids)
         places = self._table("position_embeddings", self.max_tokens)(jnp.arange(token_ids.shape[1]))
         kind = self._table("token_type_embeddings", TOKEN_TYPES)(jnp.zeros((), jnp.int32))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-PAD_ID, CLS_ID, MASK_ID = 0, 2, 4
+MASK_ID = 4
 LAST_SPECIAL_ID = 5  # PAD UNK CLS SEP MASK DEID: never predicted, never drawn as a replacement
 
 

@@ -1,7 +1,7 @@
 """Phrase grounding: how a heat-map is smoothed and enlarged, and how well it points at a mask."""
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int, Integer
 
 Mask = Bool[np.ndarray, "H W"] | Integer[np.ndarray, "H W"]
 
@@ -101,19 +101,16 @@ def smoothing(heatmap: Float[np.ndarray, "*n H W"], sigma: float = 1.5) -> Float
         raise ValueError(f"sigma is {sigma}; expected 0 or more patches")
     if sigma == 0:
         return heatmap
-    return _separable(heatmap, *(_gaussian_matrix(size, sigma) for size in heatmap.shape[-2:]))
+    rows, columns = (_gaussian_matrix(size, sigma) for size in heatmap.shape[-2:])
+    return (rows @ heatmap.astype(np.float64) @ columns.T).astype(heatmap.dtype)
 
 
 def upsample(heatmap: Float[np.ndarray, "*n h w"], size: tuple[int, int]) -> Float[np.ndarray, "*n H W"]:
-    """Bilinear resampling to (height, width) in pixels, pixel centres aligned (align_corners=False) and edges repeated."""
-    return _separable(heatmap, *(_bilinear_matrix(*sizes) for sizes in zip(heatmap.shape[-2:], size, strict=True)))
-
-
-def _separable(
-    heatmap: Float[np.ndarray, "*n h w"], rows: Float[np.ndarray, "H h"], columns: Float[np.ndarray, "W w"]
-) -> Float[np.ndarray, "*n H W"]:
-    """Applies one matrix along the height and one along the width, in float64; the dtype stays."""
-    return (rows @ heatmap.astype(np.float64) @ columns.T).astype(heatmap.dtype)
+    """Bilinear resampling to (height, width) in pixels, pixel centres aligned (align_corners=False) and edges repeated; the dtype stays."""
+    low, high, share = _neighbours(heatmap.shape[-2], size[0], heatmap.dtype)
+    rows = heatmap[..., low, :] + share[:, None] * (heatmap[..., high, :] - heatmap[..., low, :])
+    low, high, share = _neighbours(heatmap.shape[-1], size[1], heatmap.dtype)
+    return rows[..., low] + share * (rows[..., high] - rows[..., low])
 
 
 def _gaussian_matrix(size: int, sigma: float) -> Float[np.ndarray, "H H"]:
@@ -127,12 +124,10 @@ def _gaussian_matrix(size: int, sigma: float) -> Float[np.ndarray, "H H"]:
     return matrix
 
 
-def _bilinear_matrix(size: int, enlarged: int) -> Float[np.ndarray, "H h"]:
-    """Row i weighs the two inputs around the centre of output i."""
+def _neighbours(
+    size: int, enlarged: int, dtype: np.dtype
+) -> tuple[Int[np.ndarray, "H"], Int[np.ndarray, "H"], Float[np.ndarray, "H"]]:
+    """The two inputs around the centre of each output, and the share of the second."""
     centre = np.clip((np.arange(enlarged) + 0.5) * size / enlarged - 0.5, 0, size - 1)
     low = np.floor(centre).astype(int)
-    high = np.minimum(low + 1, size - 1)
-    rows, matrix = np.arange(enlarged), np.zeros((enlarged, size))
-    np.add.at(matrix, (rows, low), 1 - (centre - low))
-    np.add.at(matrix, (rows, high), centre - low)
-    return matrix
+    return low, np.minimum(low + 1, size - 1), (centre - low).astype(dtype)

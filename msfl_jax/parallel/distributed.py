@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,9 +82,9 @@ def data_share(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     return spans[0][0] // size, batch_size // size
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, str | int]:
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """Arguments of `jax.distributed.initialize` from the variables of this process."""
-    values: dict[str, str | int] = {"coordinator_address": environment["JAX_COORDINATOR_ADDRESS"]}
+    values: dict[str, Any] = {"coordinator_address": environment["JAX_COORDINATOR_ADDRESS"]}
     for name, argument in (("JAX_NUM_PROCESSES", "num_processes"), ("JAX_PROCESS_ID", "process_id")):
         found = environment.get(name)
         if found is None or not found.isdigit():

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from input_pipeline.errors import UserError
@@ -14,21 +14,21 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arranges devices as (data, fsdp, tensor); enter it with `jax.set_mesh`.
 
     The axes are `Auto`: JAX's default since 0.9 is `Explicit`, under which layers that do not name every sharding fail.
 
     Args:
       config: devices along each axis; -1, for one axis at most, takes what is left.
-      devices: all devices of all processes when None.
+      devices: `jax.Device`s; all of all processes when None.
 
     Raises:
       UserError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = _resolve((config.data, config.fsdp, config.tensor), len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=np.asarray(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

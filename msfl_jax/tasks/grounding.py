@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +28,7 @@ from input_pipeline.images import decode_gray, evaluation_view, view_rectangle
 from input_pipeline.loader import grounding_records
 from input_pipeline.records import Record
 from msfl_jax.config import nearest
-from msfl_jax.metrics import contrast_to_noise, mean_iou, normalise_heatmap, pointing_game, smoothing
+from msfl_jax.metrics import contrast_to_noise, mean_iou, normalise_heatmap, pointing_game, smoothing, upsample
 from msfl_jax.tasks.grounding_result import COLUMNS, GroundingResult, PhraseScores, summarise
 from msfl_jax.tasks.run import Run, encode_images, encode_texts, on_mesh, to_host
 
@@ -78,11 +77,7 @@ def to_pixels(
     """
     top, left, height, width = view_rectangle(*size, fit)
     top, left, height, width = int(np.floor(top)), int(np.floor(left)), max(1, round(height)), max(1, round(width))
-    # As metrics.upsample, without BLAS, whose threads spin on matrices this small and take ten times the work's own time.
-    maps = [
-        cv2.resize(each, (width, height), interpolation=cv2.INTER_LINEAR) for each in grid.reshape(-1, *grid.shape[-2:])
-    ]
-    view = np.stack(maps).reshape(*grid.shape[:-2], height, width)
+    view = upsample(grid, (height, width))
     rows, columns = round(height * margin), round(width * margin)
     pixels = np.full((*grid.shape[:-2], *size), np.nan, grid.dtype)
     shown = (_overlap(top + rows, height - 2 * rows, size[0]), _overlap(left + columns, width - 2 * columns, size[1]))

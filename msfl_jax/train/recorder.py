@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from clu import metrics as clu_metrics
 
 from msfl_jax.config import Config
@@ -70,7 +71,7 @@ class Recorder:
         rate, remaining = self._clock.rate(step), self._clock.remaining(step)
         self._clock.restart(step)
         devices = jax.devices()
-        values["learning_rate"] = float(self._rate(step - 1))
+        values["learning_rate"] = float(np.asarray(self._rate(step - 1)))
         values |= throughput(rate, self._flops, len(devices), devices[0].device_kind)
         self.values = self._pending = values
         if self._progress:

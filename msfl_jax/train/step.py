@@ -29,6 +29,11 @@ class Sum(clu_metrics.Metric):
 
     value: Any
 
+    @classmethod
+    def empty(cls) -> "Sum":
+        """Before the first step; what is counted is never negative."""
+        return cls(jnp.int32(0))
+
     def merge(self, other: "Sum") -> "Sum":
         """Of this step and those before."""
         return Sum(self.value + other.value)
@@ -43,6 +48,11 @@ class Largest(clu_metrics.Metric):
     """The largest value over steps."""
 
     value: Any
+
+    @classmethod
+    def empty(cls) -> "Largest":
+        """Before the first step; what is counted is never negative."""
+        return cls(jnp.int32(0))
 
     def merge(self, other: "Largest") -> "Largest":
         """Of this step and those before."""
@@ -105,8 +115,8 @@ def collect(tallies: dict[str, Tally], finite: Bool[Array, ""], skipped: Array) 
     means = {name: Mean(*(jnp.where(finite, part, 0.0) for part in tally)) for name, tally in tallies.items()}
     counts = {"skipped": Sum(1 - finite.astype(jnp.int32)), "skipped_in_a_row": Largest(skipped)}
     fields = {_field(name): value for name, value in sorted((means | counts).items())}
-    kind = _collection(tuple((name, type(value)) for name, value in fields.items()))
-    return kind(_reduction_counter=clu_metrics.Collection.create_collection()._reduction_counter, **fields)
+    kind: Any = _collection(tuple((name, type(value)) for name, value in fields.items()))
+    return kind.empty().replace(**fields)
 
 
 @jax.jit

@@ -15,7 +15,9 @@ from typing import Any
 
 import jax
 from clu import parameter_overview
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIRECTORY = "tensorboard"
@@ -49,7 +51,7 @@ class Telemetry:
     def __init__(self, workdir: Path, *, step: int) -> None:
         """Opens the logs of a run that goes on after `step`; what was logged beyond it will be written again and is taken out."""
         self._file = workdir / METRICS_FILE
-        self._board: SummaryWriter | None = None
+        self._board: EventsWriter | None = None
         self._failed: set[str] = set()
         self._guard(self._file.name, lambda: rewind(self._file, step))
         self._guard(TENSORBOARD_DIRECTORY, lambda: self._open_board(workdir, step))
@@ -62,20 +64,27 @@ class Telemetry:
             self._guard(TENSORBOARD_DIRECTORY, lambda: self._add_scalars(step, values))
 
     def close(self) -> None:
-        """Flushes what TensorBoard's writer still holds."""
+        """Closes the event file."""
         if self._board is not None:
             self._guard(TENSORBOARD_DIRECTORY, self._board.close)
 
     def _open_board(self, workdir: Path, step: int) -> None:
-        self._board = SummaryWriter(str(workdir / TENSORBOARD_DIRECTORY), purge_step=step + 1 if step else None)
+        # tensorboardX's SummaryWriter writes from a thread that a full disk kills, and then blocks whoever has ten more values for it.
+        (workdir / TENSORBOARD_DIRECTORY).mkdir(exist_ok=True)
+        self._board = EventsWriter(str(workdir / TENSORBOARD_DIRECTORY / "events"), filename_suffix=f".{step}")
+        if step:  # tells TensorBoard to hide what an earlier session logged beyond this step
+            session = SessionLog(status=SessionLog.START)
+            self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=session))
 
     def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         assert self._board is not None
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in finite.items()]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
+        self._board.write_event(event)
+        self._board.flush()
 
-    def _guard(self, name: str, write: Callable[[], None]) -> None:
+    def _guard(self, name: str, write: Callable[[], object]) -> None:
         """Runs `write`; its first failure is reported, later ones of the same file are not."""
         try:
             write()
@@ -116,18 +125,23 @@ class Progress:
         self._printed = -1
 
     def show(self, step: int, *, loss: float, rate: float, remaining: float) -> None:
-        """Draws the state after `step`: `rate` in studies per second, `remaining` in seconds."""
+        """Draws the state after `step`: `rate` in studies per second, `remaining` in seconds; what is not known yet is left out."""
+        parts = [f"{step}/{self._steps}", f"{rate:.1f} studies/s" if math.isfinite(rate) else "", f"loss {loss:.3f}"]
+        parts.append(str(datetime.timedelta(seconds=round(remaining))) if math.isfinite(remaining) else "")
+        text = "   ".join(part for part in parts if part)
         twentieth = 20 * step // self._steps
-        eta = str(datetime.timedelta(seconds=round(remaining))) if math.isfinite(remaining) else "-:--:--"
-        bar = "█" * twentieth + " " * (20 - twentieth)
-        line = f"{self._label:<20}{bar} {step}/{self._steps}   {rate:.1f} studies/s   loss {loss:.3f}   {eta}"
         if self._terminal:
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write("\r" + line[:width].ljust(width))
+            self._stream.write("\r" + self._drawn(text, twentieth, shutil.get_terminal_size().columns - 1))
         elif twentieth > self._printed:
-            self._stream.write(line.replace(f"{bar} ", "") + "\n")
+            self._stream.write(f"{self._label:<20}{text}\n")
         self._printed = twentieth
         self._stream.flush()
+
+    def _drawn(self, text: str, twentieth: int, width: int) -> str:
+        """The line as wide as the terminal; the bar gives way to the text."""
+        bar = max(min(20, width - len(self._label) - len(text) - 2), 0)
+        label = self._label.ljust(min(20, width - len(text) - bar - 1))
+        return f"{label}{'█' * (twentieth * bar // 20):<{bar}} {text}"[:width].ljust(width)
 
     def close(self) -> None:
         """Leaves the last line standing."""

@@ -41,3 +41,8 @@ def test_a_report_without_any_token_is_finite_in_value_and_gradient():
 def test_reports_do_not_see_each_other(encode):
     alone, together = encode(REPORT), encode(REPORT, [2, 11, 12, 13, 3])
     assert_allclose(together[0], alone[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_report_longer_than_the_position_table_is_refused(encode):
+    with pytest.raises(ValueError, match="13 tokens; expected at most 12"):
+        encode([2] * 13)

@@ -153,6 +153,7 @@ def random_batch():
 @pytest.fixture(scope="session")
 def mesh_of():
     """A mesh of the given shape over as many of the eight virtual devices as it needs."""
+
     def make(data: int, fsdp: int = 1, tensor: int = 1):
         return make_mesh(MeshConfig(data, fsdp, tensor), devices=jax.devices()[: data * fsdp * tensor])
 

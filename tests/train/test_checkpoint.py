@@ -6,7 +6,6 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_array_equal
@@ -22,7 +21,7 @@ META = {"seed": 0, "config_hash": "c", "tokenizer_hash": "t", "vocab_size": 7}
 def make_state(mesh, *, value: float = 1.0, width: int = 8, name: str = "attn") -> TrainState:
     """A state of one block whose parameters are drawn around `value`."""
     kernel = value + jnp.arange(width * width, dtype=jnp.float32).reshape(width, width)
-    params = {"vision": {"blocks_0": {name: {"query": {"kernel": kernel, "bias": jnp.full(width, value)}}}}}
+    params = {"vision": {"blocks_0": {name: {"query": {"kernel": kernel, "bias": jnp.full(width, float(value))}}}}}
     opt_state = optax.adamw(optax.cosine_decay_schedule(1.0, 10)).init(params)
     state = TrainState(jnp.int32(value), params, opt_state, jnp.int32(2))
     return jax.device_put(state, shardings(state, mesh, threshold=1))
@@ -77,31 +76,28 @@ def test_donating_a_state_after_saving_it_does_not_change_the_checkpoint(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("scores", "kept", "best"),
+    ("scores", "best"),
     [
-        ({}, [4, 5], None),
-        ({1: 0.5, 2: 0.9, 3: 0.7}, [2, 4, 5], 2),
-        ({1: 0.5, 2: 0.9, 3: math.nan, 4: math.inf}, [2, 4, 5], 2),
-        ({1: 0.9, 5: 0.1}, [1, 4, 5], 1),
-        ({1: 0.5, 5: 0.6}, [4, 5], 5),
+        ({}, None),
+        ({1: 0.5, 2: 0.9, 3: 0.7}, 2),
+        ({1: 0.5, 2: 0.9, 3: math.nan, 4: math.inf}, 2),
+        ({1: 0.9, 5: 0.1}, 1),
+        ({1: 0.5, 5: 0.6}, 5),
     ],
     ids=["no scores", "a falling score", "scores that are no numbers", "the first is best", "the last is best"],
 )
-def test_the_latest_and_the_best_are_kept(tmp_path, mesh_of, scores, kept, best):
-    save_steps(tmp_path, mesh_of(1), [1, 2, 3, 4, 5], scores=scores)
+def test_the_latest_and_the_best_are_kept(tmp_path, mesh_of, scores, best):
+    mesh = mesh_of(1)
+    save_steps(tmp_path, mesh, [1, 2, 3, 4, 5], scores=scores)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        present = set(checkpoints.steps)
-        assert {4, 5} <= present
-        assert best is None or best in present
-        checkpoints.save(make_state(mesh_of(1), value=6), 6, META)
+        assert {4, 5} | ({best} if best else set()) <= set(checkpoints.steps)
+        checkpoints.save(make_state(mesh, value=6), 6, META)
         checkpoints.wait()
         assert checkpoints.steps == sorted({5, 6} | ({best} if best else set()))
-    shapes = jax.eval_shape(lambda: make_state(mesh_of(1)).params) if best is None else like(make_state(mesh_of(1))).params
     if best:
-        params, meta = restore_parameters(tmp_path, shapes, step="best")
+        params, meta = restore_parameters(tmp_path, like(make_state(mesh)).params, step="best")
         assert meta["step"] == best
         assert float(params["vision"]["blocks_0"]["attn"]["query"]["bias"][0]) == best
-    assert kept[-2:] == [4, 5]
 
 
 def test_the_best_step_is_remembered_when_a_run_goes_on(tmp_path, mesh_of):
@@ -131,7 +127,10 @@ def test_damaged_checkpoints_alone_are_refused_and_left_in_place(tmp_path, mesh_
     save_steps(tmp_path, mesh_of(1), [1, 2])
     damage(tmp_path, 1)
     damage(tmp_path, 2)
-    with Checkpoints(tmp_path, keep=2) as checkpoints, pytest.raises(CheckpointError, match="no checkpoint can be read"):
+    with (
+        Checkpoints(tmp_path, keep=2) as checkpoints,
+        pytest.raises(CheckpointError, match="no checkpoint can be read"),
+    ):
         checkpoints.restore(like(make_state(mesh_of(1))))
     assert (tmp_path / "checkpoints" / "2").is_dir()
 
@@ -142,10 +141,12 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_leaves(tmp_path, mesh_o
         with pytest.raises(CheckpointError, match=r"query/bias float32\[8\] for float32\[16\]") as error:
             checkpoints.restore(like(make_state(mesh_of(1), width=16)))
         assert "query/kernel float32[8,8] for float32[16,16]" in str(error.value)
-        with pytest.raises(CheckpointError, match="missing: .*mixer/query/bias.*unknown: .*attn/query/bias"):
+        with pytest.raises(CheckpointError, match=r"missing: .*mixer/query/bias.*unknown: .*attn/query/bias"):
             checkpoints.restore(like(make_state(mesh_of(1), name="mixer")))
         half = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if leaf.ndim else leaf.dtype, sharding=leaf.sharding),
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, jnp.bfloat16 if leaf.ndim else leaf.dtype, sharding=leaf.sharding
+            ),
             like(make_state(mesh_of(1))),
         )
         with pytest.raises(CheckpointError, match=r"float32\[8\] for bfloat16\[8\]"):
@@ -176,11 +177,11 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
         read_meta(tmp_path)
 
 
-def test_what_a_killed_save_left_behind_is_removed(tmp_path, mesh_of):
+def test_what_a_killed_save_left_behind_is_no_checkpoint_and_in_nobodys_way(tmp_path, mesh_of):
     save_steps(tmp_path, mesh_of(1), [1])
     leftover = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "checkpoints" / "1", leftover)
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        assert checkpoints.steps == [1]
+    assert read_meta(tmp_path)["step"] == 1
+    save_steps(tmp_path, mesh_of(1), [2])
+    assert read_meta(tmp_path)["step"] == 2
     assert not leftover.exists()
-    assert np.isclose(read_meta(tmp_path)["step"], 1)

@@ -38,17 +38,20 @@ def test_training_flops_of_one_pass_each_equal_the_table(ratio, decoder, pixels,
     assert 3 * forward / 1e9 == pytest.approx(gflop, rel=0.02)
 
 
-@pytest.mark.parametrize(("found", "gflop"), [
-    (vit_flops(B16, 0.5), 17.2),
-    (vit_flops(B16, 0.75), 8.6),
-    (decoder_flops(MAE_DECODER, B16, 0.75, pixels=768), 10.8),
-    (decoder_flops(SIBLING_DECODER, B16, 0.5, pixels=3072), 12.7),
-    (text_flops(BERT12), 22.4),
-    (text_flops(BERT6), 11.2),
-    (text_flops(SIBLING_TEXT), 2.2),
-    (mlm_head_flops(BERT12, 28996, 128), 5.9),
-    (mlm_head_flops(SIBLING_TEXT, 30000, 100), 2.3),
-])
+@pytest.mark.parametrize(
+    ("found", "gflop"),
+    [
+        (vit_flops(B16, 0.5), 17.2),
+        (vit_flops(B16, 0.75), 8.6),
+        (decoder_flops(MAE_DECODER, B16, 0.75, pixels=768), 10.8),
+        (decoder_flops(SIBLING_DECODER, B16, 0.5, pixels=3072), 12.7),
+        (text_flops(BERT12), 22.4),
+        (text_flops(BERT6), 11.2),
+        (text_flops(SIBLING_TEXT), 2.2),
+        (mlm_head_flops(BERT12, 28996, 128), 5.9),
+        (mlm_head_flops(SIBLING_TEXT, 30000, 100), 2.3),
+    ],
+)
 def test_forward_flops_of_each_part_equal_the_table(found, gflop):
     assert found / 1e9 == pytest.approx(gflop, rel=0.02)
 

@@ -104,7 +104,9 @@ def test_the_loss_falls(uninterrupted):
 
 def test_a_run_directory_holds_what_evaluation_needs(run_config, uninterrupted, study):
     result, workdir = uninterrupted
-    assert (workdir / "tokenizer" / "tokenizer.json").read_bytes() == (study / "tokenizer" / "tokenizer.json").read_bytes()
+    assert (workdir / "tokenizer" / "tokenizer.json").read_bytes() == (
+        study / "tokenizer" / "tokenizer.json"
+    ).read_bytes()
     assert json.loads((workdir / "config.json").read_text())["data"]["batch_size"] == run_config.data.batch_size
     assert "Total:" in (workdir / "parameters.txt").read_text()
     assert any((workdir / "tensorboard").iterdir())
@@ -125,7 +127,7 @@ def test_a_finished_run_is_returned_as_it_is(run_config, uninterrupted):
 
 def test_another_configuration_is_refused_by_its_keys(run_config, changed, stopped_copy):
     other = changed(run_config, optimizer__peak_rate=1.0, train__log_every=7)
-    with pytest.raises(CheckpointError, match="optimizer.peak_rate") as error:
+    with pytest.raises(CheckpointError, match=r"optimizer\.peak_rate") as error:
         pretrain(other, stopped_copy, progress=False)
     assert "log_every" not in str(error.value)
     assert error.value.exit_code == 4
@@ -169,7 +171,8 @@ def test_a_signal_ends_the_command_with_75(run_config, uninterrupted, command, t
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() or not metrics.read_text():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -183,17 +186,27 @@ def test_a_signal_ends_the_command_with_75(run_config, uninterrupted, command, t
 
 def test_two_processes_log_the_losses_of_one(run_config, changed, uninterrupted, command, tmp_path):
     arguments, environment = command(changed(run_config, train__checkpoint_every=2), tmp_path / "run")
-    launcher = [sys.executable, str(ROOT / "launch" / "local_processes.py"), "-n", "2", "--devices-per-process", "1", "--"]
+    launcher = [
+        sys.executable,
+        str(ROOT / "launch" / "local_processes.py"),
+        "-n",
+        "2",
+        "--devices-per-process",
+        "1",
+        "--",
+    ]
     process = subprocess.Popen([*launcher, *arguments], env=os.environ | environment, stdout=subprocess.PIPE, text=True)
     checkpoint = tmp_path / "run" / "checkpoints" / "2"
     deadline = time.monotonic() + 240
     while not checkpoint.exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
-    assert "[0] " in output and "[1] " in output
+    assert "[0] " in output
+    assert "[1] " in output
     expected = logged(uninterrupted[1])
     rows = logged(tmp_path / "run")
     assert max(rows) >= 3

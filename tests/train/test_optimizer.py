@@ -29,7 +29,7 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused():
-    with pytest.raises(UserError, match="warmup_steps' is 20; expected fewer than train.steps, 20"):
+    with pytest.raises(UserError, match=r"warmup_steps' is 20; expected fewer than train\.steps, 20"):
         learning_rate(MACO, 20)
 
 

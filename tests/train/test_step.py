@@ -70,7 +70,13 @@ def named(tree):
 @pytest.mark.parametrize("shape", MESHES, ids=["data 8", "data 2 fsdp 4", "data 2 fsdp 2 tensor 2"])
 def test_a_step_on_eight_devices_equals_one_device_in_every_loss_metric_and_gradient(one_step, shape):
     (metrics, gradients, _), (expected_metrics, expected_gradients, _) = one_step(*shape), one_step(1, 1, 1)
-    losses = {"global_alignment", "local_alignment", "instance_matching", "image_reconstruction", "masked_language_modeling"}
+    losses = {
+        "global_alignment",
+        "local_alignment",
+        "instance_matching",
+        "image_reconstruction",
+        "masked_language_modeling",
+    }
     assert {f"loss/{name}" for name in losses} <= metrics.keys()
     assert metrics.keys() == expected_metrics.keys()
     for name, metric in metrics.items():

@@ -16,15 +16,14 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def scalars(workdir):
-    """(step, name, value) in the event files; a record is length (8), checksum (4), event, checksum (4)."""
+def events(workdir):
+    """What is in the event files; a record is length (8 bytes), checksum (4), event, checksum (4)."""
     found = []
     for file in sorted((workdir / "tensorboard").iterdir()):
         data, at = file.read_bytes(), 0
         while at < len(data):
             length = int.from_bytes(data[at : at + 8], "little")
-            event = Event.FromString(data[at + 12 : at + 12 + length])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            found.append(Event.FromString(data[at + 12 : at + 12 + length]))
             at += 16 + length
     return found
 
@@ -35,11 +34,16 @@ def test_a_log_step_is_one_json_object_and_one_scalar_per_name(tmp_path):
     logs.write(20, {"loss/total": 1.25})
     logs.close()
     assert rows(tmp_path) == [{"step": 10, "loss/total": 1.5, "accuracy": None}, {"step": 20, "loss/total": 1.25}]
-    assert scalars(tmp_path) == [(10, "loss/total", 1.5), (20, "loss/total", 1.25)]
+    scalars = [
+        (event.step, value.tag, value.simple_value) for event in events(tmp_path) for value in event.summary.value
+    ]
+    assert scalars == [(10, "loss/total", 1.5), (20, "loss/total", 1.25)]
 
 
 def test_a_resumed_log_has_no_step_twice_and_no_damaged_line(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\nnoise\n{"step": 2, "a": 2}\n{"step": 3, "a": 3}\n{"step": 4')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "a": 1}\nnoise\n{"step": 2, "a": 2}\n{"step": 3, "a": 3}\n{"step": 4'
+    )
     Telemetry(tmp_path, step=2).write(3, {"a": 30.0})
     assert [(row["step"], row["a"]) for row in rows(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
 
@@ -60,16 +64,24 @@ def test_a_log_that_cannot_be_written_is_one_warning(tmp_path, caplog):
     assert sorted(record.message.split()[0] for record in caplog.records) == ["metrics.jsonl", "tensorboard"]
 
 
-def test_a_writer_that_fails_later_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+def test_a_disk_that_fills_up_ends_neither_the_run_nor_blocks_it(tmp_path, monkeypatch, caplog):
     logs = Telemetry(tmp_path, step=0)
 
-    def full(self, data):
+    def full(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(RecordWriter, "write", full)
-    monkeypatch.setattr(telemetry, "_append", lambda *_: full(None, None))
-    logs.write(1, {"loss": 1.0})
+    monkeypatch.setattr(telemetry, "_append", full)
+    for step in range(50):
+        logs.write(step, {"loss": 1.0})
+    assert len(caplog.records) == 2
     assert "OSError" in caplog.text
+
+
+def test_tensorboard_is_told_to_hide_what_is_logged_again(tmp_path):
+    Telemetry(tmp_path, step=7).write(8, {"loss": 1.0})
+    starts = [event.step for event in events(tmp_path) if event.HasField("session_log")]
+    assert starts == [8]
 
 
 def test_throughput_of_a_known_device_names_what_it_is_a_share_of():
@@ -84,7 +96,8 @@ def test_throughput_of_an_unknown_device_has_no_share():
 
 
 @pytest.mark.parametrize(
-    ("kind", "peak"), [("TPU v5 lite", 197.0), ("TPU v5p", 459.0), ("TPU v6 lite", 918.0), ("NVIDIA L4", 121.0), ("NVIDIA L40S", 362.0)]
+    ("kind", "peak"),
+    [("TPU v5 lite", 197.0), ("TPU v5p", 459.0), ("TPU v6 lite", 918.0), ("NVIDIA L4", 121.0), ("NVIDIA L40S", 362.0)],
 )
 def test_longer_names_of_devices_win_over_their_beginnings(kind, peak):
     assert throughput(1.0, 1e12, 1, kind)["peak_tflops"] == peak

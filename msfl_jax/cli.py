@@ -1,6 +1,7 @@
 """The command `msfl`: parses options, calls one function, prints what it returns."""
 
 import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ Quality = Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of stor
 def main() -> None:
     """Entry point: errors meant for users become one line on stderr and their exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports on itself there
     try:
         app()
     except MsflError as error:
@@ -49,7 +51,9 @@ def demo(
     seed: Seed = 0,
     config: ConfigName = "demo",
     studies: Annotated[int, typer.Option(min=100, help="Studies of the synthetic data set.")] = 6600,
-    split: Annotated[str, typer.Option(help="Held-out split that is evaluated: test, or validate while tuning.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="Held-out split that is evaluated: test, or validate while tuning.")
+    ] = "test",
 ) -> None:
     """Make a synthetic study, pretrain on it and evaluate on held-out patients, in minutes.
 
@@ -65,7 +69,9 @@ def pretrain(
     context: typer.Context,
     config: ConfigName,
     workdir: Annotated[Path, typer.Option(help="Folder of the run; running again resumes.")],
-    init_from: Annotated[Path | None, typer.Option(help="Run directory whose parameters and tokenizer to start from.")] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Run directory whose parameters and tokenizer to start from.")
+    ] = None,
 ) -> None:
     """Pretrain on a build; running the same command again resumes.
 
@@ -96,6 +102,7 @@ def build_mimic_cxr(
     reports: Annotated[Path, typer.Option(help="Folder or zip of the reports.")],
     out: Output,
     views: Annotated[str, typer.Option(help="frontal or all.")] = "frontal",
+    exclude: Annotated[Path | None, typer.Option(help="MS-CXR's CSV: its patients are left out of train.")] = None,
     short_side: ShortSide = 512,
     quality: Quality = 95,
     workers: Workers = 0,
@@ -104,7 +111,7 @@ def build_mimic_cxr(
     from input_pipeline.build import build as write
     from input_pipeline.datasets.mimic_cxr import MimicCxr
 
-    source = MimicCxr(jpg, reports, views=views)
+    source = MimicCxr(jpg, reports, views=views, exclude=exclude)
     print(write(source, out, short_side=short_side, quality=quality, workers=workers or os.cpu_count() or 1))
 
 

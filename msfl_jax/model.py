@@ -148,6 +148,16 @@ class Model:
         """
         return self._project_image(params, self._see(params, self._patches(image)))
 
+    def encode_patches(self, params: Params, image: UInt8[Array, "B H W 1"]) -> Float32[Array, "B P D"]:
+        """Each patch pooled and projected as if it were the image: what global alignment alone says about places (MaCo's grounding)."""
+        tokens = self._see(params, self._patches(image)).patches
+        alone = tokens.reshape(-1, 1, tokens.shape[-1])
+        each = VisionTokens(patches=alone, cls=alone[:, 0], regions=alone)
+        pooled = encoders.pool_image(each, self.config.image.pool)
+        width = self.config.model.embedding_width
+        projected = _apply(heads.projection(width), params["heads"]["image_projection"], pooled)
+        return projected.reshape(*tokens.shape[:2], width)
+
     def encode_report(
         self, params: Params, token_ids: Int32[Array, "B T"], sentence_ids: Int32[Array, "B T"]
     ) -> tuple[Float32[Array, "B D"], Float32[Array, "B S E"], Bool[Array, "B S"]]:

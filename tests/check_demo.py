@@ -6,7 +6,7 @@ Usage: python tests/check_demo.py DIR/summary.json [--smoke]
 import json
 import sys
 
-# (section, name, at least): a full demo of 1,200 steps, and one of 250 steps.
+# (section, name, at least): a full demo of 1,000 steps, and one of 250 steps.
 FULL = [
     ("zero_shot", "pneumonia_auc", 0.87),
     ("zero_shot", "mean_auc", 0.75),
@@ -20,7 +20,9 @@ SMOKE = [("zero_shot", "pneumonia_auc", 0.80), ("grounding", "cnr", 0.40), ("gro
 def main(path: str, smoke: bool) -> int:
     with open(path) as file:
         summary = json.load(file)
-    summary["grounding"]["cnr_over_shuffled"] = summary["grounding"]["cnr"] - summary["grounding"]["cnr_shuffled_phrases"]
+    summary["grounding"]["cnr_over_shuffled"] = (
+        summary["grounding"]["cnr"] - summary["grounding"]["cnr_shuffled_phrases"]
+    )
     missed = 0
     for section, name, least in SMOKE if smoke else FULL:
         value = summary[section][name]

@@ -45,7 +45,11 @@ def test_help_answers_without_importing_jax_or_tensorflow():
     ("arguments", "code", "words"),
     [
         (["pretrain", "--config", "demoo", "--workdir", "x"], 2, ["demoo", "did you mean 'demo'"]),
-        (["pretrain", "--config", "demo", "--workdir", "x", "--config.optimiser.b1=1"], 2, ["unknown key", "optimizer"]),
+        (
+            ["pretrain", "--config", "demo", "--workdir", "x", "--config.optimiser.b1=1"],
+            2,
+            ["unknown key", "optimizer"],
+        ),
         (["pretrain", "--config", "demo", "--workdir", "x"], 2, ["data.tokenizer", "msfl data tokenizer"]),
         (["eval", "zero-shot", "nowhere", "--data", "nowhere"], 2, ["nowhere", "config.json"]),
         (["data", "build", "mimic-cxr", "--jpg", "nowhere", "--reports", "nowhere", "--out", "o"], 2, ["nowhere"]),
@@ -53,7 +57,9 @@ def test_help_answers_without_importing_jax_or_tensorflow():
     ],
 )
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, arguments, code, words):
-    found = subprocess.run([sys.executable, "-m", "msfl_jax.cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "msfl_jax.cli", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
     assert found.returncode == code
     assert found.stderr.startswith("error: ")
     assert found.stderr.count("\n") == 1

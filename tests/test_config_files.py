@@ -29,8 +29,12 @@ def test_the_argument_selects_each_of_the_eight_combinations_and_changes_nothing
         config = load_config("demo:" + ",".join(words))
         assert weights(config) == (1.0, *map(float, choice))
         seen.add(weights(config))
-        same_weights = {f"lambda_{w}": getattr(everything.objective, f"lambda_{w}") for w in ("local", "instance", "modality")}
-        assert dataclasses.replace(config, objective=dataclasses.replace(config.objective, **same_weights)) == everything
+        same_weights = {
+            f"lambda_{w}": getattr(everything.objective, f"lambda_{w}") for w in ("local", "instance", "modality")
+        }
+        assert (
+            dataclasses.replace(config, objective=dataclasses.replace(config.objective, **same_weights)) == everything
+        )
     assert len(seen) == 8
 
 

@@ -47,7 +47,9 @@ def part(name: str) -> str:
     return pieces[1] if len(pieces) > 1 else ""
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "input_pipeline").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "input_pipeline").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT))
+)
 def test_the_input_pipeline_imports_neither_jax_nor_the_library(file):
     roots = {name.split(".")[0] for name in imported(file)}
     assert not roots & {"jax", "flax", "optax", "orbax", "msfl_jax", "configs", "tensorflow", "torch"}

@@ -41,7 +41,9 @@ def total(arg=""):
     config, model, _ = made(arg)
     weights = Weights.create(config)
     return jax.jit(
-        lambda params, batch, step: objective.total(params, batch, Keys.at(0, step), model=model, weights=weights.at(step))
+        lambda params, batch, step: objective.total(
+            params, batch, Keys.at(0, step), model=model, weights=weights.at(step)
+        )
     )
 
 
@@ -99,7 +101,9 @@ def test_an_objective_of_weight_zero_is_not_computed(batch, arg, absent):
     _, _, params = made(arg)
     value, metrics = total(arg)(params, batch, 0)
     assert not {f"loss/{name}" for name in absent} & metrics.keys()
-    present = sum(float(t.total / t.count) for name, t in metrics.items() if name.startswith("loss/") and name != "loss/total")
+    present = sum(
+        float(t.total / t.count) for name, t in metrics.items() if name.startswith("loss/") and name != "loss/total"
+    )
     np.testing.assert_allclose(value, present, rtol=1e-6)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,7 @@ def run_demo(
         data=dataclasses.replace(settings.data, directory=str(folders.records), tokenizer=str(folders.tokenizer)),
         grounding=dataclasses.replace(settings.grounding, directory=str(folders.phrases)),
     )
+    print(f"{folders.workdir}: {studies:,} synthetic studies, {settings.train.steps:,} steps; some 8 minutes on two cores\n")
     prepare(folders, studies=studies, seed=seed)
     run_pretraining(settings, folders.workdir, quiet=True)
     zero_shot, grounding = evaluate(folders, settings, split)
@@ -108,7 +110,7 @@ def prepare(folders: Folders, *, studies: int, seed: int) -> None:
         current.result = f"{studies:,} studies in MIMIC-CXR-JPG's layout"
     with stage("shards, tokenizer") as current:
         reports = MimicCxr(folders.study, folders.study / "mimic-cxr-reports")
-        options = {"short_side": STORED_SHORT_SIDE, "workers": workers, "progress": False}
+        options = {"short_side": STORED_SHORT_SIDE, "workers": workers, "progress": sys.stderr.isatty()}
         records = build(reports, folders.records, **options)
         build(MsCxr(folders.study, next(folders.study.glob("MS_CXR_*.csv"))), folders.phrases, **options)
         if folders.tokenizer.is_dir():

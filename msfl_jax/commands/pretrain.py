@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,15 @@ def run_pretraining(config: Config, workdir: Path, *, init_from: Path | None = N
       UserError: the configuration names no build or no tokenizer, or one that does not exist.
       MsflError: see `msfl_jax.train.loop.pretrain`.
     """
-    logging.getLogger("absl").setLevel(logging.WARNING)
     config = with_tokenizer(config, init_from)
     if not config.data.directory:
         raise UserError("data.directory is empty; give --config.data.directory=DIR, made by `msfl data build`")
     evaluate = functools.partial(evaluate_in_loop, config, workdir) if config.train.evaluate_every else None
     result = pretrain(config, workdir, evaluate=evaluate, init_from=init_from)
     if distributed.is_lead() and not quiet:
-        print(f"run   {workdir}  (step {result.step})\nnext  msfl eval zero-shot {workdir} --data {config.data.directory}")
+        print(
+            f"run   {workdir}  (step {result.step})\nnext  msfl eval zero-shot {workdir} --data {config.data.directory}"
+        )
     return result
 
 

@@ -30,7 +30,7 @@ from input_pipeline.records import Record
 from msfl_jax.config import nearest
 from msfl_jax.metrics import contrast_to_noise, mean_iou, normalise_heatmap, pointing_game, smoothing, upsample
 from msfl_jax.tasks.grounding_result import COLUMNS, GroundingResult, PhraseScores, summarise
-from msfl_jax.tasks.run import Run, encode_images, encode_texts, on_mesh, to_host
+from msfl_jax.tasks.run import Run, encode_regions, encode_texts, on_mesh, to_host
 
 Protocol = Literal["biovil", "maco", "afloc"]
 
@@ -222,7 +222,7 @@ def ground_phrases(
         )
     fit = run.config.data.fit
     view = evaluation_view(image, run.config.model.vision.image_size, fit)[None, :, :, None]
-    _, regions = encode_images(run, view, batch_size=1)
+    regions = encode_regions(run, view, batch_size=1)
     maps = to_host(similarity_map(regions, *on_mesh(run.params, sentences[None], rows=1), protocol=chosen))[0]
     smooth = smoothing(maps, run.config.grounding.sigma if sigma is None else sigma)
     return to_pixels(smooth, image.shape, fit=fit, margin=AFLOC_MARGIN if chosen == "afloc" else 0.0)
@@ -251,16 +251,21 @@ def _maps_of_records(
     for start in range(0, len(found), batch_size):
         batch = found[start : start + batch_size]
         views = np.stack([evaluation_view(decode_gray(record.image), size, fit) for record in batch])[..., None]
-        _, regions = encode_images(run, views, batch_size=batch_size)
+        regions = encode_regions(run, views, batch_size=batch_size)
         phrases = on_mesh(run.params, pairs[start : start + batch_size], rows=batch_size)
         maps.append(to_host(similarity_map(regions, *phrases, protocol=protocol))[: len(batch)])
     return np.concatenate(maps)
 
 
 def _phrase_embeddings(run: Run, phrases: Sequence[str]) -> tuple[Float[np.ndarray, "N E"], np.ndarray]:
-    """Mean of the sentence embeddings of each phrase, and whether it has any (zeros where it has none)."""
+    """Mean of the sentence embeddings of each phrase, and whether it has any (zeros where it has none).
+
+    Of a run without local alignment, the phrase is embedded as a report.
+    """
     texts = encode_texts(run, phrases)
     count = texts.sentence_mask.sum(axis=1, keepdims=True)
+    if not run.aligns_locally:
+        return texts.report_embedding, count[:, 0] > 0
     total = (texts.sentences * texts.sentence_mask[..., None]).sum(axis=1)
     return total / np.maximum(count, 1).astype(np.float32), count[:, 0] > 0
 

@@ -45,6 +45,11 @@ class Run:
     tokenizer: ReportTokenizer
     step: int
 
+    @property
+    def aligns_locally(self) -> bool:
+        """Whether region and sentence embeddings were trained against each other; else they are as they were initialised."""
+        return self.config.objective.lambda_local > 0
+
 
 class Texts(NamedTuple):
     """Embeddings of texts; the sentences are those of each text, without the [CLS] unit."""
@@ -117,6 +122,13 @@ def encode_images(run: Run, image: UInt8[np.ndarray, "b H W 1"], *, batch_size: 
     return _encode_image(run.params, *on_mesh(run.params, image, rows=batch_size), model=run.model)
 
 
+def encode_regions(run: Run, image: UInt8[np.ndarray, "b H W 1"], *, batch_size: int = 64) -> Array:
+    """What phrases are compared with: regions [B, P, E], or, where local alignment was not trained, patches seen globally [B, P, D]."""
+    if run.aligns_locally:
+        return encode_images(run, image, batch_size=batch_size)[1]
+    return _encode_patches(run.params, *on_mesh(run.params, image, rows=batch_size), model=run.model)
+
+
 def on_mesh(params: Params, *arrays: np.ndarray, rows: int) -> tuple[Any, ...]:
     """Arrays padded with zeros to `rows` and spread over the mesh on which the parameters lie, if they lie on one.
 
@@ -137,6 +149,11 @@ def to_host(tree: Any) -> Any:
 @functools.partial(jax.jit, static_argnames="model")
 def _encode_image(params: Params, image: UInt8[Array, "B H W 1"], *, model: Model) -> tuple[Array, Array]:
     return model.encode_image(params, image)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _encode_patches(params: Params, image: UInt8[Array, "B H W 1"], *, model: Model) -> Array:
+    return model.encode_patches(params, image)
 
 
 @functools.partial(jax.jit, static_argnames="model")

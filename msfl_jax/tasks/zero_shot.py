@@ -206,7 +206,7 @@ def evaluate_zero_shot(
       directory: a build with labels.
       split: of the build.
       prompts: by finding; findings that the build has no label for are left out.
-      rule: see `score`; None takes the run's own.
+      rule: see `score`; None takes the run's own (see `choose_rule`).
       batch_size: images at a time.
       records: how many records, from the split's first; 0 is all.
       blank: what a label that the report does not mention counts as. Uncertain labels (-1) are always left out.
@@ -235,6 +235,20 @@ def evaluate_zero_shot(
     truth = truth_of_labels(labels[:, [names.index(name) for name in chosen]], blank)
     predictions = Predictions(tuple(chosen), scores.astype(np.float32), truth, patients)
     return summarise(predictions, rule=chosen_rule, split=split, step=run.step, seed=seed, replicates=replicates)
+
+
+def choose_rule(run: Run, rule: Rule | None) -> Rule:
+    """The rule asked for, else the run's own; of a run without local alignment, "gloria" has no local half to take and its default is "cosine".
+
+    Raises:
+      UserError: "gloria" was asked for and the run has no local alignment.
+    """
+    if rule == "gloria" and not run.aligns_locally:
+        raise UserError(
+            "rule 'gloria' needs local alignment, which this run was trained without; expected cosine, maco or chexzero"
+        )
+    own = run.config.zero_shot.rule
+    return rule or ("cosine" if own == "gloria" and not run.aligns_locally else own)
 
 
 def truth_of_labels(labels: Float[np.ndarray, "N F"], blank: Blank = "negative") -> Float[np.ndarray, "N F"]:

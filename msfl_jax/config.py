@@ -96,8 +96,8 @@ class TextConfig:
     passes: Literal["two", "shared"]
     mask_rate: float
     mask_replacement: Literal["bert", "mask_only"]
-    pool: Literal["cls", "mean"]
-    sentence_pool: Literal["mean", "sum"]
+    pool: Literal["cls", "cls_linear", "mean"]
+    sentence_pool: Literal["mean", "sum", "separate"]
     subset_probability: float
     max_sentences: int
 

@@ -240,7 +240,7 @@ class Model:
             "matching": (self._matching, (pair, pair)),
             "language": (self._language, (read[None], words)),
         }
-        if self.config.text.pool == "cls":
+        if self.config.text.pool != "mean":
             parts["pooler"] = (heads.pooler(model.embedding_width), (read,))
         else:
             parts["report_projection"] = (heads.projection(model.embedding_width), (read,))
@@ -316,15 +316,29 @@ class Model:
         self, params: Params, states: Array, token_ids: Array, sentence_ids: Array
     ) -> tuple[Float32[Array, "B D"], Float32[Array, "B S E"], Bool[Array, "B S"]]:
         options, model, head = self.config.text, self.config.model, params["heads"]
-        units, present = encoders.pool_sentences(states, sentence_ids, options.max_sentences, options.sentence_pool)
+        units, present = self._sentence_units(params, states, token_ids, sentence_ids)
         if self.config.objective.local_alignment.include_cls:
             units = jnp.concatenate([states[:, :1].astype(units.dtype), units], axis=1)
             present = jnp.concatenate([token_ids[:, :1] != 0, present], axis=1)
         sentences = _apply(heads.projection(model.region_width), head["sentence_projection"], units)
         pooled = encoders.pool_report(states, token_ids, options.pool)
-        if options.pool == "cls":
-            return jnp.tanh(_apply(heads.pooler(model.embedding_width), head["pooler"], pooled)), sentences, present
-        return _apply(heads.projection(model.embedding_width), head["report_projection"], pooled), sentences, present
+        if options.pool == "mean":
+            projected = _apply(heads.projection(model.embedding_width), head["report_projection"], pooled)
+        else:
+            projected = _apply(heads.pooler(model.embedding_width), head["pooler"], pooled)
+        return jnp.tanh(projected) if options.pool == "cls" else projected, sentences, present
+
+    def _sentence_units(
+        self, params: Params, states: Array, token_ids: Array, sentence_ids: Array
+    ) -> tuple[Float32[Array, "B S W"], Bool[Array, "B S"]]:
+        """Vectors of sentences in the width of the encoder, and which exist; read in their report, or each alone (S more passes)."""
+        count, pool = self.config.text.max_sentences, self.config.text.sentence_pool
+        if pool != "separate":
+            return encoders.pool_sentences(states, sentence_ids, count, pool)
+        alone = encoders.separate_sentences(token_ids, sentence_ids, count)
+        first = _apply(self.text, params["text"], alone.reshape(-1, alone.shape[-1]))[:, 0]
+        present = (sentence_ids[:, None, :] == jnp.arange(1, count + 1)[None, :, None]).any(axis=-1)
+        return first.reshape(len(alone), count, -1).astype(jnp.float32), present
 
     def _predict(self, params: Params, states: Array, masking: TokenMasking) -> dict[str, Array]:
         """The language head on predicted positions only: on all, it would be a tenth of a step."""

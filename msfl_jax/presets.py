@@ -179,8 +179,10 @@ def _text() -> ConfigDict:
     text.passes = "two"  # (ALBEF) unmasked for alignment, masked for language modeling
     text.mask_rate = 0.15  # (BERT) share of predicted tokens
     text.mask_replacement = "bert"  # (BERT) 80 % [MASK], 10 % random, 10 % kept; "mask_only" is MRM's
-    text.pool = "cls"  # (MaCo) dense + tanh on [CLS]; "mean" averages token states
-    text.sentence_pool = "mean"  # (AFLoc) mean of a sentence's token states
+    text.pool = "cls"  # (MaCo) dense + tanh on [CLS]; "cls_linear" without tanh; "mean" averages token states
+    text.sentence_pool = (
+        "mean"  # (AFLoc) mean of token states; "sum" as MaCo; "separate" reads each sentence alone and takes its [CLS]
+    )
     text.subset_probability = 0.5  # (MaCo) share of reports of which a random subset of sentences is shown
     text.max_sentences = 16  # (ours) units per report; 99 % of MIMIC has fewer
     return text

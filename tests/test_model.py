@@ -221,6 +221,34 @@ def test_the_class_unit_is_the_first_state_through_the_sentence_projection(batch
     assert_allclose(features.sentences[0, 2], second, rtol=1e-4, atol=1e-5)
 
 
+def test_separate_sentences_are_read_as_if_each_were_a_report(batch):
+    model = make(text__sentence_pool="separate", objective__local_alignment__include_cls=False)
+    params = initialise(model)
+    one, other = [7, 8, 9], [10, 11]
+    tokens, ids = (jnp.asarray([row], jnp.int32) for row in words(one, other))
+    _, sentences, present = model.encode_report(params, tokens, ids)
+    assert present.tolist() == [[True, True, False]]
+    for index, sentence in enumerate((one, other)):
+        alone = jnp.asarray([[2, *sentence] + [0] * (15 - len(sentence))], jnp.int32)
+        state = model.text.apply({"params": params["text"]}, alone)[0, 0]
+        projection = params["heads"]["sentence_projection"]
+        assert_allclose(sentences[0, index], state @ projection["kernel"] + projection["bias"], atol=1e-5)
+
+
+def test_the_linear_pooler_is_the_pooler_before_its_tanh(batch):
+    linear, bent = (
+        run(model, initialise(model), batch).report_embedding for model in (make(text__pool="cls_linear"), make())
+    )
+    assert_allclose(np.tanh(linear), bent, atol=1e-6)
+
+
+def test_patches_seen_globally_average_to_the_image_embedding_of_mean_pooling(batch):
+    model = make(image__pool="mean")
+    params = initialise(model)
+    patches = model.encode_patches(params, batch["image"])
+    assert_allclose(patches.mean(axis=1), model.encode_image(params, batch["image"])[0], atol=1e-5)
+
+
 def test_a_shared_projection_makes_the_mean_region_the_image_embedding(batch):
     model = make()
     features = run(model, initialise(model), batch)

@@ -11,7 +11,7 @@ from msfl_jax.encoders.patches import (
     take,
 )
 from msfl_jax.encoders.pixel_decoder import PixelDecoder
-from msfl_jax.encoders.pooling import pool_image, pool_report, pool_sentences
+from msfl_jax.encoders.pooling import pool_image, pool_report, pool_sentences, separate_sentences
 from msfl_jax.encoders.positions import sincos_positions, window_mask
 from msfl_jax.encoders.text import TextTransformer
 from msfl_jax.encoders.token_masking import LAST_SPECIAL_ID, TokenMasking, mask_tokens
@@ -35,6 +35,7 @@ __all__ = [
     "pool_report",
     "pool_sentences",
     "random_masking",
+    "separate_sentences",
     "sincos_positions",
     "stack_layers",
     "take",

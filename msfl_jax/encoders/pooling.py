@@ -25,10 +25,10 @@ def pool_image(tokens: VisionTokens, pool: Literal["mean", "mean_max", "cls"]) -
 
 
 def pool_report(
-    states: Float[Array, "B T W"], token_ids: Int[Array, "B T"], pool: Literal["mean", "cls"]
+    states: Float[Array, "B T W"], token_ids: Int[Array, "B T"], pool: Literal["mean", "cls", "cls_linear"]
 ) -> Float32[Array, "B W"]:
     """The report's vector: mean over tokens that are not padding (0 where there are none), or the first token."""
-    if pool == "cls":
+    if pool != "mean":
         return states[:, 0].astype(jnp.float32)
     present = (token_ids != 0).astype(states.dtype)
     total = jnp.einsum("btw,bt->bw", states, present, preferred_element_type=jnp.float32)
@@ -46,3 +46,14 @@ def pool_sentences(
     total = jnp.einsum("btw,bts->bsw", states, member.astype(states.dtype), preferred_element_type=jnp.float32)
     count = member.sum(axis=1)
     return total / jnp.maximum(count, 1)[:, :, None] if pool == "mean" else total, count > 0
+
+
+def separate_sentences(
+    token_ids: Int[Array, "B T"], sentence_ids: Int[Array, "B T"], sentences: int
+) -> Int[Array, "B S T"]:
+    """Sentences 1 to S of each report as reports of their own: its first token ([CLS]), then the sentence, then padding."""
+    member = sentence_ids[:, None, :] == jnp.arange(1, sentences + 1)[None, :, None]
+    first = jnp.argsort(~member, axis=-1, stable=True)
+    alone = jnp.take_along_axis(jnp.where(member, token_ids[:, None, :], 0), first, axis=-1)
+    cls = jnp.broadcast_to(token_ids[:, :1, None], (*alone.shape[:2], 1))
+    return jnp.concatenate([cls, alone[..., :-1]], axis=-1)

@@ -150,12 +150,17 @@ def _instance(
 
 def _modality(features: Features, metrics: Metrics) -> Array:
     """Masked image plus masked language modeling, without inner weights (eq. 5-6)."""
-    image = losses.image_reconstruction(features.pixel_prediction, features.pixel_target, features.pixel_masked)
-    text = losses.masked_language_modeling(features.token_logits, features.token_targets, features.token_weights)
-    hits = jnp.argmax(features.token_logits, axis=-1) == features.token_targets
+    logits, targets, weights = features.token_logits, features.token_targets, features.token_weights
+    predicted, masked = features.pixel_prediction, features.pixel_masked
+    # With a weight above 0 the model rebuilds both; the types cannot say so.
+    assert logits is not None and targets is not None and weights is not None
+    assert predicted is not None and masked is not None and features.pixel_target is not None
+    image = losses.image_reconstruction(predicted, features.pixel_target, masked)
+    text = losses.masked_language_modeling(logits, targets, weights)
+    hits = jnp.argmax(logits, axis=-1) == targets
     metrics["loss/image_reconstruction"] = _per_batch(image)
-    metrics["loss/masked_language_modeling"] = Tally(text * features.token_weights.sum(), features.token_weights.sum())
-    metrics["accuracy/masked_token"] = Tally((hits * features.token_weights).sum(), features.token_weights.sum())
+    metrics["loss/masked_language_modeling"] = Tally(text * weights.sum(), weights.sum())
+    metrics["accuracy/masked_token"] = Tally((hits * weights).sum(), weights.sum())
     return image + text
 
 

@@ -151,11 +151,15 @@ def _instance(
 def _modality(features: Features, metrics: Metrics) -> Array:
     """Masked image plus masked language modeling, without inner weights (eq. 5-6)."""
     logits, targets, weights = features.token_logits, features.token_targets, features.token_weights
-    predicted, masked = features.pixel_prediction, features.pixel_masked
+    predicted, target, masked = features.pixel_prediction, features.pixel_target, features.pixel_masked
     # With a weight above 0 the model rebuilds both; the types cannot say so.
-    assert logits is not None and targets is not None and weights is not None
-    assert predicted is not None and masked is not None and features.pixel_target is not None
-    image = losses.image_reconstruction(predicted, features.pixel_target, masked)
+    assert logits is not None
+    assert targets is not None
+    assert weights is not None
+    assert predicted is not None
+    assert target is not None
+    assert masked is not None
+    image = losses.image_reconstruction(predicted, target, masked)
     text = losses.masked_language_modeling(logits, targets, weights)
     hits = jnp.argmax(logits, axis=-1) == targets
     metrics["loss/image_reconstruction"] = _per_batch(image)

@@ -113,7 +113,6 @@ def score(
     rule: Rule = "cosine",
     *,
     local_positive: Float[np.ndarray, "N A"] | None = None,
-    local_negative: Float[np.ndarray, "N C"] | None = None,
 ) -> Float[np.ndarray, "N"]:
     """Scores of images for one finding, higher is more likely present.
 
@@ -121,14 +120,14 @@ def score(
       maco      raw products with each side's mean prompt; the log-odds of their softmax. The softmax itself, 1 / (1 + exp(-score)), orders
                 images alike but saturates to exactly 1 for long vectors, and would tie them
       chexzero  softmax of the cosines with a positive and a negative prompt, averaged over all such pairs
-      gloria    half the cosine, half the local similarity, of the best prompt of each side; positive minus negative. GLoRIA's code weighs the local
-                half five times as much, by a scale that it leaves in
+      gloria    half the rule "cosine", half the local similarity of the best positive prompt (GLoRIA, ours where it has no negative prompts: what is
+                absent is nowhere in the image). GLoRIA's code weighs the local half five times as much, by a scale that it leaves in
 
     Args:
       image_embedding: of any norm, as the model gives them.
       positive, negative: report embeddings of the prompts.
       rule: one of the four.
-      local_positive, local_negative: `local_similarity` with each prompt, for "gloria".
+      local_positive: `local_similarity` with each positive prompt, for "gloria".
 
     Raises:
       ValueError: "gloria" without local similarities.
@@ -140,18 +139,15 @@ def score(
     if rule == "maco":
         return image @ (sides[0].mean(axis=0) - sides[1].mean(axis=0))
     image, units = _unit(image), [_unit(side) for side in sides]
-    if rule == "cosine":
-        return image @ (_unit(units[0].mean(axis=0)) - _unit(units[1].mean(axis=0)))
-    cosines = [image @ side.T for side in units]
     if rule == "chexzero":
+        cosines = [image @ side.T for side in units]
         return (1 / (1 + np.exp(cosines[1][:, None, :] - cosines[0][:, :, None]))).mean(axis=(1, 2))
-    if local_positive is None or local_negative is None:
-        raise ValueError("rule 'gloria' needs local_positive and local_negative")
-    best = [
-        (0.5 * (near + local)).max(axis=1)
-        for near, local in zip(cosines, (local_positive, local_negative), strict=True)
-    ]
-    return best[0] - best[1]
+    difference = image @ (_unit(units[0].mean(axis=0)) - _unit(units[1].mean(axis=0)))
+    if rule == "cosine":
+        return difference
+    if local_positive is None:
+        raise ValueError("rule 'gloria' needs local_positive")
+    return 0.5 * (difference + local_positive.max(axis=1))
 
 
 @functools.partial(jax.jit, static_argnames="region_scale")
@@ -299,25 +295,15 @@ def _predict(
     embedding, regions = encode_images(run, image, batch_size=batch_size)
     scale = run.config.objective.local_alignment.region_scale
 
-    def compare(side: Texts) -> Array | None:
+    def locally(side: Texts) -> Array | None:
         """Local similarities with the prompts of one side, where the rule asks for them."""
-        return (
-            local_similarity(regions, side.sentences, side.sentence_mask, region_scale=scale)
-            if rule == "gloria"
-            else None
-        )
+        if rule != "gloria":
+            return None
+        return local_similarity(regions, side.sentences, side.sentence_mask, region_scale=scale)
 
-    local = {name: (compare(positive), compare(negative)) for name, (positive, negative) in texts.items()}
-    embedding, local = to_host((embedding, local))
+    embedding, local = to_host((embedding, {name: locally(positive) for name, (positive, _) in texts.items()}))
     columns = [
-        score(
-            embedding,
-            positive.report_embedding,
-            negative.report_embedding,
-            rule,
-            local_positive=local[name][0],
-            local_negative=local[name][1],
-        )
+        score(embedding, positive.report_embedding, negative.report_embedding, rule, local_positive=local[name])
         for name, (positive, negative) in texts.items()
     ]
     return np.stack(columns, axis=1)

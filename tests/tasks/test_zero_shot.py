@@ -75,12 +75,13 @@ def test_lengths_of_embeddings_change_only_maco(scale):
         assert_allclose(score(image * scale, positive, negative / scale, rule), score(image, positive, negative, rule))
 
 
-def test_gloria_takes_half_of_each_half_of_the_best_prompt():
-    image = np.asarray([[1.0, 0.0]])
+def test_gloria_takes_half_the_cosine_rule_and_half_the_best_positive_prompt():
+    image = np.asarray([[1.0, 0.0], [0.0, 1.0]])
     positive, negative = np.asarray([[0.0, 1.0], [1.0, 0.0]]), np.asarray([[-2.0, 0.0]])
-    near, far = np.asarray([[0.9, 0.2]]), np.asarray([[0.4]])
-    found = score(image, positive, negative, "gloria", local_positive=near, local_negative=far)
-    assert_allclose(found, [max(0.5 * (0 + 0.9), 0.5 * (1 + 0.2)) - 0.5 * (-1 + 0.4)])
+    near = np.asarray([[0.9, 0.2], [-0.5, -0.7]])
+    found = score(image, positive, negative, "gloria", local_positive=near)
+    # The mean positive prompt lies halfway between the two; the negative one points away from the first image.
+    assert_allclose(found, [0.5 * (0.5**0.5 + 1 + 0.9), 0.5 * (0.5**0.5 - 0.5)])
     with pytest.raises(ValueError, match="local_positive"):
         score(image, positive, negative, "gloria")
 

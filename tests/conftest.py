@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    # Tests compile more than they compute, so LLVM may be quick. Not at level 0: there, gradients of large activations come out as NaN (jaxlib 0.10.2).
+    # Tests compile more than they compute, so LLVM may be quick; at level 0, gradients of large activations come out as NaN (jaxlib 0.10.2).
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 

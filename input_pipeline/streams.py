@@ -184,7 +184,11 @@ def report_permutation(patients: Sequence[str], seed: int) -> Int64[np.ndarray, 
       DataError: one patient has more than half of the records.
     """
     rng = np.random.default_rng(seed)
-    _, groups, sizes = np.unique(np.asarray(patients), return_inverse=True, return_counts=True)
+    _, first, groups, sizes = np.unique(
+        np.asarray(patients), return_index=True, return_inverse=True, return_counts=True
+    )
+    # Numbered as they first appear, not by their keys: keys are hashed with a salt that differs from build to build.
+    groups = np.argsort(np.argsort(first))[groups]
     largest = int(sizes.max())
     if 2 * largest > len(groups):
         raise DataError(f"one patient has {largest} of {len(groups)} records; permuting reports needs at most half")

@@ -77,9 +77,21 @@ def _one_line(base: str, file: Path, argument: str, overrides: Sequence[str], er
             return f"{base}: unknown key '{path}'{config_types.nearest(path, plain)}"
         if isinstance(plain[path], dict):
             return f"{base}: '{path}' is a section; expected one of its keys, such as {path}.{next(iter(plain[path]))}"
-        if type(plain[path]).__name__ in str(error) or len(overrides) == 1:
+        if not _accepted(file, argument, override):
             return f"{base}: '{path}' is '{value}'; expected {type(plain[path]).__name__} such as {plain[path]!r}"
     return f"{base}: {str(error).splitlines()[0]}"
+
+
+def _accepted(file: Path, argument: str, override: str) -> bool:
+    """Whether a configuration takes this override alone."""
+    values = flags.FlagValues()
+    argv = ["msfl", f"--config={file}:{argument}", override]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        return bool(holder.value)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _plain_keys(file: Path, argument: str) -> dict[str, Any]:

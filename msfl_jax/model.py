@@ -181,7 +181,9 @@ class Model:
         log_scale = params["temperature"]["log_scale"]
         if not self.config.objective.global_alignment.learn_temperature:
             log_scale = jax.lax.stop_gradient(log_scale)
-        return jnp.exp(-jnp.minimum(log_scale, MAX_LOG_SCALE))
+        # Held back in value only: a plain minimum has no gradient beyond the limit and would never come back from there.
+        beyond = jax.lax.stop_gradient(jnp.maximum(log_scale - MAX_LOG_SCALE, 0))
+        return jnp.exp(beyond - log_scale)
 
     @property
     def vision(self) -> encoders.VisionTransformer:

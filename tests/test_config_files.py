@@ -84,6 +84,11 @@ def test_a_wrong_key_type_or_value_is_one_line_with_the_way_out(name, override, 
         assert word in message
 
 
+def test_of_several_overrides_the_wrong_one_is_named():
+    with pytest.raises(UserError, match=r"'train.steps' is 'many'"):
+        load_config("demo", ["--config.seed=0", "--config.data.batch_size=8", "--config.train.steps=many"])
+
+
 def test_the_hash_ignores_paths_and_sees_everything_else():
     plain = config_hash(load_config("demo"))
     assert plain == config_hash(load_config("demo", ["--config.data.directory=/elsewhere", "--config.data.workers=2"]))

@@ -289,6 +289,12 @@ def test_the_temperature_starts_as_configured_and_never_falls_below_001():
     assert_allclose(model.temperature({"temperature": {"log_scale": jnp.float32(9.0)}}), 0.01, rtol=1e-5)
 
 
+def test_a_temperature_beyond_its_limit_still_has_a_gradient_that_brings_it_back():
+    model = make()
+    gradient = jax.grad(lambda scale: model.temperature({"temperature": {"log_scale": scale}}))(jnp.float32(5.0))
+    assert gradient < 0
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_the_temperature_has_a_gradient_only_if_it_is_learned(learned):
     model = make(objective__global_alignment__learn_temperature=learned)

@@ -13,6 +13,7 @@ from input_pipeline.build import build
 from input_pipeline.datasets.mimic_cxr import MimicCxr
 from input_pipeline.datasets.ms_cxr import MsCxr
 from input_pipeline.datasets.synthetic import synthesize
+from input_pipeline.errors import UserError
 from input_pipeline.loader import text_sentences
 from input_pipeline.tokenizer import ReportTokenizer, train_tokenizer
 from msfl_jax.commands.pretrain import run_pretraining
@@ -110,7 +111,7 @@ def prepare(folders: Folders, *, studies: int, seed: int) -> None:
     """Synthesizes the study, builds its shards and trains the tokenizer."""
     workers = os.cpu_count() or 1
     with stage("synthetic study") as current:
-        if not folders.study.is_dir():
+        if not same_study(folders, {"studies": studies, "seed": seed}):
             synthesize(folders.study, studies=studies, seed=seed, workers=workers)
         current.result = f"{studies:,} studies in MIMIC-CXR-JPG's layout"
     with stage("shards, tokenizer") as current:
@@ -125,13 +126,27 @@ def prepare(folders: Folders, *, studies: int, seed: int) -> None:
         current.result = f"{sum(records.counts.values()):,} image-report pairs, {tokenizer.vocab_size} words"
 
 
+def same_study(folders: Folders, wanted: dict[str, int]) -> bool:
+    """Whether the study is there already; notes in study.json what it is made with.
+
+    Raises:
+      UserError: it was made with another seed or another number of studies.
+    """
+    note = folders.workdir / "study.json"
+    if folders.study.is_dir() and note.is_file():
+        if (found := json.loads(note.read_text())) != wanted:
+            raise UserError(f"{folders.workdir}: holds a study of {found}, not of {wanted}; give another --workdir")
+        return True
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(wanted))
+    return False
+
+
 def evaluate(folders: Folders, config: Config, split: str) -> tuple[ZeroShotResult, GroundingResult]:
     """Evaluates the latest checkpoint on a held-out split and draws overlays."""
     with stage("evaluation") as current:
         run = open_run(folders.workdir)
-        zero_shot = evaluate_zero_shot(
-            run, folders.records, split, prompts=load_prompts(config.zero_shot.prompts), rule=config.zero_shot.rule
-        )
+        zero_shot = evaluate_zero_shot(run, folders.records, split, prompts=load_prompts(config.zero_shot.prompts))
         grounding = evaluate_grounding(run, folders.phrases, split)
         save_phrase_overlays(run, folders.phrases, split, folders.figures, count=OVERLAYS)
         current.result = f"{zero_shot.records:,} images, {grounding.records:,} phrases of held-out patients ({split})"

@@ -64,7 +64,6 @@ def evaluate_in_loop(config: Config, workdir: Path, params: Any, step: int) -> M
         Path(config.data.directory),
         config.zero_shot.split,
         prompts=load_prompts(config.zero_shot.prompts),
-        rule=config.zero_shot.rule,
         records=config.zero_shot.records,
         replicates=REPLICATES_IN_LOOP,
     )

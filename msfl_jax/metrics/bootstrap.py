@@ -88,7 +88,9 @@ def mean_statistic(values: Real[np.ndarray, "N"]) -> Statistic:
 
 def _resamples(patients: Shaped[np.ndarray, "N"], replicates: int, seed: int) -> Iterator[Float[np.ndarray, "N"]]:
     """Sample weights of each replicate: how often the sample's patient was drawn."""
-    unique, patient_of_sample = np.unique(patients, return_inverse=True)
+    unique, first, patient_of_sample = np.unique(patients, return_index=True, return_inverse=True)
+    # Numbered as they first appear, not by their keys: keys are hashed with a salt, and intervals must not depend on it.
+    patient_of_sample = np.argsort(np.argsort(first))[patient_of_sample]
     rng = np.random.default_rng(seed)
     for _ in range(replicates):
         drawn = rng.integers(0, len(unique), size=len(unique))

@@ -213,7 +213,7 @@ def evaluate_zero_shot(
       UserError: no finding of the prompts is a label of the build, or there is no such build, split or rule.
       DataError: a shard is damaged.
     """
-    chosen_rule = _known_rule(rule or run.config.zero_shot.rule)
+    chosen_rule = choose_rule(run, rule)
     names = label_names(Path(directory))
     chosen = _known_findings(prompts, names)
     predict = functools.partial(_predict, run, _encode_prompts(run, chosen), chosen_rule, batch_size)
@@ -233,18 +233,19 @@ def evaluate_zero_shot(
     return summarise(predictions, rule=chosen_rule, split=split, step=run.step, seed=seed, replicates=replicates)
 
 
-def choose_rule(run: Run, rule: Rule | None) -> Rule:
+def choose_rule(run: Run, rule: str | None) -> Rule:
     """The rule asked for, else the run's own; of a run without local alignment, "gloria" has no local half to take and its default is "cosine".
 
     Raises:
       UserError: "gloria" was asked for and the run has no local alignment.
     """
-    if rule == "gloria" and not run.aligns_locally:
+    if rule is not None and _known_rule(rule) == "gloria" and not run.aligns_locally:
         raise UserError(
             "rule 'gloria' needs local alignment, which this run was trained without; expected cosine, maco or chexzero"
         )
     own = run.config.zero_shot.rule
-    return rule or ("cosine" if own == "gloria" and not run.aligns_locally else own)
+    default = "cosine" if own == "gloria" and not run.aligns_locally else own
+    return default if rule is None else _known_rule(rule)
 
 
 def truth_of_labels(labels: Float[np.ndarray, "N F"], blank: Blank = "negative") -> Float[np.ndarray, "N F"]:

@@ -319,3 +319,9 @@ assert cv2.getNumThreads() <= 1
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, env=environment
     )
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_permuted_reports_do_not_depend_on_the_keys_of_patients():
+    patients = ["a", "a", "b", "c", "c", "d", "e", "f"]
+    renamed = [{"a": "9", "b": "1", "c": "5", "d": "0", "e": "7", "f": "3"}[patient] for patient in patients]
+    np.testing.assert_array_equal(streams.report_permutation(patients, 3), streams.report_permutation(renamed, 3))

@@ -90,3 +90,12 @@ def test_the_difference_of_a_statistic_with_itself_shifted_is_exactly_the_shift(
     assert_allclose(interval, [0.25] * 3, rtol=1e-12)
     apart = bootstrap(mean_statistic(values), patients)
     assert apart.high - apart.low > 0.1
+
+
+def test_intervals_do_not_depend_on_the_names_of_patients():
+    values = np.random.default_rng(0).normal(size=12)
+    patients = np.asarray([0, 0, 1, 2, 2, 2, 3, 4, 5, 5, 6, 7])
+    renamed = np.asarray([f"{(37 * patient + 11) % 101:03d}" for patient in patients])
+    assert bootstrap(mean_statistic(values), patients, replicates=50) == bootstrap(
+        mean_statistic(values), renamed, replicates=50
+    )

@@ -15,6 +15,7 @@ from msfl_jax.tasks import zero_shot
 from msfl_jax.tasks.prompts import Prompts
 from msfl_jax.tasks.zero_shot import (
     Predictions,
+    choose_rule,
     evaluate_zero_shot,
     local_similarity,
     score,
@@ -182,3 +183,21 @@ def test_other_files_are_no_predictions(tmp_path):
     for name in ("objects", "other", "text", "absent"):
         with pytest.raises(UserError, match=name):
             zero_shot.Predictions.load(tmp_path / f"{name}.npz")
+
+
+def test_a_run_without_local_alignment_is_scored_by_cosine_and_refuses_gloria(planted_run):
+    def with_options(weight, rule):
+        objective = dataclasses.replace(planted_run.config.objective, lambda_local=weight)
+        options = dataclasses.replace(planted_run.config.zero_shot, rule=rule)
+        return dataclasses.replace(
+            planted_run, config=dataclasses.replace(planted_run.config, objective=objective, zero_shot=options)
+        )
+
+    assert choose_rule(with_options(1.0, "gloria"), None) == "gloria"
+    assert choose_rule(with_options(0.0, "gloria"), None) == "cosine"
+    assert choose_rule(with_options(0.0, "maco"), None) == "maco"
+    assert choose_rule(with_options(0.0, "gloria"), "chexzero") == "chexzero"
+    with pytest.raises(UserError, match="without"):
+        choose_rule(with_options(0.0, "cosine"), "gloria")
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        choose_rule(with_options(1.0, "gloria"), "cosin")

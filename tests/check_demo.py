@@ -6,7 +6,7 @@ Usage: python tests/check_demo.py DIR/summary.json [--smoke]
 import json
 import sys
 
-# (section, name, at least): a full demo of 1,200 steps, and one of 250 steps.
+# (section, name, at least): a full demo of 1,000 steps, and one of 250 steps.
 FULL = [
     ("zero_shot", "pneumonia_auc", 0.87),
     ("zero_shot", "mean_auc", 0.75),

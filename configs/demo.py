@@ -48,5 +48,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.zero_shot.rule = "gloria"  # (GLoRIA) half global, half local similarity; cosine where local alignment is off
     config.zero_shot.records = 256  # (ours)
     config.grounding.sigma = 0.8  # (BioViL) 1.5 of its 15 patches along a side, on the 8 of this grid
+    config.grounding.shifts = (
+        2  # (ours) a patch is 32 of 256 pixels, wider than many findings: a map of 16 x 16 instead of 8 x 8
+    )
     config.grounding.records = 128  # (ours)
     return config

@@ -74,6 +74,7 @@ class ModelConfig:
     scan_layers: bool
     remat: Literal["none", "dots", "full"]
     compute_dtype: Literal["float32", "bfloat16"]
+    flat_products: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,10 +219,11 @@ class ZeroShotConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GroundingConfig:
-    """How a heat-map is made; `sigma` is the smoothing in patches, `directory` the build with boxes."""
+    """How a heat-map is made: `sigma` is the smoothing in patches, `shifts` the looks per axis, `directory` the build with boxes."""
 
     protocol: Literal["biovil", "maco", "afloc"]
     sigma: float
+    shifts: int
     directory: str
     split: str
     records: int
@@ -355,6 +357,13 @@ def _check(config: Config) -> Config:
         (0.0 < config.image.mask_ratio < 1.0, "image.mask_ratio", config.image.mask_ratio, "between 0 and 1"),
         (0.0 < config.text.mask_rate < 1.0, "text.mask_rate", config.text.mask_rate, "between 0 and 1"),
         (config.image.pool != "cls" or vision.cls_token, "image.pool", "cls", "a model with model.vision.cls_token"),
+        (
+            config.grounding.shifts == 1
+            or (config.grounding.shifts > 1 and vision.patch_size % (2 * config.grounding.shifts) == 0),
+            "grounding.shifts",
+            config.grounding.shifts,
+            f"1, or a number whose double divides patch_size {vision.patch_size}",
+        ),
         (config.data.batch_size > 0, "data.batch_size", config.data.batch_size, "at least 1"),
         (config.train.steps > 0, "train.steps", config.train.steps, "at least 1"),
         (config.text.max_sentences > 0, "text.max_sentences", config.text.max_sentences, "at least 1"),

@@ -7,10 +7,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Float32
 
 from msfl_jax.encoders import initializers
-from msfl_jax.encoders.layers import layer_norm
+from msfl_jax.encoders.layers import gelu, layer_norm
 
 Fusion = Literal["sum", "concat", "product", "sum_product"]
-ACTIVATIONS = {"gelu": lambda x: nn.gelu(x, approximate=False), "relu": nn.relu, "none": lambda x: x}
+ACTIVATIONS = {"gelu": gelu, "relu": nn.relu, "none": lambda x: x}
 
 
 def projection(width: int) -> nn.Dense:
@@ -80,6 +80,6 @@ class LanguageHead(nn.Module):
         hidden = nn.Dense(states.shape[-1], dtype=jnp.dtype(self.dtype), kernel_init=initializers.normal, name="dense")(
             states
         )
-        hidden = layer_norm("bert", self.dtype, "norm")(nn.gelu(hidden, approximate=False))
+        hidden = layer_norm("bert", self.dtype, "norm")(gelu(hidden))
         logits = jnp.einsum("bmw,vw->bmv", hidden, words.astype(self.dtype), preferred_element_type=jnp.float32)
         return logits + self.param("bias", nn.initializers.zeros, (len(words),))

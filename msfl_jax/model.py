@@ -216,7 +216,8 @@ class Model:
     def _blocks(self, kind: Literal["vit", "bert"], depth: int, width: int, heads: int, mlp_ratio: float) -> BlockSpec:
         model = self.config.model
         hidden = int(width * mlp_ratio)
-        return BlockSpec(kind, depth, width, heads, hidden, model.compute_dtype, model.scan_layers, model.remat)
+        how = (model.compute_dtype, model.scan_layers, model.remat, model.flat_products)
+        return BlockSpec(kind, depth, width, heads, hidden, *how)
 
     @property
     def _matching(self) -> heads.MatchingHead:

@@ -29,6 +29,7 @@ class BlockSpec:
       dtype: of matrix products and of the tokens between blocks; parameters, norms and softmax are float32.
       scan_layers: compiles one block and loops over stacked parameters.
       remat: what the backward pass recomputes: nothing, all but matrix products, or all of a block.
+      flat_products: multiplies all tokens of a batch as one matrix (see `flat_product`).
     """
 
     kind: Literal["vit", "bert"]
@@ -39,13 +40,31 @@ class BlockSpec:
     dtype: str = "float32"
     scan_layers: bool = False
     remat: Literal["none", "dots", "full"] = "none"
+    flat_products: bool = False
+
+
+def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Exact GELU through erf (as PyTorch), of the dtype of `x`; JAX's own goes through erfc, whose derivative is slow on CPUs."""
+    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)).astype(x.dtype)
+
+
+def flat_product(left: Array, right: Array, dimension_numbers: Any, **options: Any) -> Array:
+    """`lax.dot_general` of tokens [..., D] with a kernel [D, F], as one product of two matrices.
+
+    XLA's CPU backend multiplies stacks of matrices more slowly, above all for the kernel's gradient, which sums over two axes. Elsewhere the reshape
+    may cost a copy.
+    """
+    flat = left.reshape(-1, left.shape[-1])
+    product = jax.lax.dot_general(flat, right, (((1,), (0,)), ((), ())), **options)
+    return product.reshape(*left.shape[:-1], right.shape[-1])
 
 
 def dense(spec: BlockSpec, features: int, name: str, *, fused_third: bool = False) -> nn.Dense:
     """A dense layer with the initialiser of its kind; `fused_third` for query, key and value."""
     vit = initializers.third_of_fused if fused_third else initializers.xavier
     init = vit if spec.kind == "vit" else initializers.normal
-    return nn.Dense(features, dtype=jnp.dtype(spec.dtype), kernel_init=init, name=name)
+    product = flat_product if spec.flat_products else None
+    return nn.Dense(features, dtype=jnp.dtype(spec.dtype), kernel_init=init, dot_general=product, name=name)
 
 
 def layer_norm(kind: Literal["vit", "bert"], dtype: str, name: str | None = None) -> nn.LayerNorm:
@@ -104,7 +123,7 @@ class Block(nn.Module):
         fc1, fc2 = dense(spec, spec.hidden, "fc1"), dense(spec, spec.width, "fc2")
 
         def mlp(x: Array) -> Array:
-            return fc2(nn.gelu(fc1(x), approximate=False))
+            return fc2(gelu(fc1(x)))
 
         if spec.kind == "vit":
             tokens = tokens + attention(norm1(tokens), mask)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from msfl_jax.encoders import initializers
-from msfl_jax.encoders.layers import BlockSpec, apply_blocks, dense, layer_norm
+from msfl_jax.encoders.layers import BlockSpec, apply_blocks, dense, gelu, layer_norm
 from msfl_jax.encoders.positions import sincos_positions, window_mask
 
 
@@ -76,7 +76,7 @@ class VisionTransformer(nn.Module):
     def _embed(self, patches: Array, indices: Array) -> Array:
         """Tokens with positions; a class token, if any, first."""
         if self.patch_layers == 2:
-            patches = nn.gelu(dense(self.spec, self.spec.width, "patch_hidden")(patches), approximate=False)
+            patches = gelu(dense(self.spec, self.spec.width, "patch_hidden")(patches))
         tokens = dense(self.spec, self.spec.width, "patch_embed")(patches)
         first, table = self._positions()
         tokens = tokens + table[indices].astype(tokens.dtype)

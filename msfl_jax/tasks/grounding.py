@@ -6,6 +6,7 @@ Protocols follow the published evaluations of MS-CXR, as far as they can be told
   biovil  cosine of phrase and regions; several boxes of a phrase are one union
   maco    raw products; pixels in several boxes count on neither side of the CNR
   afloc   as maco, and the outer sixteenth of the view on each side is left out
+With `grounding.shifts` above 1 the map is finer than the patches (see `msfl_jax.tasks.run.encode_regions`); published evaluations look once.
 MaCo's learned positional prior belongs to its weights and is not added. In all three, the map is smoothed on the patch grid and enlarged to the
 pixels of the source image, and for the IoU it is scaled to -1..1 between its extremes, as MaCo and AFLoc do; thresholds of .1 to .5 on plain
 cosines, which BioViL's code leaves open, would depend on the model's temperature. CNR and pointing game do not change with the scale.
@@ -166,7 +167,9 @@ def evaluate_grounding(
     patients = [record.patient_key for record in found]
     texts = [" ".join(record.sentences) for record in found]
     others = choose_other_phrases(texts, [record.category for record in found], patients, seed=seed)
-    maps = smoothing(_maps_of_records(run, found, texts, others, chosen, batch_size), sigma)
+    maps = smoothing(
+        _maps_of_records(run, found, texts, others, chosen, batch_size), sigma * run.config.grounding.shifts
+    )
     measure = functools.partial(_measure, fit=run.config.data.fit, protocol=chosen)
     with ThreadPoolExecutor(_THREADS) as pool:
         rows = list(pool.map(measure, maps, found))
@@ -224,7 +227,8 @@ def ground_phrases(
     view = evaluation_view(image, run.config.model.vision.image_size, fit)[None, :, :, None]
     regions = encode_regions(run, view, batch_size=1)
     maps = to_host(similarity_map(regions, *on_mesh(run.params, sentences[None], rows=1), protocol=chosen))[0]
-    smooth = smoothing(maps, run.config.grounding.sigma if sigma is None else sigma)
+    options = run.config.grounding
+    smooth = smoothing(maps, (options.sigma if sigma is None else sigma) * options.shifts)
     return to_pixels(smooth, image.shape, fit=fit, margin=AFLOC_MARGIN if chosen == "afloc" else 0.0)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
@@ -123,10 +124,36 @@ def encode_images(run: Run, image: UInt8[np.ndarray, "b H W 1"], *, batch_size: 
 
 
 def encode_regions(run: Run, image: UInt8[np.ndarray, "b H W 1"], *, batch_size: int = 64) -> Array:
-    """What phrases are compared with: regions [B, P, E], or, where local alignment was not trained, patches seen globally [B, P, D]."""
+    """What phrases are compared with: regions [B, P, E], or, where local alignment was not trained, patches seen globally [B, P, D].
+
+    With `grounding.shifts` n above 1, each image is looked at n x n times, moved by fractions of a patch in between, and the regions of all looks
+    are woven into one grid n times as fine: P is n * n times the number of patches, row by row.
+    """
+    size, shifts = run.config.model.vision, run.config.grounding.shifts
+    steps = [size.patch_size * (2 * k + 1 - shifts) // (2 * shifts) for k in range(shifts)]
+    looks = [_look(run, shift(image, down, right), batch_size) for down in steps for right in steps]
+    return looks[0] if shifts == 1 else _weave(looks, size.grid, shifts)
+
+
+def shift(image: UInt8[np.ndarray, "b H W 1"], down: int, right: int) -> UInt8[np.ndarray, "b H W 1"]:
+    """The view `down` and `right` pixels further on in the image (negative: up, left); edges are repeated beyond it."""
+    height, width = image.shape[1:3]
+    rows, columns = (np.arange(height) + down).clip(0, height - 1), (np.arange(width) + right).clip(0, width - 1)
+    return image[:, rows][:, :, columns]
+
+
+def _look(run: Run, image: np.ndarray, batch_size: int) -> Array:
     if run.aligns_locally:
         return encode_images(run, image, batch_size=batch_size)[1]
     return _encode_patches(run.params, *on_mesh(run.params, image, rows=batch_size), model=run.model)
+
+
+@functools.partial(jax.jit, static_argnames=("grid", "shifts"))
+def _weave(looks: list[Array], grid: int, shifts: int) -> Array:
+    """Regions of shifted looks, moved down first, in one fine grid: look (a, b) holds every n-th row from a and column from b."""
+    batch, _, width = looks[0].shape
+    cells = jnp.stack(looks).reshape(shifts, shifts, batch, grid, grid, width)
+    return cells.transpose(2, 3, 0, 4, 1, 5).reshape(batch, (grid * shifts) ** 2, width)
 
 
 def on_mesh(params: Params, *arrays: np.ndarray, rows: int) -> tuple[Any, ...]:

@@ -25,6 +25,7 @@ from msfl_jax.tasks.grounding import (
     to_pixels,
 )
 from msfl_jax.tasks.grounding_result import PhraseScores, summarise
+from msfl_jax.tasks.run import encode_regions
 
 sizes = st.integers(3, 40)
 
@@ -221,6 +222,34 @@ def test_ground_gives_one_map_per_phrase_and_refuses_wordless_ones(planted_run):
     no_unit = dataclasses.replace(planted_run, model=WordlessModel(planted_run.config, planted_run.model.vocab_size))
     with pytest.raises(UserError, match="phrase 1 of 1 has no word"):
         ground(no_unit, image, "...")
+
+
+def with_shifts(run, shifts):
+    config = dataclasses.replace(run.config, grounding=dataclasses.replace(run.config.grounding, shifts=shifts))
+    return dataclasses.replace(run, config=config)
+
+
+def test_two_looks_per_axis_put_each_region_where_its_centre_lies(planted_run):
+    """Cell (i, j) of the fine grid equals the region of a patch cut out around that cell's centre."""
+    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1)).astype(np.uint8)
+    found = np.asarray(encode_regions(with_shifts(planted_run, 2), image, batch_size=2))[:2].reshape(2, 8, 8, -1)
+    padded = np.pad(image[..., 0].astype(float), ((0, 0), (4, 4), (4, 4)), mode="edge")
+    for i, j in np.ndindex(8, 8):
+        top, left = (
+            4 * i + 2,
+            4 * j + 2,
+        )  # in the padded image: centre 4 i + 2, half a patch of 8 before it, 4 of padding
+        level = padded[:, top : top + 8, left : left + 8].mean(axis=(1, 2))
+        assert_allclose(found[:, i, j, 0], np.maximum(1 - np.abs(level - 110) / 50, 0), atol=1e-5)
+
+
+def test_two_looks_per_axis_find_a_square_between_patches(planted_run):
+    image = np.zeros((32, 32), np.uint8)
+    image[10:18, 6:14] = 230  # centre (14, 10): patches of 8 are centred at 4, 12, 20 and 28, fine cells at 14 and 10
+    fine, coarse = (ground(with_shifts(planted_run, n), image, "Edema.", sigma=0.0) for n in (2, 1))
+    hottest = np.argwhere(fine == fine.max()).mean(axis=0) + 0.5
+    assert_allclose(hottest, [14, 10], atol=1.0)
+    assert fine.max() > coarse.max()
 
 
 def test_a_build_without_boxes_is_refused(planted_run, labelled_build):

@@ -38,16 +38,26 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports on itself there
     try:
-        app()
+        status = app(standalone_mode=False)
     except MsflError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        # Typer's own errors of usage: from click or from its copy of it, by version; other exceptions are bugs and keep their traceback.
+        if not hasattr(error, "format_message"):
+            raise
+        if message := " ".join(error.format_message().split()):  # empty where the help was printed
+            print(f"error: {message}; see --help", file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.exit(status or 0)
 
 
 @app.command(context_settings=OVERRIDES)
 def demo(
     context: typer.Context,
-    workdir: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/demo-DATE.")] = None,
+    workdir: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/demo-DATE-seedSEED.")] = None,
     seed: Seed = 0,
     config: ConfigName = "demo",
     studies: Annotated[int, typer.Option(min=100, help="Studies of the synthetic data set.")] = 6600,

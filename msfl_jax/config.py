@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from msfl_jax.config_rules import refuse_broken_rules
 
 Direction = Literal["symmetric", "image_to_report", "report_to_image"]
 
@@ -79,11 +80,12 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """How images are normalised, masked and pooled."""
+    """How images are normalised, masked and pooled; pixels are rebuilt at `target_scale` times the encoder's resolution."""
 
     passes: Literal["two", "shared"]
     mask_ratio: float
     norm_pix: bool
+    target_scale: int
     pool: Literal["mean", "mean_max", "cls"]
     normalisation: Literal["fixed", "per_image"]
     mean: float
@@ -148,12 +150,16 @@ class InstanceMatchingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """The four objectives and their weights (eq. 7); weight 0 leaves an objective out of the computation."""
+    """The four objectives and their weights (eq. 7); weight 0 leaves an objective out of the computation.
+
+    `reduction` says whether the two directions of an alignment are averaged or added.
+    """
 
     lambda_global: float
     lambda_local: float
     lambda_instance: float
     lambda_modality: float
+    reduction: Literal["mean", "sum"]
     global_alignment: GlobalAlignmentConfig
     local_alignment: LocalAlignmentConfig
     instance_matching: InstanceMatchingConfig
@@ -161,10 +167,14 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which records a run reads and how images are cut from them; `batch_size` counts studies over all devices."""
+    """Which records a run reads and how images are cut from them; `batch_size` counts studies over all devices.
+
+    `tokenizer_hash` is filled in when a run starts, so that its config.json says which tokenizer it was.
+    """
 
     directory: str
     tokenizer: str
+    tokenizer_hash: str
     split: str
     batch_size: int
     workers: int
@@ -257,7 +267,9 @@ def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
     Raises:
       UserError: a key is unknown or missing, a value has another type or is none of the choices.
     """
-    return _check(_build(Config, values, ""))
+    config = _build(Config, values, "")
+    refuse_broken_rules(config)
+    return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -266,10 +278,11 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """First 16 hex digits of the SHA-256 of the configuration without its paths: equal for the same experiment anywhere."""
+    """First 16 hex digits of the SHA-256 of the configuration without its paths and what lies there: equal for the same experiment anywhere."""
     values = to_dict(config)
-    for section, key in (("data", "directory"), ("data", "tokenizer"), ("data", "workers"), ("grounding", "directory")):
-        values[section].pop(key)
+    for key in ("directory", "tokenizer", "tokenizer_hash", "workers"):
+        values["data"].pop(key)
+    values["grounding"].pop("directory")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -326,61 +339,3 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value
     raise UserError(f"config: '{path}' is {value!r}; expected {getattr(hint, '__name__', hint)}")
-
-
-def _check(config: Config) -> Config:
-    """What types cannot say: sizes that must fit each other."""
-    vision, text, decoder = config.model.vision, config.model.text, config.model.pixel_decoder
-    rules = [
-        (
-            vision.image_size % vision.patch_size == 0,
-            "model.vision.image_size",
-            vision.image_size,
-            f"a multiple of patch_size {vision.patch_size}",
-        ),
-        (vision.width % vision.heads == 0, "model.vision.width", vision.width, f"a multiple of heads {vision.heads}"),
-        (vision.width % 4 == 0, "model.vision.width", vision.width, "a multiple of 4 (sin-cos positions)"),
-        (text.width % text.heads == 0, "model.text.width", text.width, f"a multiple of heads {text.heads}"),
-        (
-            decoder.width % decoder.heads == 0,
-            "model.pixel_decoder.width",
-            decoder.width,
-            f"a multiple of heads {decoder.heads}",
-        ),
-        (vision.patch_layers in (1, 2), "model.vision.patch_layers", vision.patch_layers, "1 or 2"),
-        (
-            0 <= config.regions.layer <= vision.depth,
-            "regions.layer",
-            config.regions.layer,
-            f"0 (final) to {vision.depth}",
-        ),
-        (0.0 < config.image.mask_ratio < 1.0, "image.mask_ratio", config.image.mask_ratio, "between 0 and 1"),
-        (0.0 < config.text.mask_rate < 1.0, "text.mask_rate", config.text.mask_rate, "between 0 and 1"),
-        (config.image.pool != "cls" or vision.cls_token, "image.pool", "cls", "a model with model.vision.cls_token"),
-        (
-            config.grounding.shifts == 1
-            or (config.grounding.shifts > 1 and vision.patch_size % (2 * config.grounding.shifts) == 0),
-            "grounding.shifts",
-            config.grounding.shifts,
-            f"1, or a number whose double divides patch_size {vision.patch_size}",
-        ),
-        (config.data.batch_size > 0, "data.batch_size", config.data.batch_size, "at least 1"),
-        (config.train.steps > 0, "train.steps", config.train.steps, "at least 1"),
-        (config.text.max_sentences > 0, "text.max_sentences", config.text.max_sentences, "at least 1"),
-        (
-            config.objective.global_alignment.temperature > 0,
-            "objective.global_alignment.temperature",
-            config.objective.global_alignment.temperature,
-            "above 0",
-        ),
-        (
-            list(dataclasses.astuple(config.mesh)).count(-1) <= 1,
-            "mesh",
-            dataclasses.astuple(config.mesh),
-            "-1 for one axis at most",
-        ),
-    ]
-    for holds, path, found, expected in rules:
-        if not holds:
-            raise UserError(f"config: '{path}' is {found!r}; expected {expected}")
-    return config

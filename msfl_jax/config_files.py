@@ -49,6 +49,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     base, _, argument = name.partition(":")
     file = find_config(base)
     _refuse_malformed(overrides)
+    plain = _plain_keys(base, file, argument)
     values = flags.FlagValues()
     argv = ["msfl", f"--config={file}:{argument}", *overrides]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -58,7 +59,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     except UserError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_one_line(base, file, argument, overrides, error)) from error
+        raise UserError(_one_line(base, file, argument, overrides, plain, error)) from error
     return config_types.from_config_dict(settings)
 
 
@@ -68,9 +69,10 @@ def _refuse_malformed(overrides: Sequence[str]) -> None:
             raise UserError(f"unknown option '{override}'; expected --config.SECTION.KEY=VALUE")
 
 
-def _one_line(base: str, file: Path, argument: str, overrides: Sequence[str], error: Exception) -> str:
+def _one_line(
+    base: str, file: Path, argument: str, overrides: Sequence[str], plain: dict[str, Any], error: Exception
+) -> str:
     """Names the override at fault: the first that the plain configuration has no key or no type for."""
-    plain = _plain_keys(file, argument)
     for override in overrides:
         path, _, value = override.removeprefix("--config.").partition("=")
         if path not in plain:
@@ -94,13 +96,26 @@ def _accepted(file: Path, argument: str, override: str) -> bool:
         return False
 
 
-def _plain_keys(file: Path, argument: str) -> dict[str, Any]:
-    """Every dotted key of a configuration without overrides."""
+def _plain_keys(base: str, file: Path, argument: str) -> dict[str, Any]:
+    """Every dotted key of a configuration without overrides.
+
+    Raises:
+      UserError: the file itself is at fault: whatever its code raises, in one line.
+    """
     values = flags.FlagValues()
     argv = ["msfl", f"--config={file}:{argument}"]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return dict(_flatten(holder.value.to_dict(), ""))
+    try:
+        holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        values(argv)
+        return dict(_flatten(holder.value.to_dict(), ""))
+    except UserError:
+        raise
+    except Exception as error:  # a configuration is a program: it may raise anything
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"{base}: cannot be read ({what}{line}); expected a file with get_config(arg) -> ConfigDict"
+        ) from error
 
 
 def _flatten(values: dict, prefix: str) -> Iterator[tuple[str, Any]]:

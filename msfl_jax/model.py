@@ -99,7 +99,7 @@ class Model:
         Each part draws from the key and its own name, so that no part's numbers depend on which others exist.
         """
         decoder, text = self.pixel_decoder, self.text
-        grid, pixels = decoder.grid, decoder.pixels
+        grid, pixels = decoder.grid, self.config.model.vision.patch_size**2
         states = jnp.zeros((1, self.config.model.vision.width))
         cls = states if self.vision.class_token else None
         return {
@@ -122,10 +122,11 @@ class Model:
 
         Args:
           params: as `init` makes them.
-          batch: `image` uint8 [B, H, W, 1], `token_ids` and `sentence_ids` int32 [B, T].
+          batch: `image` uint8 [B, H, W, 1], H and W `image.target_scale` times the encoder's; `token_ids` and `sentence_ids` int32 [B, T].
           keys: of this step.
         """
-        token_ids, patches = batch["token_ids"], self._patches(batch["image"])
+        token_ids, scale = batch["token_ids"], self.config.image.target_scale
+        patches = self._patches(encoders.shrink(batch["image"], scale))
         tokens, masked_tokens, patch_masking = self._image_passes(params, patches, keys.image_mask)
         states, masked_states, token_masking = self._report_passes(params, token_ids, keys.text_mask)
         image_embedding, regions = self._project_image(params, tokens)
@@ -135,8 +136,9 @@ class Model:
         )
         if not self._reconstructs:
             return features
-        pixels = self._rebuild(params, masked_tokens, patch_masking, patches)
-        return features._replace(**pixels, **self._predict(params, masked_states, token_masking))
+        target = encoders.patchify(self._pixels(batch["image"], scale), self.config.model.vision.patch_size * scale)
+        rebuilt = self._rebuild(params, masked_tokens, patch_masking, target)
+        return features._replace(**rebuilt, **self._predict(params, masked_states, token_masking))
 
     def encode_image(
         self, params: Params, image: UInt8[Array, "B H W 1"]
@@ -211,7 +213,9 @@ class Model:
         """The decoder of masked patches, whose parameters are `params["pixel_decoder"]`."""
         size, vision = self.config.model.pixel_decoder, self.config.model.vision
         spec = self._blocks("vit", size.depth, size.width, size.heads, 4.0)
-        return encoders.PixelDecoder(spec, grid=vision.grid, pixels=vision.patch_size**2)
+        return encoders.PixelDecoder(
+            spec, grid=vision.grid, pixels=(vision.patch_size * self.config.image.target_scale) ** 2
+        )
 
     def _blocks(self, kind: Literal["vit", "bert"], depth: int, width: int, heads: int, mlp_ratio: float) -> BlockSpec:
         model = self.config.model
@@ -254,13 +258,16 @@ class Model:
         return parts
 
     def _patches(self, image: UInt8[Array, "B H W 1"]) -> Float32[Array, "B P K"]:
-        options, side = self.config.image, self.config.model.vision.image_size
+        return encoders.patchify(self._pixels(image, scale=1), self.config.model.vision.patch_size)
+
+    def _pixels(self, image: UInt8[Array, "B H W 1"], scale: int) -> Float32[Array, "B H W 1"]:
+        """Normalised images of `scale` times the encoder's resolution."""
+        options, side = self.config.image, self.config.model.vision.image_size * scale
         if image.shape[1:3] != (side, side):  # positions out of range would be clipped without a word
             raise ValueError(f"images have {image.shape[1]} x {image.shape[2]} pixels; expected {side} x {side}")
-        pixels = encoders.normalise_image(
+        return encoders.normalise_image(
             image, normalisation=options.normalisation, mean=options.mean, deviation=options.deviation
         )
-        return encoders.patchify(pixels, self.config.model.vision.patch_size)
 
     def _see(self, params: Params, patches: Array, masking: PatchMasking | None = None) -> VisionTokens:
         """Tokens of all patches, or of the visible ones only."""
@@ -297,11 +304,9 @@ class Model:
         name = "region_projection" if self.config.regions.projection == "own" else "image_projection"
         return image_embedding, _apply(heads.projection(model.region_width), head[name], regions)
 
-    def _rebuild(
-        self, params: Params, visible: VisionTokens, masking: PatchMasking, patches: Array
-    ) -> dict[str, Array]:
+    def _rebuild(self, params: Params, visible: VisionTokens, masking: PatchMasking, target: Array) -> dict[str, Array]:
         predicted = _apply(self.pixel_decoder, params["pixel_decoder"], visible.patches, visible.cls, masking.restore)
-        target = losses.normalise_patches(patches) if self.config.image.norm_pix else patches
+        target = losses.normalise_patches(target) if self.config.image.norm_pix else target
         return {"pixel_prediction": predicted, "pixel_target": target, "pixel_masked": masking.masked}
 
     def _report_passes(self, params: Params, token_ids: Array, key: Array) -> tuple[Any, Any, TokenMasking]:

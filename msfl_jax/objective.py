@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from msfl_jax import losses
-from msfl_jax.config import Config, GlobalAlignmentConfig, LocalAlignmentConfig, ObjectiveConfig
+from msfl_jax.config import Config, ObjectiveConfig
 from msfl_jax.model import Features, Keys, Model
 
 Batch = Mapping[str, Array]
@@ -69,9 +69,9 @@ def total(params: Any, batch: Batch, keys: Keys, *, model: Model, weights: Weigh
     options = weights.options
 
     metrics: Metrics = {}
-    value = options.lambda_global * _global(features, same_study, options.global_alignment, metrics)
+    value = options.lambda_global * _global(features, same_study, options, metrics)
     if options.lambda_local:
-        value += options.lambda_local * _local(features, same_study, options.local_alignment, metrics)
+        value += options.lambda_local * _local(features, same_study, options, metrics)
     if options.lambda_instance:
         loss = _instance(
             params, features, same_study, keys.negatives, model, options.instance_matching.negatives, metrics
@@ -82,10 +82,9 @@ def total(params: Any, batch: Batch, keys: Keys, *, model: Model, weights: Weigh
     return value, metrics | {"loss/total": _per_batch(value)}
 
 
-def _global(
-    features: Features, same_study: Bool[Array, "B B"], options: GlobalAlignmentConfig, metrics: Metrics
-) -> Array:
-    loss = losses.global_alignment(
+def _global(features: Features, same_study: Bool[Array, "B B"], objective: ObjectiveConfig, metrics: Metrics) -> Array:
+    options = objective.global_alignment
+    loss = _reduced(options.direction, objective.reduction) * losses.global_alignment(
         features.image_embedding,
         features.report_embedding,
         temperature=features.temperature,
@@ -100,10 +99,9 @@ def _global(
     return loss
 
 
-def _local(
-    features: Features, same_study: Bool[Array, "B B"], options: LocalAlignmentConfig, metrics: Metrics
-) -> Array:
-    loss = losses.local_alignment(
+def _local(features: Features, same_study: Bool[Array, "B B"], objective: ObjectiveConfig, metrics: Metrics) -> Array:
+    options = objective.local_alignment
+    loss = _reduced(options.direction, objective.reduction) * losses.local_alignment(
         features.regions,
         features.sentences,
         features.sentence_mask,
@@ -166,6 +164,11 @@ def _modality(features: Features, metrics: Metrics) -> Array:
     metrics["loss/masked_language_modeling"] = Tally(text * weights.sum(), weights.sum())
     metrics["accuracy/masked_token"] = Tally((hits * weights).sum(), weights.sum())
     return image + text
+
+
+def _reduced(direction: str, reduction: str) -> float:
+    """What turns the mean of an alignment's directions into what the configuration asks for."""
+    return 2.0 if direction == "symmetric" and reduction == "sum" else 1.0
 
 
 def _cosines(features: Features) -> Float[Array, "B B"]:

@@ -3,6 +3,9 @@
 The comment behind a field names its source: (paper) arXiv 2401.01583, (MaCo) the authors' earlier code, (GLoRIA), (MAE), (BERT), (ALBEF), or (ours).
 """
 
+import difflib
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
@@ -141,22 +144,27 @@ def pretraining(name: str, sizes: ConfigDict) -> ConfigDict:
     return config
 
 
-def select_objectives(config: ConfigDict, words: str) -> ConfigDict:
+def select_objectives(config: ConfigDict, words: str, *, options: Sequence[str] = ()) -> ConfigDict:
     """Keeps the named objectives and sets the weights of the others to 0 (the paper's table 5).
 
     Args:
       config: a pretraining configuration.
       words: "" for all four, or a comma-separated choice that contains "global", as "global,local".
+      options: further words that the configuration knows; they are passed over.
 
     Raises:
-      UserError: a word is no objective, or "global" is missing (every row of table 5 has it).
+      UserError: a word is no objective and no option, or "global" is missing (every row of table 5 has it).
     """
-    chosen = [word for word in words.split(",") if word] or list(OBJECTIVES)
-    for word in chosen:
-        if word not in OBJECTIVES:
+    known = [*OBJECTIVES, *options]
+    given = [word for word in words.split(",") if word]
+    for word in given:
+        if word not in known:
+            close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
             raise UserError(
-                f"config {config.name}: unknown argument '{word}'; expected some of {', '.join(OBJECTIVES)}"
+                f"config {config.name}: unknown argument '{word}'{hint}; expected some of {', '.join(known)}"
             )
+    chosen = [word for word in given if word in OBJECTIVES] or list(OBJECTIVES)
     if "global" not in chosen:
         raise UserError(f"config {config.name}: argument '{words}' lacks 'global'; every combination of table 5 has it")
     for objective in OBJECTIVES:
@@ -172,6 +180,7 @@ def _image() -> ConfigDict:
     )
     image.mask_ratio = 0.75  # (MAE) share of masked patches; use .5 with "shared" (MaCo)
     image.norm_pix = True  # (MAE) targets normalised per patch
+    image.target_scale = 1  # (MAE) rebuilds what the encoder sees; 2 rebuilds twice its resolution (MaCo, MRM)
     image.pool = "mean"  # (MaCo) mean of patch tokens after the final norm
     image.normalisation = "fixed"  # (MaCo) by the mean and deviation below; "per_image" by the image's own
     image.mean = 0.4978  # (MaCo) of pixels in [0, 1]
@@ -199,6 +208,7 @@ def _objective() -> ConfigDict:
     objective.lambda_local = 1.0  # (paper)
     objective.lambda_instance = 1.0  # (paper)
     objective.lambda_modality = 1.0  # (paper)
+    objective.reduction = "mean"  # (MaCo) of the two directions of an alignment; GLoRIA and AFLoc have their "sum"
     objective.global_alignment = ConfigDict()
     objective.global_alignment.direction = "symmetric"  # (MaCo) eq. 1 prints image_to_report
     objective.global_alignment.temperature = 0.07  # (CLIP) MaCo .03
@@ -227,6 +237,7 @@ def _data() -> ConfigDict:
     data = ConfigDict()
     data.directory = ""  # (ours) folder made by `msfl data build`
     data.tokenizer = ""  # (ours) folder made by `msfl data tokenizer`
+    data.tokenizer_hash = ""  # (ours) filled in when a run starts
     data.split = "train"  # (MIMIC-CXR) official split
     data.batch_size = 4096  # (MaCo) studies per step over all devices
     data.workers = 0  # (ours) loader processes; 0 reads in threads

@@ -50,6 +50,8 @@ def test_help_answers_without_importing_jax_or_tensorflow():
             2,
             ["unknown key", "optimizer"],
         ),
+        (["pretrain", "--config", "demo", "--workdir", "x", "--config.train.steps=x"], 2, ["train.steps", "int"]),
+        (["pretrain", "--config", "demo", "--workdir", "x", "--config.seed=-1"], 2, ["'seed' is -1", "at least 0"]),
         (["pretrain", "--config", "demo", "--workdir", "x"], 2, ["data.tokenizer", "msfl data tokenizer"]),
         (["eval", "zero-shot", "nowhere", "--data", "nowhere"], 2, ["nowhere", "config.json"]),
         (["data", "build", "mimic-cxr", "--jpg", "nowhere", "--reports", "nowhere", "--out", "o"], 2, ["nowhere"]),
@@ -68,5 +70,21 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, arguments, code, wor
 
 
 def test_an_unknown_command_or_option_ends_with_code_2(monkeypatch, capsys):
-    assert msfl(monkeypatch, capsys, "pretrian")[0] == 2
-    assert msfl(monkeypatch, capsys, "data", "synthesize", "x", "--studdies", "3")[0] == 2
+    for arguments, word in (
+        (["pretrian"], "pretrian"),
+        (["data", "synthesize", "x", "--studdies", "3"], "--studdies"),
+        (["demo", "--seed", "abc"], "--seed"),
+        (["demo", "--studies", "3"], "100"),
+        (["pretrain"], "--config"),
+    ):
+        code, _, error = msfl(monkeypatch, capsys, *arguments)
+        assert code == 2
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert word in error
+
+
+def test_without_a_command_the_help_is_shown(monkeypatch, capsys):
+    code, out, error = msfl(monkeypatch, capsys)
+    assert code == 2
+    assert "pretrain" in out + error

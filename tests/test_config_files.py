@@ -50,8 +50,8 @@ def test_a_path_with_an_argument_works_like_the_name():
 
 
 def test_overrides_reach_nested_keys_and_tuples():
-    config = load_config("demo", ["--config.train.steps=7", "--config.objective.instance_matching.ramp=(0.1, 0.2)"])
-    assert config.train.steps == 7
+    config = load_config("demo", ["--config.train.steps=107", "--config.objective.instance_matching.ramp=(0.1, 0.2)"])
+    assert config.train.steps == 107
     assert config.objective.instance_matching.ramp == (0.1, 0.2)
 
 
@@ -59,7 +59,9 @@ def test_overrides_reach_nested_keys_and_tuples():
     ("name", "override", "words"),
     [
         ("demoo", None, ["demoo", "did you mean 'demo'"]),
-        ("demo:globall", None, ["globall", "global"]),
+        ("demo:globall", None, ["globall", "did you mean 'global'"]),
+        ("demo:shrot", None, ["shrot", "did you mean 'short'", "permuted"]),
+        ("mimic_vit_b16:short", None, ["short", "expected some of global, local, instance, modality"]),
         ("demo:local", None, ["lacks 'global'"]),
         ("demo", "--config.optimiser.b1=0.9", ["optimiser.b1", "did you mean 'optimizer.b1'"]),
         ("demo", "--config.optimizer.peak_rat=1", ["peak_rat", "did you mean 'optimizer.peak_rate'"]),
@@ -71,6 +73,19 @@ def test_overrides_reach_nested_keys_and_tuples():
         ("demo", "--config.model.vision.image_size=65", ["image_size", "multiple of patch_size"]),
         ("demo", "--config.data.permute_reports=maybe", ["permute_reports", "bool"]),
         ("demo", "--config.train=3", ["'train' is a section"]),
+        ("demo", "--config.model.vision.patch_size=0", ["patch_size", "at least 1"]),
+        ("demo", "--config.model.text.heads=0", ["text.heads", "at least 1"]),
+        ("demo", "--config.optimizer.peak_rate=nan", ["peak_rate", "at least 0"]),
+        ("demo", "--config.optimizer.clip_norm=-1.0", ["clip_norm", "at least"]),
+        ("demo", "--config.objective.lambda_local=-1.0", ["lambda_local", "at least 0"]),
+        ("demo", "--config.objective.instance_matching.ramp=(0.9, 0.1)", ["ramp", "the smaller one first"]),
+        ("demo", "--config.data.scale=(2.0, 1.0)", ["data.scale", "from 0.001 to 1"]),
+        ("demo", "--config.data.shift=5.0", ["data.shift", "from 0 to 0.5"]),
+        ("demo", "--config.train.keep_checkpoints=0", ["keep_checkpoints", "at least 1"]),
+        ("demo", "--config.train.steps=50", ["warmup_steps", "fewer than train.steps, 50"]),
+        ("demo", "--config.mesh.fsdp=0", ["mesh", "1 or more"]),
+        ("demo", "--config.grounding.shifts=3", ["grounding.shifts", "divides patch_size 8"]),
+        ("demo", "--config.image.target_scale=3", ["target_scale", "1 or 2"]),
         ("demo", "--confg.seed=3", ["--confg.seed=3", "--config.SECTION.KEY=VALUE"]),
     ],
 )
@@ -82,6 +97,26 @@ def test_a_wrong_key_type_or_value_is_one_line_with_the_way_out(name, override, 
     assert error.value.exit_code == 2
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("def get_config(arg=''):\n  return nothing", "nothing"),
+        ("def get_config(arg='')\n", "line 1"),
+        ("import no_such_module\n", "no_such_module"),
+        ("def get_config(arg=''):\n  raise KeyError('lost')", "lost"),
+        ("config = 3\n", "get_config"),
+    ],
+)
+def test_a_faulty_file_is_one_line(tmp_path, text, word):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    for overrides in ([], ["--config.seed=1"]):
+        with pytest.raises(UserError, match=word) as error:
+            load_config(str(file), overrides)
+        assert "\n" not in str(error.value)
+        assert "mine.py" in str(error.value)
 
 
 def test_of_several_overrides_the_wrong_one_is_named():

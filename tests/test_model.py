@@ -341,6 +341,20 @@ def test_images_of_another_size_are_refused():
         make().encode_image({}, jnp.zeros((1, 40, 40, 1), jnp.uint8))
 
 
+def test_targets_of_twice_the_resolution_show_the_same_patches_in_more_pixels(batch):
+    """Each target patch, shrunk, is the patch that the encoder sees; alignment is that of the shrunk image."""
+    fine = make(image__target_scale=2, image__norm_pix=False)
+    image = jax.random.randint(jax.random.key(6), (3, 64, 64, 1), 0, 256).astype(jnp.uint8)
+    features = run(fine, initialise(fine), batch | {"image": image})
+    assert features.pixel_prediction.shape == features.pixel_target.shape == (3, 16, 256)
+    expected = (np.asarray(image[1, 16:32, 32:48, 0]) / 255 - image[1].mean() / 255) / (image[1] / 255).std()
+    assert_allclose(features.pixel_target[1, 4 + 2].reshape(16, 16), expected, atol=1e-4)
+    small = np.asarray(image, np.float32).reshape(3, 32, 2, 32, 2).mean(axis=(2, 4)).round()[..., None]
+    embedding, regions = fine.encode_image(initialise(fine), jnp.asarray(small, jnp.uint8))
+    assert_allclose(features.image_embedding, embedding, atol=1e-5)
+    assert_allclose(features.regions, regions, atol=1e-5)
+
+
 def test_a_tokenizer_of_special_tokens_only_is_refused():
     with pytest.raises(UserError, match="words beside its special tokens"):
         Model.create(dataclasses.replace(make().config), vocab_size=6)

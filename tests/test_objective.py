@@ -1,11 +1,13 @@
 """The weighted sum of eq. 7: which losses it adds, with which weights, over which negatives."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from msfl_jax import losses, objective
 from msfl_jax.config_files import load_config
@@ -24,6 +26,7 @@ OVERRIDES = [f"--config.model.vision.{word}" for word in SMALL] + [
     "--config.model.region_width=8",
     "--config.text.max_sentences=4",
     "--config.train.steps=100",
+    "--config.optimizer.warmup_steps=0",
 ]
 VOCABULARY = 40
 
@@ -131,9 +134,38 @@ def test_reports_shared_by_two_studies_are_never_negatives_of_each_other(batch):
         assert not np.asarray(exclude)[drawn.image, np.arange(6)].any()
 
 
-def test_a_batch_of_one_report_seen_twice_has_finite_loss_and_gradients(batch):
-    _, _, params = made()
-    same = {name: jnp.repeat(value[:1], 6, axis=0) for name, value in batch.items()}
-    value, gradients = jax.value_and_grad(lambda p: total()(p, same, 90)[0])(params)
+def changed_batch(batch, case):
+    """A batch that leaves a loss with little or nothing to compare."""
+    if case == "one report for all":
+        return {name: jnp.repeat(value[:1], 6, axis=0) for name, value in batch.items()}
+    if case == "batch of one":
+        return {name: value[:1] for name, value in batch.items()}
+    kept = batch["sentence_ids"] == 1
+    if case == "one sentence each":
+        return batch | {"sentence_ids": batch["sentence_ids"] * kept, "token_ids": batch["token_ids"] * kept}
+    return batch | {name: batch[name] * 0 for name in ("sentence_ids", "token_ids")}
+
+
+@pytest.mark.parametrize("arg", ["", "gloria"])
+@pytest.mark.parametrize("case", ["one report for all", "batch of one", "one sentence each", "reports of padding"])
+def test_loss_and_gradients_are_finite_where_there_is_little_to_compare(batch, arg, case):
+    _, _, params = made(arg)
+    value, gradients = jax.value_and_grad(lambda p: total(arg)(p, changed_batch(batch, case), 90)[0])(params)
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_directions_are_averaged_or_added(batch):
+    """GLoRIA's sum is twice the mean of both directions, and the same where there is only one."""
+    config, model, params = made("global,local")
+    for direction, factor in (("symmetric", 2.0), ("image_to_report", 1.0)):
+        parts = {
+            name: dataclasses.replace(getattr(config.objective, name), direction=direction)
+            for name in ("global_alignment", "local_alignment")
+        }
+        values = {}
+        for reduction in ("mean", "sum"):
+            options = dataclasses.replace(config.objective, reduction=reduction, **parts)
+            weights = Weights(options, steps=100)
+            values[reduction] = objective.total(params, batch, Keys.at(0, 0), model=model, weights=weights)[0]
+        assert_allclose(values["sum"], factor * values["mean"], rtol=1e-6)

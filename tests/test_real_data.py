@@ -86,6 +86,9 @@ def test_five_steps_of_the_s16_preset_at_224_pixels_from_scratch(pairs):
     rows = [json.loads(line) for line in (pairs / "s16/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert all(np.isfinite(row["loss/total"]) and row["skipped"] == 0 for row in rows)
+    assert "n/a" in zero_shot_report(pairs / "s16", pairs / "pairs", split="test", prompts="chexpert")
+    assert "no boxes" in grounding_report(pairs / "s16", pairs / "pairs", split="test", overlays=1)
+    assert len(list((pairs / "s16/figures").glob("report_test_*.png"))) == 1
     shutil.rmtree(pairs / "s16/checkpoints")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -70,7 +71,7 @@ def run_demo(
     """Runs every stage and prints the table; stages that a killed demo had finished are kept.
 
     Args:
-      workdir: the run directory; None names one after today's date.
+      workdir: the run directory; None names one after today's date and the seed.
       seed: of the study and of the training.
       config: as for `--config`.
       overrides: `--config.a.b=value` each.
@@ -84,7 +85,7 @@ def run_demo(
       UserError: the configuration is wrong.
     """
     started = time.monotonic()
-    folders = Folders(workdir or Path("runs") / f"demo-{time.strftime('%Y-%m-%d')}")
+    folders = Folders(workdir or Path("runs") / f"demo-{time.strftime('%Y-%m-%d')}-seed{seed}")
     settings = load_config(config, [f"--config.seed={seed}", *overrides])
     settings = dataclasses.replace(
         settings,
@@ -104,7 +105,7 @@ def run_demo(
 
 def estimated_minutes(studies: int, steps: int) -> int:
     """Minutes that the demo takes on two cores, from what a study, a step and everything else took there in 2026."""
-    return max(1, round((0.009 * studies + 0.38 * steps + 60) / 60))
+    return max(1, round((0.009 * studies + 0.28 * steps + 60) / 60))
 
 
 def prepare(folders: Folders, *, studies: int, seed: int) -> None:
@@ -156,11 +157,15 @@ def evaluate(folders: Folders, config: Config, split: str) -> tuple[ZeroShotResu
 def summarise(
     zero_shot: ZeroShotResult, grounding: GroundingResult, *, seconds: float, settings: Config
 ) -> dict[str, Any]:
-    """The numbers of summary.json; `<name>_interval` is [low, high] of the 95 % patient-bootstrap interval."""
+    """The numbers of summary.json; `<name>_interval` is [low, high] of the 95 % patient-bootstrap interval, null where one is undefined."""
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None  # JSON has no NaN
 
     def with_intervals(values: dict[str, Interval]) -> dict[str, Any]:
-        plain: dict[str, Any] = {name: interval.value for name, interval in values.items()}
-        return plain | {f"{name}_interval": [interval.low, interval.high] for name, interval in values.items()}
+        plain: dict[str, Any] = {name: finite(interval.value) for name, interval in values.items()}
+        limits = {f"{name}_interval": [finite(found.low), finite(found.high)] for name, found in values.items()}
+        return plain | limits
 
     return {
         "zero_shot": with_intervals({"pneumonia_auc": zero_shot.auc["Pneumonia"], "mean_auc": zero_shot.mean}),

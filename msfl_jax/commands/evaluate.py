@@ -49,11 +49,11 @@ def grounding_report(workdir: Path, directory: Path, *, split: str, protocol: st
     run = open_run(workdir)
     figures = workdir / "figures"
     if not has_boxes(directory, split):
-        return sentence_overlays(run, directory, split, figures, count=overlays)
+        return sentence_overlays(run, directory, split, figures, count=overlays, protocol=protocol or None)
     result = evaluate_grounding(run, directory, split, protocol=protocol or None)
     file = workdir / "predictions" / f"grounding_{split}.npz"
     result.scores.save(file)
-    save_phrase_overlays(run, directory, split, figures, count=overlays)
+    save_phrase_overlays(run, directory, split, figures, count=overlays, protocol=protocol or None)
     return f"{grounding_table(result)}\n\npredictions  {file}\noverlays     {figures}"
 
 
@@ -62,10 +62,13 @@ def has_boxes(directory: Path, split: str) -> bool:
     return len(open_split(directory, split)[0].boxes) > 0
 
 
-def sentence_overlays(run: Run, directory: Path, split: str, folder: Path, *, count: int) -> str:
+def sentence_overlays(
+    run: Run, directory: Path, split: str, folder: Path, *, count: int, protocol: str | None = None
+) -> str:
     """Draws every sentence of the first `count` reports of a split over its own image, and says where."""
     records = open_split(directory, split)
     drawn = min(count, len(records))
     for index in range(drawn):
-        save_record_overlays(run, [records[index]], folder / f"report_{split}_{index:02d}.png")
+        file = folder / f"report_{split}_{index:02d}.png"
+        save_record_overlays(run, [records[index]], file, protocol=protocol)
     return f"{directory} has no boxes: nothing to measure\noverlays     {folder}  ({drawn} reports, one panel per sentence)"

@@ -8,6 +8,7 @@ from msfl_jax.encoders.patches import (
     normalise_image,
     patchify,
     random_masking,
+    shrink,
     take,
 )
 from msfl_jax.encoders.pixel_decoder import PixelDecoder
@@ -36,6 +37,7 @@ __all__ = [
     "pool_sentences",
     "random_masking",
     "separate_sentences",
+    "shrink",
     "sincos_positions",
     "stack_layers",
     "take",

@@ -40,6 +40,15 @@ def normalise_image(
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=(1, 2, 3), keepdims=True) + VARIANCE_FLOOR)
 
 
+def shrink(image: UInt8[Array, "B H W 1"], scale: int) -> UInt8[Array, "B h w 1"]:
+    """Images at a whole fraction of their resolution: each pixel the mean of scale x scale, rounded as a file of that size would be."""
+    batch, height, width, _ = image.shape
+    if scale == 1:
+        return image
+    cut = image.astype(jnp.float32).reshape(batch, height // scale, scale, width // scale, scale)
+    return jnp.round(cut.mean(axis=(2, 4)))[..., None].astype(jnp.uint8)
+
+
 def patchify(image: Float[Array, "B H W 1"], patch_size: int) -> Float[Array, "B P K"]:
     """Cuts images into patches, row by row, and each patch into its K = patch_size squared pixels, row by row."""
     batch, height, width, _ = image.shape

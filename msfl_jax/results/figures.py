@@ -92,25 +92,28 @@ def save_report_overlays(
     _save(figure, path)
 
 
-def save_record_overlays(run: Run, records: Sequence[Record], path: Path | str) -> None:
+def save_record_overlays(run: Run, records: Sequence[Record], path: Path | str, *, protocol: str | None = None) -> None:
     """Grounds and draws every sentence of the records of one image.
 
     Args:
       run: the model.
       records: the phrases of one image with their boxes, or a single record with a report.
       path: a PNG file.
+      protocol: of the heat-maps; None takes the run's own.
 
     Raises:
       DataError: the image is damaged.
     """
     image = decode_gray(records[0].image)
     pairs = [(sentence, record) for record in records for sentence in record.sentences]
-    heatmaps = ground_phrases(run, image, [sentence for sentence, _ in pairs])
+    heatmaps = ground_phrases(run, image, [sentence for sentence, _ in pairs], protocol=protocol)
     boxes = [scale_boxes(record.boxes, record.original_size, image.shape) for _, record in pairs]
     save_report_overlays(image, heatmaps, [sentence for sentence, _ in pairs], path, boxes=boxes)
 
 
-def save_phrase_overlays(run: Run, directory: Path | str, split: str, folder: Path | str, *, count: int) -> list[Path]:
+def save_phrase_overlays(
+    run: Run, directory: Path | str, split: str, folder: Path | str, *, count: int, protocol: str | None = None
+) -> list[Path]:
     """Draws the phrases of some images of a build with boxes, findings in turn.
 
     Args:
@@ -119,6 +122,7 @@ def save_phrase_overlays(run: Run, directory: Path | str, split: str, folder: Pa
       split: of the build.
       folder: gets overlay_00.png, overlay_01.png, ...
       count: of images.
+      protocol: of the heat-maps; None takes the run's own.
 
     Returns:
       The files.
@@ -133,7 +137,7 @@ def save_phrase_overlays(run: Run, directory: Path | str, split: str, folder: Pa
     files = []
     for index, key in enumerate(_findings_in_turn(images)[:count]):
         files.append(Path(folder) / f"overlay_{index:02d}.png")
-        save_record_overlays(run, images[key], files[-1])
+        save_record_overlays(run, images[key], files[-1], protocol=protocol)
     return files
 
 

@@ -64,7 +64,8 @@ def _image_flops(config: Config) -> float:
     rebuilt, shared = bool(config.objective.lambda_modality), config.image.passes == "shared"
     total = vit_flops(vision, ratio if shared else 0.0)
     if rebuilt:
-        total += decoder_flops(model.pixel_decoder, vision, ratio)
+        pixels = (vision.patch_size * config.image.target_scale) ** 2
+        total += decoder_flops(model.pixel_decoder, vision, ratio, pixels=pixels)
         total += 0.0 if shared else vit_flops(vision, ratio)
     pooled = vision.width * (2 if config.image.pool == "mean_max" else 1)
     return total + 2.0 * (_regions(config) * vision.width * model.region_width + pooled * model.embedding_width)

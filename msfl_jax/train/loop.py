@@ -100,10 +100,10 @@ def pretrain(
         Checkpoints(run.workdir, keep=config.train.keep_checkpoints) as checkpoints,
     ):
         state = first_state(run, checkpoints, init_from)
-        prepare_workdir(config, run.workdir)
+        prepare_workdir(run.config, run.workdir)
         start = int(state.step)
         with Recorder(
-            config, run.workdir, state.params, run.model.vocab_size, step=start, progress=progress
+            run.config, run.workdir, state.params, run.model.vocab_size, step=start, progress=progress
         ) as recorder:
             state = _train(run, state, start, recorder, checkpoints, preemption)
     return RunResult(config.train.steps, state.params, recorder.values)
@@ -127,6 +127,7 @@ class _Run:
         mesh = make_mesh(config.mesh)
         check_batch_size(config.data.batch_size, mesh)
         tokenizer = ReportTokenizer.load(Path(config.data.tokenizer))
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer_hash=tokenizer.hash))
         return cls(
             config=config,
             workdir=workdir,
@@ -196,7 +197,7 @@ def _rows(run: _Run, start: int) -> Any:
     config = run.config
     spec = BatchSpec(
         tokenizer=config.data.tokenizer,
-        image_size=config.model.vision.image_size,
+        image_size=config.model.vision.image_size * config.image.target_scale,
         max_tokens=config.model.text.max_tokens,
         max_sentences=config.text.max_sentences,
         fit=config.data.fit,

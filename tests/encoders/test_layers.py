@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import erf
+from scipy.stats import norm
 
-from msfl_jax.encoders.layers import BlockSpec, apply_blocks, attend, stack_layers, unstack_layers
+from msfl_jax.encoders.layers import BlockSpec, apply_blocks, attend, gelu, stack_layers, unstack_layers
 
 SPEC = BlockSpec("vit", depth=3, width=16, heads=2, hidden=32)
 
@@ -148,3 +150,23 @@ def test_key_biases_have_no_gradient_because_they_shift_all_logits_of_a_query_al
     gradient = jax.jit(jax.grad(lambda p: jnp.sin(Tower(SPEC).apply({"params": p}, tokens, None)[0]).sum()))(params)
     for layer in range(SPEC.depth):
         assert_allclose(gradient[f"blocks_{layer}"]["attn"]["key"]["bias"], 0, atol=1e-5)
+
+
+def test_gelu_is_x_times_the_normal_distribution_in_value_and_gradient():
+    x = np.linspace(-8, 8, 401)
+    assert_allclose(gelu(jnp.asarray(x, jnp.float32)), x * 0.5 * (1 + erf(x / np.sqrt(2))), atol=1e-6)
+    slope = jax.vmap(jax.grad(gelu))(jnp.asarray(x, jnp.float32))
+    assert_allclose(slope, norm.cdf(x) + x * norm.pdf(x), atol=2e-6)
+    assert gelu(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert"])
+def test_flat_products_change_neither_values_nor_gradients(kind, tokens, mask):
+    stacked = dataclasses.replace(SPEC, kind=kind)
+    params = initialise(stacked)
+
+    def loss(spec):
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sin(Tower(spec).apply({"params": p}, tokens, mask)[0]).sum()))
+
+    found = loss(dataclasses.replace(stacked, flat_products=True))(params)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, loss(stacked)(params))

@@ -35,6 +35,7 @@ def config() -> Config:
     )
     sizes.vision.cls_token = False
     sizes.scan_layers = False
+    sizes.flat_products = True
     sizes.compute_dtype = "float32"
     values = presets.pretraining("tiny", sizes)
     values.text.max_sentences = 4

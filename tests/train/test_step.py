@@ -37,8 +37,7 @@ def recording() -> optax.GradientTransformation:
     )
 
 
-@pytest.fixture(scope="module")
-def parts(config):
+def parts_of(config):
     return {
         "model": Model.create(config, vocab_size=61),
         "weights": Weights.create(config),
@@ -48,12 +47,41 @@ def parts(config):
 
 
 @pytest.fixture(scope="module")
-def one_step(parts, mesh_of, random_batch):
+def parts(config):
+    return parts_of(config)
+
+
+@pytest.fixture(scope="module")
+def paper_config(config, changed):
+    """The same sizes computed as the paper's are: scanned, recomputed, a class token, last-layer regions, and the siblings' local loss."""
+    vision = dataclasses.replace(config.model.vision, cls_token=True)
+    local = dataclasses.replace(
+        config.objective.local_alignment,
+        attention="gloria",
+        aggregate="sum",
+        include_cls=True,
+        logit_scale=10.0,
+        block=2,
+    )
+    return changed(
+        config,
+        model__vision=vision,
+        model__scan_layers=True,
+        model__remat="dots",
+        regions__layer=0,
+        regions__window_radius=0,
+        objective__local_alignment=local,
+    )
+
+
+@pytest.fixture(scope="module")
+def one_step(config, paper_config, mesh_of, random_batch):
     """Metrics, gradients and new parameters of a step on a mesh; it is numbered 5, where instance matching has its full weight."""
+    parts_by_name = {"windowed": parts_of(config), "paper": parts_of(paper_config)}
 
     @functools.cache
-    def run(*shape: int):
-        mesh = mesh_of(*shape)
+    def run(name: str, *shape: int):
+        parts, mesh = parts_by_name[name], mesh_of(*shape)
         with jax.set_mesh(mesh):
             state = create_state(parts["model"], parts["optimizer"], 0, mesh, threshold=THRESHOLD)
             state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
@@ -68,8 +96,10 @@ def named(tree):
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=["data 8", "data 2 fsdp 4", "data 2 fsdp 2 tensor 2"])
-def test_a_step_on_eight_devices_equals_one_device_in_every_loss_metric_and_gradient(one_step, shape):
-    (metrics, gradients, _), (expected_metrics, expected_gradients, _) = one_step(*shape), one_step(1, 1, 1)
+@pytest.mark.parametrize("kind", ["windowed", "paper"])
+def test_a_step_on_eight_devices_equals_one_device_in_every_loss_metric_and_gradient(one_step, kind, shape):
+    metrics, gradients, _ = one_step(kind, *shape)
+    expected_metrics, expected_gradients, _ = one_step(kind, 1, 1, 1)
     losses = {
         "global_alignment",
         "local_alignment",
@@ -88,9 +118,10 @@ def test_a_step_on_eight_devices_equals_one_device_in_every_loss_metric_and_grad
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=["data 8", "data 2 fsdp 4", "data 2 fsdp 2 tensor 2"])
-def test_parameters_after_a_step_on_eight_devices_equal_one_device_except_key_biases(one_step, shape):
+@pytest.mark.parametrize("kind", ["windowed", "paper"])
+def test_parameters_after_a_step_on_eight_devices_equal_one_device_except_key_biases(one_step, kind, shape):
     """A key bias adds the same to all logits of a query: its gradient is 0 and AdamW scales rounding up to the learning rate."""
-    params, expected = one_step(*shape)[2], one_step(1, 1, 1)[2]
+    params, expected = one_step(kind, *shape)[2], one_step(kind, 1, 1, 1)[2]
     for name, value in params.items():
         if not name.endswith("attn/key/bias"):
             assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)

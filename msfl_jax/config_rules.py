@@ -1,0 +1,132 @@
+"""What the types of a configuration cannot say: ranges of single values, and values that must fit each other."""
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+from input_pipeline.errors import UserError
+
+Rule = tuple[bool, str, str]  # whether it holds, the key at fault, what is expected there
+
+# Smallest value of whole numbers.
+AT_LEAST = {
+    "seed": 0,
+    "model.vision.image_size": 1,
+    "model.vision.patch_size": 1,
+    "model.vision.width": 1,
+    "model.vision.depth": 1,
+    "model.vision.heads": 1,
+    "model.text.vocab_size": 0,
+    "model.text.max_tokens": 3,  # [CLS], a word, [SEP]
+    "model.text.width": 1,
+    "model.text.depth": 1,
+    "model.text.heads": 1,
+    "model.pixel_decoder.width": 1,
+    "model.pixel_decoder.depth": 1,
+    "model.pixel_decoder.heads": 1,
+    "model.embedding_width": 1,
+    "model.region_width": 1,
+    "model.matching_width": 1,
+    "regions.layer": 0,
+    "regions.window_radius": 0,
+    "text.max_sentences": 1,
+    "objective.local_alignment.block": 0,
+    "data.batch_size": 1,
+    "data.workers": 0,
+    "optimizer.warmup_steps": 0,
+    "train.steps": 1,
+    "train.log_every": 0,
+    "train.checkpoint_every": 0,
+    "train.keep_checkpoints": 1,
+    "train.evaluate_every": 0,
+    "train.max_skipped_steps": 0,
+    "zero_shot.records": 0,
+    "grounding.records": 0,
+    "grounding.shifts": 1,
+}
+
+# Lowest and highest value of real numbers; NaN lies in no range.
+WITHIN = {
+    "model.vision.mlp_ratio": (1e-3, math.inf),
+    "model.text.mlp_ratio": (1e-3, math.inf),
+    "image.mean": (0.0, 1.0),
+    "image.deviation": (1e-6, math.inf),
+    "text.subset_probability": (0.0, 1.0),
+    "objective.lambda_global": (0.0, math.inf),
+    "objective.lambda_local": (0.0, math.inf),
+    "objective.lambda_instance": (0.0, math.inf),
+    "objective.lambda_modality": (0.0, math.inf),
+    "objective.global_alignment.temperature": (1e-6, math.inf),
+    "objective.local_alignment.region_scale": (0.0, math.inf),
+    "objective.local_alignment.sentence_scale": (1e-6, math.inf),
+    "objective.local_alignment.logit_scale": (1e-6, math.inf),
+    "data.shift": (0.0, 0.5),
+    "optimizer.peak_rate": (0.0, math.inf),
+    "optimizer.weight_decay": (0.0, math.inf),
+    "optimizer.b1": (0.0, 1.0),
+    "optimizer.b2": (0.0, 1.0),
+    "optimizer.clip_norm": (1e-9, math.inf),
+    "grounding.sigma": (0.0, math.inf),
+}
+
+
+def refuse_broken_rules(config: Any) -> None:
+    """Refuses a configuration whose values make no sense, alone or together.
+
+    Args:
+      config: an `msfl_jax.config.Config`; that module imports this one.
+
+    Raises:
+      UserError: names the first key at fault, what was found and what was expected.
+    """
+    for rules in (_ranges, _sizes, _choices):
+        for holds, path, expected in rules(config):
+            if not holds:
+                raise UserError(f"config: '{path}' is {operator.attrgetter(path)(config)!r}; expected {expected}")
+
+
+def _ranges(config: Any) -> Iterator[Rule]:
+    for path, least in AT_LEAST.items():
+        yield operator.attrgetter(path)(config) >= least, path, f"at least {least}"
+    for path, (low, high) in WITHIN.items():
+        value = operator.attrgetter(path)(config)
+        expected = f"at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+        yield low <= value <= high and math.isfinite(value), path, expected
+    for path in ("image.mask_ratio", "text.mask_rate"):
+        yield 0 < operator.attrgetter(path)(config) < 1, path, "a number between 0 and 1"
+    for path, low in (("data.scale", 1e-3), ("objective.instance_matching.ramp", 0.0)):
+        first, second = operator.attrgetter(path)(config)
+        yield low <= first <= second <= 1, path, f"two numbers from {low:g} to 1, the smaller one first"
+
+
+def _sizes(config: Any) -> Iterator[Rule]:
+    """Sizes that must divide each other; none of them is 0 here."""
+    vision, text, decoder = config.model.vision, config.model.text, config.model.pixel_decoder
+    side, patch = vision.image_size, vision.patch_size
+    yield side % patch == 0, "model.vision.image_size", f"a multiple of patch_size {patch}"
+    for part, size in (("vision", vision), ("text", text), ("pixel_decoder", decoder)):
+        yield size.width % size.heads == 0, f"model.{part}.width", f"a multiple of heads {size.heads}"
+    yield vision.width % 4 == 0, "model.vision.width", "a multiple of 4 (sin-cos positions)"
+    yield config.regions.layer <= vision.depth, "regions.layer", f"0 (final) to {vision.depth}"
+    shifts = config.grounding.shifts
+    fits = shifts == 1 or patch % (2 * shifts) == 0
+    yield fits, "grounding.shifts", f"1, or a number whose double divides patch_size {patch}"
+
+
+def _choices(config: Any) -> Iterator[Rule]:
+    """Options that need each other."""
+    vision, train, mesh = config.model.vision, config.train, config.mesh
+    yield vision.patch_layers in (1, 2), "model.vision.patch_layers", "1 or 2"
+    yield config.image.target_scale in (1, 2), "image.target_scale", "1 or 2"
+    needed = "another pool, or a model with model.vision.cls_token"
+    yield config.image.pool != "cls" or vision.cls_token, "image.pool", needed
+    shorter = config.optimizer.warmup_steps < train.steps
+    yield shorter, "optimizer.warmup_steps", f"fewer than train.steps, {train.steps}"
+    axes = (mesh.data, mesh.fsdp, mesh.tensor)
+    yield (
+        all(size == -1 or size >= 1 for size in axes),
+        "mesh",
+        "1 or more devices along each axis, or -1 for what is left",
+    )
+    yield axes.count(-1) <= 1, "mesh", "-1 for one axis at most"

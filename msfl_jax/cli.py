@@ -46,11 +46,12 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         # Typer's own errors of usage: from click or from its copy of it, by version; other exceptions are bugs and keep their traceback.
-        if not hasattr(error, "format_message"):
+        describe = getattr(error, "format_message", None)
+        if describe is None:
             raise
-        if message := " ".join(error.format_message().split()):  # empty where the help was printed
+        if message := " ".join(describe().split()):  # empty where the help was printed
             print(f"error: {message}; see --help", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(getattr(error, "exit_code", 2))
     sys.exit(status or 0)
 
 

@@ -16,8 +16,8 @@ OBJECTIVES = ("global", "local", "instance", "modality")
 def vision(width: int, depth: int, heads: int, *, image_size: int = 224, patch_size: int = 16) -> ConfigDict:
     """A ViT in the sizes of its paper; one linear patch embedding, fixed sin-cos positions, a class token."""
     size = ConfigDict()
-    size.image_size = image_size  # (MaCo) pixels along a side
-    size.patch_size = patch_size  # (MaCo) pixels along a patch: /16
+    size.image_size = image_size  # (MaCo) pixels along a side: 224
+    size.patch_size = patch_size  # (MaCo) pixels along a patch: 16
     size.width = width  # (ViT) token width
     size.depth = depth  # (ViT) blocks
     size.heads = heads  # (ViT) attention heads
@@ -40,12 +40,12 @@ def report(width: int, depth: int, heads: int, *, max_tokens: int = 128) -> Conf
     return size
 
 
-def pixel_decoder(width: int, depth: int, heads: int) -> ConfigDict:
-    """A MAE decoder."""
+def pixel_decoder(width: int = 768, depth: int = 4, heads: int = 6) -> ConfigDict:
+    """A MAE decoder, of MaCo's and MRM's size where nothing else is said."""
     size = ConfigDict()
-    size.width = width  # (MAE) 512, MaCo 768
-    size.depth = depth  # (MAE) 8, MaCo 4
-    size.heads = heads  # (MAE) 16, MaCo 6
+    size.width = width  # (MaCo) 768; MAE 512
+    size.depth = depth  # (MaCo) 4; MAE 8
+    size.heads = heads  # (MaCo) 6; MAE 16: wider heads keep matrix units busier
     return size
 
 
@@ -54,9 +54,9 @@ def model(
 ) -> ConfigDict:
     """All parts of a model and how they are computed."""
     sizes = ConfigDict()
-    sizes.vision = vision_size
-    sizes.text = report_size
-    sizes.pixel_decoder = decoder_size
+    sizes.vision = vision_size  # (paper) a ViT
+    sizes.text = report_size  # (paper) a BERT
+    sizes.pixel_decoder = decoder_size  # (MAE)
     sizes.embedding_width = embedding  # (MaCo) 768: image and report embedding
     sizes.region_width = region  # (paper) regions and sentences share the embedding's width
     sizes.matching_width = embedding  # (ours) hidden width of the two-layer matching head (eq. 4)
@@ -70,11 +70,11 @@ def model(
 def vit_tiny() -> ConfigDict:
     """The demo's model: 64 px images, patches of 8 px, 1.2 M parameters; trains in minutes on two CPU cores."""
     sizes = model(
-        vision(128, 3, 4, image_size=64, patch_size=8),
-        report(128, 2, 4, max_tokens=48),
-        pixel_decoder(64, 1, 4),
-        embedding=128,
-        region=64,
+        vision(128, 3, 4, image_size=64, patch_size=8),  # (ours) 64 patches: what two cores can train in minutes
+        report(128, 2, 4, max_tokens=48),  # (ours) 99 % of synthetic reports
+        pixel_decoder(64, 1, 4),  # (ours)
+        embedding=128,  # (ours)
+        region=64,  # (ours)
     )
     sizes.vision.patch_layers = 2  # (ours) faint lesions need a non-linear patch embedding at this size
     sizes.vision.cls_token = False  # (ours) windowed blocks must not share a token
@@ -87,30 +87,42 @@ def vit_tiny() -> ConfigDict:
 def vit_s16(report_layers: int = 6) -> ConfigDict:
     """ViT-S/16 with a report encoder of width 384 (MaCo's text tower)."""
     return model(
-        vision(384, 12, 6), report(384, report_layers, 6), pixel_decoder(512, 8, 16), embedding=384, region=384
+        vision(384, 12, 6),  # (ViT) S/16
+        report(384, report_layers, 6),  # (MaCo)
+        pixel_decoder(),
+        embedding=384,  # (ours) the encoders' width, as MaCo's 768 is
+        region=384,  # (ours) likewise
     )
 
 
 def vit_b16(report_layers: int = 6) -> ConfigDict:
     """ViT-B/16 (paper) with a report encoder of width 768."""
     return model(
-        vision(768, 12, 12), report(768, report_layers, 12), pixel_decoder(512, 8, 16), embedding=768, region=768
+        vision(768, 12, 12),  # (paper) B/16
+        report(768, report_layers, 12),  # (BERT) width and heads of BERT-base
+        pixel_decoder(),
+        embedding=768,  # (MaCo)
+        region=768,  # (paper)
     )
 
 
 def vit_l16(report_layers: int = 12) -> ConfigDict:
     """ViT-L/16 with a BERT-base report encoder."""
     return model(
-        vision(1024, 24, 16), report(768, report_layers, 12), pixel_decoder(512, 8, 16), embedding=768, region=768
+        vision(1024, 24, 16),  # (ViT) L/16
+        report(768, report_layers, 12),  # (BERT) BERT-base
+        pixel_decoder(),
+        embedding=768,  # (MaCo)
+        region=768,  # (paper)
     )
 
 
 def pretraining(name: str, sizes: ConfigDict) -> ConfigDict:
     """The defaults of a pretraining run at the paper's sizes; configurations change what differs."""
     config = ConfigDict()
-    config.name = name
+    config.name = name  # (ours) what the run is called in its reports
     config.seed = 0  # (ours) everything random follows from (seed, step)
-    config.model = sizes
+    config.model = sizes  # (ours) one of the sizes above
     config.image = _image()
     config.text = _text()
     config.regions = ConfigDict()

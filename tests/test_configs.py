@@ -1,5 +1,9 @@
 """Every shipped configuration resolves to the shapes of its training step; nothing is computed."""
 
+import ast
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +16,11 @@ from msfl_jax.train.optimizer import make_optimizer
 from msfl_jax.train.state import TrainState
 from msfl_jax.train.step import train_step
 
+ROOT = Path(__file__).parents[1]
+SOURCE = re.compile(r"# \((paper|ours|MaCo|MRM|GLoRIA|AFLoc|BioViL|MAE|ViT|BERT|ALBEF|CLIP|MIMIC-CXR)\) ?")
 VOCABULARY = 30000
 # Parameters in millions, from the papers' formulas: blocks of 12 width^2, embeddings, heads.
-MILLIONS = {"demo": (4.9, 5.2), "mimic_vit_s16": (69, 71), "mimic_vit_b16": (175, 190), "mimic_vit_l16": (439, 441)}
+MILLIONS = {"demo": (4.9, 5.2), "mimic_vit_s16": (72, 74), "mimic_vit_b16": (175, 190), "mimic_vit_l16": (442, 444)}
 
 
 @pytest.mark.parametrize("name", sorted(shipped_configs()))
@@ -43,3 +49,18 @@ def test_a_configuration_resolves_to_the_shapes_of_its_step(name):
     millions = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params)) / 1e6
     low, high = MILLIONS[name]
     assert low < millions < high
+
+
+@pytest.mark.parametrize(
+    "file", [*sorted((ROOT / "configs").glob("*.py")), ROOT / "msfl_jax/presets.py"], ids=lambda f: f.name
+)
+def test_every_field_that_is_set_has_a_comment_with_its_source(file):
+    lines = file.read_text().splitlines()
+    unsourced = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
+            continue
+        section = isinstance(node.value, ast.Call) and not ast.unparse(node.value).startswith("list")
+        if not section and not SOURCE.search(" ".join(lines[node.lineno - 1 : node.end_lineno])):
+            unsourced.append(f"{file.name}:{node.lineno}: {ast.unparse(node)}")
+    assert not unsourced

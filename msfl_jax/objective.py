@@ -69,7 +69,9 @@ def total(params: Any, batch: Batch, keys: Keys, *, model: Model, weights: Weigh
     options = weights.options
 
     metrics: Metrics = {}
-    value = options.lambda_global * _global(features, same_study, options, metrics)
+    value = jnp.float32(0.0)
+    if options.lambda_global:
+        value += options.lambda_global * _global(features, same_study, options, metrics)
     if options.lambda_local:
         value += options.lambda_local * _local(features, same_study, options, metrics)
     if options.lambda_instance:

@@ -1,5 +1,6 @@
 """The wheel: what is in it, and that it works far from the checkout."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -24,6 +25,20 @@ def test_the_wheel_carries_configs_and_prompts_and_installs_only_the_two_package
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"msfl_jax", "input_pipeline"}
     for file in ("configs/demo.py", "configs/mimic_vit_b16.py", "tasks/prompts/synthetic.json"):
         assert f"msfl_jax/{file}" in names
+
+
+def test_the_wheel_declares_its_extras_and_no_heavy_core(wheel):
+    archive = zipfile.ZipFile(wheel)
+    folder = next(name for name in archive.namelist() if name.endswith("/METADATA")).removesuffix("METADATA")
+    metadata = archive.read(f"{folder}METADATA").decode()
+    needed = re.findall(r"^Requires-Dist: ([\w.-]+)(.*)$", metadata, re.MULTILINE)
+    core = {name.lower().replace("_", "-") for name, rest in needed if "extra ==" not in rest}
+    assert {"jax", "flax", "importlib-resources", "opencv-python-headless"} <= core
+    assert not core & {"tensorflow", "torch", "pandas"}
+    extras = set(re.findall(r"^Provides-Extra: (\w+)$", metadata, re.MULTILINE))
+    assert extras == {"cuda", "tpu", "dicom", "serve", "torch", "test"}
+    assert "torch==2.13.0" in metadata
+    assert "msfl = msfl_jax.cli:main" in archive.read(f"{folder}entry_points.txt").decode()
 
 
 def test_the_wheel_works_outside_of_the_checkout(wheel, tmp_path):

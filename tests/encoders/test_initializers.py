@@ -88,6 +88,7 @@ def test_all_kernels_and_embeddings_of_the_report_encoder_are_normal(text):
     for kernel in (
         *(block["attn"][name]["kernel"] for name in ("query", "key", "value", "out")),
         block["fc1"]["kernel"],
+        block["fc2"]["kernel"],
     ):
         assert_normal(kernel)
 

@@ -89,8 +89,15 @@ def test_processes_together_see_the_global_batches_of_one(mimic_build, batch_spe
     assert_equal(join(parts), reference)
 
 
-def test_two_worker_processes_give_the_batches_of_threads(mimic_build, batch_spec, reference):
-    assert_equal(train(mimic_build, batch_spec, workers=2), reference)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_give_the_batches_of_threads(mimic_build, batch_spec, reference, workers):
+    assert_equal(train(mimic_build, batch_spec, workers=workers), reference)
+
+
+def test_the_last_of_four_processes_with_two_workers_has_its_rows(mimic_build, batch_spec, reference):
+    found = train(mimic_build, batch_spec, process_index=3, process_count=4, workers=2)
+    first = BATCH // 4 * 3
+    assert_equal(found, [{name: value[first:] for name, value in batch.items()} for batch in reference])
 
 
 def test_one_of_two_processes_resumes_in_the_second_epoch_with_a_worker(mimic_build, batch_spec, reference):

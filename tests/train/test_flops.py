@@ -74,9 +74,12 @@ def test_a_stack_of_blocks_equals_what_xla_counts():
 def test_each_pass_that_a_configuration_runs_is_counted(changed):
     config = from_config_dict(presets.pretraining("b16", presets.vit_b16()))
     alone = changed(config, objective__lambda_local=0.0, objective__lambda_instance=0.0, data__batch_size=1)
-    expected = vit_flops(B16) + vit_flops(B16, 0.75) + decoder_flops(MAE_DECODER, B16, 0.75)
+    expected = vit_flops(B16) + vit_flops(B16, 0.75) + decoder_flops(SIBLING_DECODER, B16, 0.75)
     expected += 2 * text_flops(BERT6) + mlm_head_flops(BERT6, 30000, 20)
     assert flops_per_pair(alone, 30000) == pytest.approx(3 * expected, rel=1e-3)
+    fine = changed(alone, image__target_scale=2)
+    more = decoder_flops(SIBLING_DECODER, B16, 0.75, pixels=1024) - decoder_flops(SIBLING_DECODER, B16, 0.75)
+    assert flops_per_pair(fine, 30000) == pytest.approx(3 * (expected + more), rel=1e-3)
     contrastive = changed(alone, objective__lambda_modality=0.0)
     assert flops_per_pair(contrastive, 30000) == pytest.approx(3 * (vit_flops(B16) + text_flops(BERT6)), rel=1e-3)
     shared = changed(alone, image__passes="shared", text__passes="shared")

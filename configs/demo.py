@@ -36,9 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.batch_size = 32  # (ours) as good as 64 per step here, at 40 % of its cost
     config.data.scale = (1.0, 1.0)  # (ours) no zoom: heart size is a finding
     config.data.shift = 0.0625  # (ours) 4 of 64 pixels
-    config.data.permute_reports = (
-        "permuted" in words
-    )  # (ours) the control: nothing to learn but what reports have in common
+    config.data.permute_reports = "permuted" in words  # (ours) the control
     config.optimizer.peak_rate = 1e-3  # (ours)
     config.optimizer.b2 = 0.98  # (ours)
     config.train.steps = 500 if "short" in words else 1000  # (ours)
@@ -49,8 +47,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.zero_shot.rule = "gloria"  # (GLoRIA) half global, half local similarity; cosine where local alignment is off
     config.zero_shot.records = 256  # (ours)
     config.grounding.sigma = 0.8  # (BioViL) 1.5 of its 15 patches along a side, on the 8 of this grid
-    config.grounding.shifts = (
-        2  # (ours) a patch is 32 of 256 pixels, wider than many findings: a map of 16 x 16 instead of 8 x 8
-    )
+    config.grounding.shifts = 2  # (ours) a map of 16 x 16 instead of 8 x 8
     config.grounding.records = 128  # (ours)
     return config

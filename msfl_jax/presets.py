@@ -147,9 +147,7 @@ def pretraining(name: str, sizes: ConfigDict) -> ConfigDict:
     config.grounding = ConfigDict()
     config.grounding.protocol = "biovil"  # (ours) cosine; "maco" and "afloc" use raw products and their margins
     config.grounding.sigma = 1.5  # (BioViL) smoothing of the heat-map, in patches
-    config.grounding.shifts = (
-        1  # (BioViL) looks per axis; n moves the image by fractions of a patch, for a map n times as fine
-    )
+    config.grounding.shifts = 1  # (BioViL) looks per axis, fractions of a patch apart; n makes the map n times as fine
     config.grounding.directory = ""  # (ours) build with boxes, evaluated in the loop when named
     config.grounding.split = "validate"  # (ours) split evaluated in the loop
     config.grounding.records = 0  # (ours) how many phrases are evaluated in the loop; 0 is all

@@ -44,7 +44,7 @@ class BlockSpec:
 
 
 def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Exact GELU through erf (as PyTorch), of the dtype of `x`; JAX's own goes through erfc, whose derivative is slow on CPUs."""
+    """Exact GELU through erf (as PyTorch), of the dtype of `x`; JAX's own goes through erfc."""
     return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)).astype(x.dtype)
 
 

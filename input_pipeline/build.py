@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,34 @@ from tensorflow_datasets.core import splits as tfds_splits
 from input_pipeline import records
 from input_pipeline.errors import DataError, RetryError, UserError
 from input_pipeline.keys import Keyring, open_keyring
-from input_pipeline.manifest import MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest, write_manifest
+from input_pipeline.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    SplitEntry,
+    SubsetEntry,
+    read_manifest,
+    write_manifest,
+)
 from input_pipeline.progress import Progress
 from input_pipeline.shards import ShardResult, ShardTask, set_hash, write_shard
 from input_pipeline.sources import NO_SPLIT, SPLITS, Scan, Source
+from input_pipeline.subsets import write_subsets
 
 __all__ = ["Manifest", "build", "read_manifest"]
 
 _STATE = ".build"  # sidecars of finished shards, drafts, the lock
-_VERSION = "1.0.0"  # of the record's features
+_VERSION = "1.1.0"  # of the record's features
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How images are stored; fields as those of the manifest."""
+
+    short_side: int
+    quality: int
+    equalize: bool
+    shard_records: int
 
 
 def build(
@@ -38,6 +59,7 @@ def build(
     *,
     short_side: int = 512,
     quality: int = 95,
+    equalize: bool = False,
     workers: int = 2,
     shard_records: int = 1024,
     progress: bool = True,
@@ -52,6 +74,7 @@ def build(
       out: the folder that `tfds.builder_from_directory` reads; its parent is the data root that holds the salt of the keys.
       short_side: of the stored images, in pixels.
       quality: of the stored JPEGs, 1 to 100.
+      equalize: equalises histograms first, as MIMIC-CXR-JPG and CheXpert were and the other data sets were not.
       workers: processes; 1 writes in this process.
       shard_records: input rows per shard; rows that are dropped leave a shard smaller.
       progress: shows rate and remaining time on stderr.
@@ -65,27 +88,28 @@ def build(
     out = out.absolute()
     scan = source.scan()
     keyring = open_keyring(out.parent)
-    options = {"short_side": short_side, "quality": quality, "shard_records": shard_records, **source.settings()}
+    stored = Stored(short_side, quality, equalize, shard_records)
+    options = {**dataclasses.asdict(stored), **source.settings()}
     with _claimed(out, {"name": source.name, **options, "inputs": scan.inputs, "key_check": keyring.check}):
-        tasks = _tasks(source, scan, out, keyring, short_side, quality, shard_records)
+        tasks = _tasks(source, scan, out, keyring, stored)
         results = _write_shards(tasks, workers, progress)
         splits = _split_entries(scan, results)
         if not any(split.records for split in splits.values()):
             raise DataError(f"{source.name}: none of {scan.input_rows} input rows became a record ({_reasons(splits)})")
+        subsets, indices = _subsets(results)
         manifest = Manifest(
+            **dataclasses.asdict(stored),
             name=source.name,
             label_names=source.label_names(),
-            short_side=short_side,
-            quality=quality,
-            shard_records=shard_records,
             input_rows=scan.input_rows,
             splits=splits,
             settings=dict(source.settings()),
             inputs=dict(sorted(scan.inputs.items())),
             key_check=keyring.check,
             versions=_versions(),
+            subsets=subsets,
         )
-        _publish(manifest, results, out)
+        _publish(manifest, results, indices, out)
     return manifest
 
 
@@ -133,10 +157,9 @@ def _check_identity(out: Path, identity: Mapping[str, Any]) -> None:
             raise UserError(f"{out}: holds another build: {shown}; use another --out, or delete this one")
 
 
-def _tasks(
-    source: Source, scan: Scan, out: Path, keyring: Keyring, short_side: int, quality: int, shard_records: int
-) -> dict[str, list[ShardTask]]:
+def _tasks(source: Source, scan: Scan, out: Path, keyring: Keyring, stored: "Stored") -> dict[str, list[ShardTask]]:
     """Per split, the shards: `shard_records` rows each, the last one fewer."""
+    shard_records = stored.shard_records
     tasks: dict[str, list[ShardTask]] = {}
     versions = _versions()
     for split in SPLITS:
@@ -146,7 +169,9 @@ def _tasks(
             name = f"{source.name}-{split}.array_record-{index:05d}-of-{count:05d}"  # the TFDS file name template
             part = tuple(rows[index * shard_records : (index + 1) * shard_records])
             paths = out / name, out / _STATE / name
-            task = ShardTask(source, part, *paths, keyring, short_side, quality, versions)
+            task = ShardTask(
+                source, part, *paths, keyring, stored.short_side, stored.quality, stored.equalize, versions
+            )
             tasks.setdefault(split, []).append(task)
     return tasks
 
@@ -236,6 +261,28 @@ def _split_entries(scan: Scan, results: Mapping[str, Sequence[tuple[str, ShardRe
     return entries
 
 
+def _subsets(
+    results: Mapping[str, Sequence[tuple[str, ShardResult]]],
+) -> tuple[dict[str, SubsetEntry], dict[str, list[int]]]:
+    """What the manifest says of each subset, and the indices of its records in their split."""
+    members: dict[str, list[str]] = {}
+    indices: dict[str, list[int]] = {}
+    split_of: dict[str, str] = {}
+    for split, shards in results.items():
+        first = 0
+        for _, shard in shards:
+            for name, own in shard.subsets.items():
+                if split_of.setdefault(name, split) != split:
+                    raise ValueError(f"subset '{name}' spans splits; expected rows of one split")
+                members.setdefault(name, []).append(shard.subset_members[name])
+                indices.setdefault(name, []).extend(first + index for index in own)
+            first += shard.records
+    entries = {
+        name: SubsetEntry(split_of[name], len(indices[name]), set_hash(members[name])) for name in sorted(indices)
+    }
+    return entries, indices
+
+
 def _reasons(splits: Mapping[str, SplitEntry]) -> str:
     total = sum((Counter(split.dropped) for split in splits.values()), Counter())
     return ", ".join(f"{reason} {count}" for reason, count in total.most_common()) or "the tables are empty"
@@ -247,7 +294,12 @@ def _versions() -> dict[str, str]:
     return {"features": _VERSION, **{name: importlib.metadata.version(name) for name in packages}}
 
 
-def _publish(manifest: Manifest, results: Mapping[str, Sequence[tuple[str, ShardResult]]], out: Path) -> None:
+def _publish(
+    manifest: Manifest,
+    results: Mapping[str, Sequence[tuple[str, ShardResult]]],
+    subsets: Mapping[str, Sequence[int]],
+    out: Path,
+) -> None:
     """Moves the metadata into place, the manifest last: a folder with a manifest is a whole build."""
     draft = out / _STATE / "metadata"
     draft.mkdir(exist_ok=True)
@@ -255,6 +307,7 @@ def _publish(manifest: Manifest, results: Mapping[str, Sequence[tuple[str, Shard
     quarantined = [line for shards in results.values() for _, shard in shards for line in shard.quarantined]
     lines = [json.dumps({"image": image, "reason": reason}) + "\n" for image, reason in quarantined]
     (draft / "quarantine.jsonl").write_text("".join(lines))
+    write_subsets(subsets, draft)
     write_manifest(manifest, draft)
     for path in sorted(draft.iterdir(), key=lambda path: path.name == MANIFEST_NAME):
         os.replace(path, out / path.name)

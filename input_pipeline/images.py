@@ -8,7 +8,7 @@ import zlib
 
 import cv2
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 
 from input_pipeline.errors import DataError, UserError
 
@@ -77,6 +77,20 @@ def encode_jpeg(image: UInt8[np.ndarray, "H W"], quality: int = 95) -> bytes:
             f"image of {image.shape[0]} x {image.shape[1]} pixels cannot be stored as JPEG; sides end at 65500"
         )
     return data.tobytes()
+
+
+def encode_mask(mask: Bool[np.ndarray, "H W"]) -> bytes:
+    """Encodes a segmentation as a PNG of 0 and 255; the same mask always gives the same bytes."""
+    return cv2.imencode(".png", mask.astype(np.uint8) * np.uint8(255))[1].tobytes()
+
+
+def decode_mask(data: bytes) -> Bool[np.ndarray, "H W"]:
+    """The segmentation of a record.
+
+    Raises:
+      DataError: not a mask that `encode_mask` wrote.
+    """
+    return decode_gray(data) > 0
 
 
 def view_rectangle(height: int, width: int, fit: str) -> tuple[float, float, float, float]:

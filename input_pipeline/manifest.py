@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from input_pipeline.errors import DataError, UserError
@@ -39,6 +39,15 @@ class SplitEntry:
 
 
 @dataclass(frozen=True)
+class SubsetEntry:
+    """A named part of a split, such as a tenth of its labels; `members` is its hash as that of a split is."""
+
+    split: str
+    records: int
+    members: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A finished build.
 
@@ -54,6 +63,8 @@ class Manifest:
       inputs: SHA-256 of the tables, and of the zip file of reports.
       key_check: equal for builds whose patient, study and image keys can be compared.
       versions: of the packages that decide the bytes.
+      equalize: whether histograms were equalised before images were stored.
+      subsets: named parts of splits; `subsets.json` holds their records' indices.
     """
 
     name: str
@@ -67,6 +78,8 @@ class Manifest:
     inputs: dict[str, str]
     key_check: str
     versions: dict[str, str]
+    equalize: bool = False
+    subsets: dict[str, SubsetEntry] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -82,11 +95,21 @@ class Manifest:
             lines.append(
                 f"{name:<12}{split.records:>10,} records" + (f"; dropped {dropped}" if dropped else "") + flagged
             )
+        for name, subset in self.subsets.items():
+            lines.append(f"{name:<12}{subset.records:>10,} records of {subset.split}")
         return "\n".join(lines)
 
     def readable_splits(self) -> tuple[str, ...]:
-        """Names of the splits that have records."""
-        return tuple(self.counts)
+        """Names of the splits that have records, and of their subsets."""
+        return (*self.counts, *self.subsets)
+
+    def split_of(self, name: str) -> str:
+        """The split that `name` is, or is a subset of."""
+        return self.subsets[name].split if name in self.subsets else name
+
+    def record_count(self, name: str) -> int:
+        """Number of records of a split or subset."""
+        return self.subsets[name].records if name in self.subsets else self.splits[name].records
 
 
 def write_manifest(manifest: Manifest, directory: Path) -> None:
@@ -113,6 +136,7 @@ def read_manifest(directory: Path | str) -> Manifest:
         values = json.loads(text)
         values["label_names"] = tuple(values["label_names"])
         values["splits"] = {name: _split(split) for name, split in values["splits"].items()}
+        values["subsets"] = {name: SubsetEntry(**subset) for name, subset in values.get("subsets", {}).items()}
         return Manifest(**values)
     except (ValueError, TypeError, KeyError):
         raise DataError(f"{path}: not a manifest of this version; run the same `msfl data build` again") from None

@@ -3,28 +3,33 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Int64
 
 from input_pipeline import records
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.manifest import SplitEntry, read_manifest
+from input_pipeline.manifest import Manifest, SplitEntry, read_manifest
+from input_pipeline.subsets import read_subset
 
 
 class SplitRecords:
     """Records of a split by index, images still encoded; pickles small and reopens its shards where it is used."""
 
-    def __init__(self, directory: Path, split: str):
-        """Opens a split whose shards are known to be there; `open_split` checks that first."""
+    def __init__(self, directory: Path, split: str, indices: Int64[np.ndarray, "n"] | None = None):
+        """Opens a split whose shards are known to be there, or its records at `indices`; `open_split` checks first."""
         builder = tfds.builder_from_directory(directory)
         decoders = {"image": tfds.decode.SkipDecoding()}
         # TFDS hides the signature behind a decorator.
         self._source = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]
         self._name = f"{directory}: split '{split}'"
+        self._indices = indices
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._source) if self._indices is None else len(self._indices)
 
     def __getitem__(self, index: int) -> records.Record:
+        index = index if self._indices is None else int(self._indices[index])
         try:
             return records.decode(self._source[index])
         except RuntimeError:  # a checksum of ArrayRecord
@@ -35,14 +40,18 @@ class SplitRecords:
 
 
 def open_split(directory: Path | str, split: str) -> SplitRecords:
-    """The records of a split.
+    """The records of a split, or of a subset such as "train_10".
 
     Raises:
       UserError: no finished build, or no such split in it.
       DataError: a shard is missing or has another size than the manifest says.
     """
-    _check_shards(Path(directory), _entry(directory, split))
-    return SplitRecords(Path(directory), split)
+    manifest = _manifest_with(directory, split)
+    directory, whole = Path(directory), manifest.split_of(split)
+    _check_shards(directory, manifest.splits[whole])
+    if split == whole:
+        return SplitRecords(directory, split)
+    return SplitRecords(directory, whole, read_subset(directory, split, records=manifest.record_count(split)))
 
 
 def label_names(directory: Path | str) -> tuple[str, ...]:
@@ -51,8 +60,8 @@ def label_names(directory: Path | str) -> tuple[str, ...]:
 
 
 def record_count(directory: Path | str, split: str) -> int:
-    """Number of records of a split."""
-    return _entry(directory, split).records
+    """Number of records of a split or subset."""
+    return _manifest_with(directory, split).record_count(split)
 
 
 def text_sentences(directory: Path | str, split: str) -> Iterator[str]:
@@ -74,12 +83,12 @@ def grounding_records(directory: Path | str, split: str) -> list[records.Record]
     return found
 
 
-def _entry(directory: Path | str, split: str) -> SplitEntry:
+def _manifest_with(directory: Path | str, split: str) -> Manifest:
     manifest = read_manifest(directory)
     if split not in manifest.readable_splits():
         names = ", ".join(manifest.readable_splits())
         raise UserError(f"{directory}: no split '{split}'; this build has {names}")
-    return manifest.splits[split]
+    return manifest
 
 
 def _check_shards(directory: Path, entry: SplitEntry) -> None:

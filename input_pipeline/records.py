@@ -25,6 +25,8 @@ class Record:
       study_key: 32 hex digits, keyed hash of the study's identifier; likewise `patient_key` and `image_key`.
       boxes: x, y, width, height in pixels of the source image, origin at the top left.
       category: the finding of a grounding record, else "".
+      mask: one-channel PNG of 0 and 255 in pixels of the source image, or b"" where the source has no segmentation.
+      pixel_key: 32 hex digits, keyed hash of the decoded source pixels: equal for the same picture under another identifier.
     """
 
     image: bytes
@@ -37,6 +39,8 @@ class Record:
     image_key: str
     boxes: Float32[np.ndarray, "K 4"]
     category: str
+    mask: bytes = b""
+    pixel_key: str = ""
 
 
 def features(label_names: Sequence[str]) -> tfds.features.FeaturesDict:
@@ -58,6 +62,8 @@ def features(label_names: Sequence[str]) -> tfds.features.FeaturesDict:
             "image_key": text(),
             "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
             "category": text(),
+            "mask": tfds.features.Scalar(dtype=np.object_),
+            "pixel_key": text(),
         }
     )
 
@@ -77,6 +83,8 @@ def encode(record: Record) -> bytes:
             "image_key": record.image_key,
             "boxes": record.boxes,
             "category": record.category,
+            "mask": record.mask,
+            "pixel_key": record.pixel_key,
         }
     )
     # A protobuf map is written in hash order otherwise, which differs between processes.
@@ -97,6 +105,8 @@ def decode(example: Mapping[str, Any]) -> Record:
         image_key=example["image_key"].decode(),
         boxes=np.asarray(example["boxes"], np.float32).reshape(-1, 4),
         category=example["category"].decode(),
+        mask=bytes(example.get("mask", b"")),  # builds of features 1.0.0 have neither
+        pixel_key=example.get("pixel_key", b"").decode(),
     )
 
 

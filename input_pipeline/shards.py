@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from input_pipeline import images, records, tables
 from input_pipeline.errors import DataError
@@ -32,6 +32,7 @@ class ShardTask:
     keyring: Keyring
     short_side: int
     quality: int
+    equalize: bool
     versions: dict[str, str]
 
 
@@ -43,6 +44,7 @@ class ShardResult:
       made_from: hash of everything that decides the bytes of the shard.
       members: hash of the set of its images, see `set_hash`.
       quarantined: pairs of image key and reason.
+      subsets: by name, which of the shard's records belong to it, counted from 0; `subset_members` are their hashes.
     """
 
     made_from: str
@@ -53,6 +55,8 @@ class ShardResult:
     flags: dict[str, int]
     members: str
     quarantined: list[list[str]]
+    subsets: dict[str, list[int]]
+    subset_members: dict[str, str]
 
 
 def write_shard(task: ShardTask, advance: Callable[[int], None]) -> ShardResult:
@@ -84,16 +88,14 @@ def set_hash(members: Iterable[str]) -> str:
 def make_record(task: ShardTask, row: ImageRow) -> tuple[records.Record, tuple[str, ...]]:
     """One record and what was odd about it; raises Dropped where there is no record to make."""
     sentences = task.source.sentences(row)
-    try:
-        image = images.decode_gray(task.source.image(row))
-        jpeg = images.encode_jpeg(images.resize_short_side(image, task.short_side), task.quality)
-    except DataError:
-        raise Dropped("bad_image") from None
-    boxes, clipped = clip_boxes(row.boxes, image.shape[0], image.shape[1])
+    image, jpeg = _images(task, row)
+    height, width = image.shape
+    boxes, clipped = clip_boxes(row.boxes, height, width)
+    mask = task.source.mask(row, height, width)
     flags = {"clipped_box": clipped, "blank_image": image.min() == image.max()}
     record = records.Record(
         image=jpeg,
-        original_size=(image.shape[0], image.shape[1]),
+        original_size=(height, width),
         sentences=sentences.texts,
         labels=np.asarray(row.labels, np.float32),
         view=row.view,
@@ -102,8 +104,23 @@ def make_record(task: ShardTask, row: ImageRow) -> tuple[records.Record, tuple[s
         image_key=task.keyring.key("image", row.image),
         boxes=boxes,
         category=row.category,
+        mask=b"" if mask is None else images.encode_mask(mask),
+        pixel_key=task.keyring.key("pixels", f"{height}x{width}:{hashlib.sha256(image).hexdigest()}"),
     )
     return record, (*sentences.flags, *(name for name, raised in flags.items() if raised))
+
+
+def _images(task: ShardTask, row: ImageRow) -> tuple[UInt8[np.ndarray, "H W"], bytes]:
+    """The decoded source image of a row, and the file that its record stores; raises Dropped."""
+    data = task.source.image(row)
+    if row.sha256 and hashlib.sha256(data).hexdigest() != row.sha256:
+        raise Dropped("wrong_checksum")
+    try:
+        image = images.decode_gray(data)
+        stored = cv2.equalizeHist(image) if task.equalize else image
+        return image, images.encode_jpeg(images.resize_short_side(stored, task.short_side), task.quality)
+    except DataError:
+        raise Dropped("bad_image") from None
 
 
 def clip_boxes(
@@ -125,7 +142,7 @@ def clip_boxes(
 
 def _write_records(task: ShardTask, draft: Path, advance: Callable[[int], None]) -> dict[str, Any]:
     """Writes what can be written, and returns the fields of ShardResult that are about rows."""
-    dropped, flags, kept, quarantined = Counter(), Counter(), [], []
+    dropped, flags, kept, quarantined, subsets = Counter(), Counter(), [], [], {}
     writer = ArrayRecordWriter(str(draft), "group_size:1")  # each record can be read on its own
     for row in task.rows:
         try:
@@ -136,6 +153,8 @@ def _write_records(task: ShardTask, draft: Path, advance: Callable[[int], None])
         else:
             writer.write(records.encode(record))
             flags.update(odd)
+            for name in row.subsets:
+                subsets.setdefault(name, []).append(len(kept))
             kept.append(hashlib.sha256(f"{row.image}\n{row.phrase}".encode()).hexdigest())
         advance(1)
     writer.close()
@@ -145,13 +164,15 @@ def _write_records(task: ShardTask, draft: Path, advance: Callable[[int], None])
         "flags": dict(sorted(flags.items())),
         "members": set_hash(kept),
         "quarantined": quarantined,
+        "subsets": subsets,
+        "subset_members": {name: set_hash(kept[index] for index in indices) for name, indices in subsets.items()},
     }
 
 
 def _made_from(task: ShardTask) -> str:
     """SHA-256 over options, rows, package versions, and sizes and times of the files behind the rows."""
     digest = hashlib.sha256()
-    options = [task.source.name, task.source.settings(), task.short_side, task.quality, task.versions]
+    options = [task.source.name, task.source.settings(), task.short_side, task.quality, task.equalize, task.versions]
     digest.update(json.dumps([*options, task.keyring.check], sort_keys=True).encode())
     for row in task.rows:
         stamps = [_stamp(path) for path in task.source.files(row)]

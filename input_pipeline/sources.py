@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Bool
+
 from input_pipeline.errors import UserError
 
 SPLITS = ("train", "validate", "test")
@@ -22,6 +25,9 @@ class ImageRow:
       view: "PA", "AP", ... or "".
       labels: as in a record.
       phrase, category, boxes: of a grounding row; boxes are (x, y, width, height) in pixels of the source image.
+      runs: run-length codes of a segmentation, as the source writes them.
+      sha256: what the image file must hash to, in hex, or "" where the release has no checksums.
+      subsets: names of the parts of the split that the row belongs to, such as "train_1" and "train_10".
     """
 
     patient: str
@@ -33,6 +39,9 @@ class ImageRow:
     phrase: str = ""
     category: str = ""
     boxes: tuple[tuple[float, float, float, float], ...] = ()
+    runs: tuple[str, ...] = ()
+    sha256: str = ""
+    subsets: tuple[str, ...] = ()
 
 
 @dataclass
@@ -112,6 +121,22 @@ class Source(Protocol):
     def image(self, row: ImageRow) -> bytes:
         """The image file of a row; raises Dropped."""
         ...
+
+    def mask(self, row: ImageRow, height: int, width: int) -> Bool[np.ndarray, "H W"] | None:
+        """Segmentation of a row in pixels of the source image, or None where the source has none; raises Dropped."""
+        ...
+
+
+class ImagesOnly:
+    """What sources without reports and segmentations share."""
+
+    def sentences(self, row: ImageRow) -> Sentences:
+        """The phrase of a grounding row; nothing otherwise."""
+        return Sentences((row.phrase,) if row.phrase else ())
+
+    def mask(self, row: ImageRow, height: int, width: int) -> Bool[np.ndarray, "H W"] | None:
+        """None: the source has no segmentations."""
+        return None
 
 
 def read_image(root: Path, path: str) -> bytes:

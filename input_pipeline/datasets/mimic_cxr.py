@@ -14,7 +14,7 @@ from input_pipeline.datasets import ms_cxr
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.reports import open_reports
 from input_pipeline.sections import report_sentences
-from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, ImageRow, Scan, Sentences, read_image
+from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, ImageRow, ImagesOnly, Scan, Sentences, read_image
 
 LABEL_NAMES = (
     "Atelectasis",
@@ -47,7 +47,7 @@ _IMAGE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 
 
 @dataclass(frozen=True)
-class MimicCxr:
+class MimicCxr(ImagesOnly):
     """MIMIC-CXR-JPG as a source of records, one per image.
 
     Attributes:

@@ -9,7 +9,7 @@ from typing import Any
 from input_pipeline import tables
 from input_pipeline.errors import UserError
 from input_pipeline.sections import clean_sentence
-from input_pipeline.sources import ImageRow, Scan, Sentences, is_relative, read_image
+from input_pipeline.sources import ImageRow, ImagesOnly, Scan, is_relative, read_image
 
 _COLUMNS = ["category_name", "label_text", "path", "dicom_id", "x", "y", "w", "h"]
 _SPLITS = {"train": "train", "val": "validate", "validate": "validate", "test": "test", "": "test"}
@@ -19,7 +19,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class MsCxr:
+class MsCxr(ImagesOnly):
     """MS-CXR as a source of records, one per image and phrase, with all boxes of the pair.
 
     The labels of a record are the finding of its phrase (1) and nothing about the others (NaN).
@@ -76,10 +76,6 @@ class MsCxr:
     def files(self, row: ImageRow) -> tuple[Path, ...]:
         """The image."""
         return (self.jpg / row.path,)
-
-    def sentences(self, row: ImageRow) -> Sentences:
-        """The phrase."""
-        return Sentences((row.phrase,))
 
     def image(self, row: ImageRow) -> bytes:
         """The image file; raises Dropped("missing_image")."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import MsflError, UserError
 
 SPLITS = ("train", "validate", "test")
 NO_SPLIT = "none"  # rows of the input that belong to no split are counted here
@@ -44,11 +44,28 @@ class ImageRow:
     subsets: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong in the tables of a data set.
+
+    Attributes:
+      code: one word, such as "unknown_label".
+      message: one line that names the table and the row's number and quotes nothing else.
+      identifier: of the image, patient or study that it is about, or "" where there is none; never shown as it is.
+    """
+
+    code: str
+    message: str
+    identifier: str = ""
+
+
 @dataclass
 class Scan:
     """What the tables of a data set say; records plus drops always add up to `input_rows`.
 
     Attributes:
+      lenient: notes what is wrong and goes on, for `msfl data doctor`; a build stops at the first problem.
+      problems: what a lenient scan noted.
       rows: per split, in the order in which records are stored.
       dropped: per split (or `NO_SPLIT`), the number of input rows left out, by reason.
       inputs: a hash of every table by its role; what was not hashed says so.
@@ -57,6 +74,8 @@ class Scan:
     rows: dict[str, list[ImageRow]] = field(default_factory=dict)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    lenient: bool = False
+    problems: list[Problem] = field(default_factory=list)
 
     @property
     def input_rows(self) -> int:
@@ -71,6 +90,12 @@ class Scan:
     def drop(self, split: str, reason: str) -> None:
         """Counts one row of the input that will not become a record."""
         self.dropped.setdefault(split, Counter())[reason] += 1
+
+    def refuse(self, code: str, error: MsflError, identifier: str = "") -> None:
+        """Notes a problem in a lenient scan, whose caller then leaves the row out or goes on without it; else raises the error."""
+        if not self.lenient:
+            raise error
+        self.problems.append(Problem(code, str(error), identifier))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +131,8 @@ class Source(Protocol):
         """Options that change the records, as JSON values without paths."""
         ...
 
-    def scan(self) -> Scan:
-        """Reads the tables, not the images; raises UserError or DataError where they are wrong."""
+    def scan(self, *, lenient: bool = False) -> Scan:
+        """Reads the tables, not the images; where they are wrong, raises UserError or DataError, or notes it where `lenient`."""
         ...
 
     def files(self, row: ImageRow) -> tuple[Path, ...]:

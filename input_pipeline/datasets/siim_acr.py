@@ -70,7 +70,7 @@ class SiimAcr(LabelledImages):
         distribute(scan, self._found(table), self.plan, image_of_name)
         return scan
 
-    def mask(self, row: ImageRow, height: int, width: int) -> Bool[np.ndarray, "H W"] | None:
+    def mask(self, row: ImageRow, height: int, width: int) -> Bool[np.ndarray, "H W"]:
         """The union of the outlines, empty without pneumothorax; raises Dropped("wrong_size") for a resized image."""
         check_size(height, width, (_SIDE, _SIDE))
         mask = np.zeros((height, width), bool)

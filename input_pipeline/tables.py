@@ -38,6 +38,25 @@ def read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = 
     return _select(path, rows, len(names), places)
 
 
+def read_fields(path: Path, count: int) -> Iterator[tuple[int, list[str]]]:
+    """Reads the first `count` fields of every row below the header, for tables whose header has more or fewer fields than their rows.
+
+    Returns:
+      Pairs as of `read_table`.
+
+    Raises:
+      UserError: the file is missing or has no header, or a row is shorter.
+      DataError: the compressed data are damaged.
+    """
+    rows = _rows(path)
+    if next(rows, None) is None:
+        raise UserError(f"{path.name}: the file is empty; expected a header and rows of {count} fields")
+    for number, row in rows:
+        if len(row) < count:
+            raise UserError(f"{path.name}: row {number} has {len(row)} fields; expected at least {count}, by commas")
+        yield number, [value.strip() for value in row[:count]]
+
+
 def find_table(root: Path, name: str) -> Path | None:
     """The file `name` in `root`, gzipped or plain, or None; * in the name stands for the release."""
     for pattern in (f"{name}.gz", name):

@@ -1,4 +1,4 @@
-"""Radiographs as arrays: decode JPEG and PNG to grey, resize, and cut the square views that models see.
+"""Radiographs as arrays: decode JPEG, PNG and DICOM to grey, resize, and cut the square views that models see.
 
 Everything is uint8 [H, W]; normalisation happens on the device. Nothing flips an image, because reports say left and right.
 """
@@ -22,22 +22,26 @@ _JPEG_START_OF_SCAN = 0xDA
 
 
 def decode_gray(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W"]:
-    """Decodes a JPEG or PNG file to grey levels, as stored: EXIF orientation is ignored.
+    """Decodes a JPEG, PNG or DICOM file to grey levels; EXIF orientation is ignored.
 
-    Colour becomes luma (ITU-R BT.601), transparency is dropped, palettes and 1, 2 and 4 bit samples are expanded, and 16 bit
-    samples are scaled from the image's own minimum and maximum to 0..255, so that 12 bit radiographs are neither clipped nor
-    black. A JPEG without its end marker and a PNG with a wrong checksum are refused: OpenCV would fill the rest with grey.
+    DICOM files are left to `dicom.decode_dicom`, which needs pydicom. Of the others, colour becomes luma (ITU-R BT.601), transparency
+    is dropped, palettes and 1, 2 and 4 bit samples are expanded, and 16 bit samples are scaled from the image's own minimum and maximum
+    to 0..255, so that 12 bit radiographs are neither clipped nor black. A JPEG without its end marker and a PNG with a wrong checksum are
+    refused: OpenCV would fill the rest with grey.
 
     Args:
       data: the whole file.
       max_pixels: more pixels than this are refused from the header, before anything is allocated.
 
     Raises:
-      DataError: not a JPEG or PNG, truncated, damaged, undecodable, or too large.
+      DataError: none of these formats, truncated, damaged, undecodable, or too large.
+      UserError: a DICOM file where pydicom is not installed.
     """
-    height, width = _declared_size(data)
-    if not 0 < height * width <= max_pixels:
-        raise DataError(f"image has {height} x {width} pixels; expected 1 to {max_pixels} in all; exclude or shrink it")
+    if data[128:132] == b"DICM" and not data.startswith((_JPEG_SIGNATURE, _PNG_SIGNATURE)):
+        from input_pipeline import dicom  # imports this module, and pydicom where it is needed
+
+        return dicom.decode_dicom(data, max_pixels=max_pixels)
+    check_size(*declared_size(data), max_pixels)
     is_jpeg = data.startswith(_JPEG_SIGNATURE)
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION if is_jpeg else cv2.IMREAD_UNCHANGED
     try:
@@ -152,12 +156,27 @@ def training_view(
     return _render(canvas, (top, left, height * zoom, width * zoom), size)
 
 
-def _declared_size(data: bytes) -> tuple[int, int]:
+def declared_size(data: bytes) -> tuple[int, int]:
+    """Returns (height, width) as the header of a JPEG or PNG says, after checking that the file has its end.
+
+    Raises:
+      DataError: neither of them, truncated or damaged.
+    """
     if data.startswith(_PNG_SIGNATURE):
         return _inspect_png(data)
     if data.startswith(_JPEG_SIGNATURE):
         return _inspect_jpeg(data)
-    raise DataError(f"image of {len(data)} bytes is neither JPEG nor PNG; expected one of them")
+    raise DataError(f"image of {len(data)} bytes is neither JPEG nor PNG nor DICOM; expected one of them")
+
+
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Refuses an image without pixels or with too many.
+
+    Raises:
+      DataError: says how many there are.
+    """
+    if not 0 < height * width <= max_pixels:
+        raise DataError(f"image has {height} x {width} pixels; expected 1 to {max_pixels} in all; exclude or shrink it")
 
 
 def _inspect_png(data: bytes) -> tuple[int, int]:

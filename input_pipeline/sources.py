@@ -1,7 +1,8 @@
 """What a data set gives to the shard writer: rows found in its tables, and for each row its sentences and its image file."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
@@ -91,11 +92,19 @@ class Scan:
         """Counts one row of the input that will not become a record."""
         self.dropped.setdefault(split, Counter())[reason] += 1
 
-    def refuse(self, code: str, error: MsflError, identifier: str = "") -> None:
-        """Notes a problem in a lenient scan, whose caller then leaves the row out or goes on without it; else raises the error."""
+    def refuse(self, error: MsflError, identifier: str = "") -> None:
+        """Notes an error in a lenient scan, whose caller then goes on without the row; else raises it."""
         if not self.lenient:
             raise error
-        self.problems.append(Problem(code, str(error), identifier))
+        self.problems.append(Problem(error.code, str(error), identifier))
+
+    @contextlib.contextmanager
+    def row(self, identifier: str = "") -> Iterator[None]:
+        """Around what is done with one row of a table: an error in it ends the row, and the scan only where it is not lenient."""
+        try:
+            yield
+        except MsflError as error:
+            self.refuse(error, identifier)
 
 
 @dataclass(frozen=True, slots=True)

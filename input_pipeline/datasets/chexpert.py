@@ -74,7 +74,7 @@ class Chexpert(LabelledImages):
         options = {"views": self.views, "uncertain": self.uncertain, "blank": self.blank, "valid_as": self.valid_as}
         return {**options, **self.plan.settings()}
 
-    def scan(self) -> Scan:
+    def scan(self, *, lenient: bool = False) -> Scan:
         """Reads train.csv and, where there is one, valid.csv; every row is one input row.
 
         Raises:
@@ -82,7 +82,7 @@ class Chexpert(LabelledImages):
           DataError: an image is listed twice, or as in `distribute`.
         """
         self._check_options()
-        scan = Scan()
+        scan = Scan(lenient=lenient)
         distribute(scan, self._found(scan), self.plan, _image_of_name)
         return scan
 
@@ -104,20 +104,19 @@ class Chexpert(LabelledImages):
         uncertain, blank, seen = self._uncertain(), _BLANK[self.blank], set()
         for table in self._tables(scan, home):
             columns = ["Path", "Frontal/Lateral", "AP/PA", *LABEL_NAMES]
-            for number, (path, side, view, *values) in tables.read_table(table, columns):
-                image, folder, patient, study = _place(table, number, path)
-                if image in seen:
-                    raise DataError(
-                        f"{table.name}: the image of row {number} is listed twice; expected each image once"
-                    )
-                seen.add(image)
-                labels = _labels(table, number, values, uncertain, blank)
-                frontal = _is_frontal(table, number, side)
-                file = f"{image}.jpg" if below == "." else f"{below}/{image}.jpg"
-                row = ImageRow(
-                    patient, f"{patient}/{study}", image, file, view.upper() if frontal else "LATERAL", labels
-                )
-                yield Found(row, split_of[folder], "" if frontal or self.views == "all" else "not_frontal")
+            for number, (path, side, view, *values) in tables.read_table(table, columns, refuse=scan.refuse):
+                with scan.row(path):
+                    image, folder, patient, study = _place(table, number, path)
+                    labels = _labels(table, number, values, uncertain, blank)
+                    frontal = _is_frontal(table, number, side)
+                    if image in seen:
+                        found = f"{table.name}: the image of row {number} is listed twice"
+                        raise DataError(f"{found}; expected each image once", code="duplicate_image")
+                    seen.add(image)
+                    file = f"{image}.jpg" if below == "." else f"{below}/{image}.jpg"
+                    view = view.upper() if frontal else "LATERAL"
+                    row = ImageRow(patient, f"{patient}/{study}", image, file, view, labels)
+                    yield Found(row, split_of[folder], "" if frontal or self.views == "all" else "not_frontal")
 
     def _home(self) -> Path:
         """The folder that holds train.csv."""
@@ -147,7 +146,10 @@ def _place(table: Path, number: int, path: str) -> tuple[str, str, str, str]:
     match = _PATH.fullmatch(path)
     if match is None:
         expected = "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg or the like"
-        raise UserError(f"{table.name}: row {number} has a path that is none of CheXpert's; expected {expected}")
+        raise UserError(
+            f"{table.name}: row {number} has a path that is none of CheXpert's; expected {expected}",
+            code="bad_identifier",
+        )
     return match[1], match[2], match[3], match[4]
 
 
@@ -172,6 +174,8 @@ def _labels(
     for value, doubt in zip(values, uncertain, strict=True):
         label = blank if not value else doubt if value in _UNCERTAIN_VALUES else _LABEL_VALUES.get(value)
         if label is None:
-            raise UserError(f"{table.name}: row {number} has a label that is none of 1, 0, -1 and blank")
+            raise UserError(
+                f"{table.name}: row {number} has a label that is none of 1, 0, -1 and blank", code="unknown_label"
+            )
         labels.append(label)
     return tuple(labels)

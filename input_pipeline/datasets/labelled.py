@@ -93,7 +93,7 @@ def distribute(scan: Scan, found: Iterable[Found], plan: SplitPlan, key: Callabl
     _check_plan(plan)
     listed = _lists_of_images(plan.splits or {}, key)
     subsets = _lists_of_images(plan.subsets, key)
-    _check_images(listed, plan)
+    _check_images(scan, listed, plan)
     strays = {(name, image) for image, names in subsets.items() for name in names}
     missing = dict(listed)
     for row, official, reason in found:
@@ -143,10 +143,11 @@ def _lists_of_images(lists: Mapping[str, Collection[str]], key: Callable[[str], 
     return images
 
 
-def _check_images(listed: Mapping[str, Sequence[str]], plan: SplitPlan) -> None:
+def _check_images(scan: Scan, listed: Mapping[str, Sequence[str]], plan: SplitPlan) -> None:
     leaks = sum(len(splits) > 1 for splits in listed.values())
     if leaks and not plan.allow_leak:
-        raise DataError(f"{leaks:,} images are in two splits; expected each in one; clean the lists, or allow the leak")
+        found = f"{leaks:,} images are in two splits; expected each in one"
+        scan.refuse(DataError(f"{found}; use --variant clean, or --allow-leak", code="image_in_two_splits"))
 
 
 def _check_patients(scan: Scan, plan: SplitPlan) -> None:
@@ -158,9 +159,8 @@ def _check_patients(scan: Scan, plan: SplitPlan) -> None:
         if split_of.setdefault(row.patient, split) != split
     }
     if leaks and not plan.allow_leak:
-        raise DataError(
-            f"{len(leaks):,} patients are in two splits; expected each in one; clean the lists, or allow the leak"
-        )
+        found = f"{len(leaks):,} patients are in two splits; expected each in one"
+        scan.refuse(DataError(f"{found}; use --variant clean, or --allow-leak", code="patient_in_two_splits"))
 
 
 def _place(scan: Scan, row: ImageRow, split: str, reason: str, subsets: tuple[str, ...]) -> None:
@@ -252,7 +252,7 @@ def parse_box(where: str, values: Sequence[str]) -> Box:
     except ValueError:
         x = y = width = height = float("nan")
     if not all(abs(value) < _LARGEST for value in (x, y, width, height)) or width <= 0 or height <= 0:
-        raise UserError(f"{where} has no box; expected numbers x, y, w, h with w and h above 0")
+        raise UserError(f"{where} has no box; expected numbers x, y, w, h with w and h above 0", code="bad_box")
     return x, y, width, height
 
 

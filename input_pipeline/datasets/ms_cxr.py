@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from input_pipeline import tables
 from input_pipeline.datasets.labelled import check_size, parse_box
-from input_pipeline.errors import DataError, UserError
+from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.sections import clean_sentence
 from input_pipeline.sources import ImageRow, ImagesOnly, Scan, is_relative, read_image
 
@@ -68,31 +68,33 @@ class MsCxr(ImagesOnly):
 
     def label_names(self) -> tuple[str, ...]:
         """The findings of the file, in alphabetical order."""
-        return tuple(sorted({annotation.category for annotation in _read(self.boxes)}))
+        return tuple(sorted({annotation.category for annotation in _read(self.boxes, _pass_over)}))
 
     def settings(self) -> Mapping[str, Any]:
         """Options that change the records: none."""
         return {}
 
-    def scan(self) -> Scan:
+    def scan(self, *, lenient: bool = False) -> Scan:
         """Groups the boxes by image, phrase (spelled alike) and finding; one group is one input row.
 
         Raises:
           UserError: a column is missing, or a row has no finite box, an unknown split or a path out of the folder.
           DataError: boxes of one group disagree on the split or the size of the image.
         """
+        scan = Scan(inputs={"boxes": tables.file_hash(_file(self.boxes))}, lenient=lenient)
         names = self.label_names()
         groups: dict[tuple[str, str, str], tuple[str, SizedRow]] = {}
-        for annotation in _read(self.boxes):
-            split, row = _row(annotation, names)
-            group = row.image, row.phrase, row.category
-            known_split, known = groups.get(group, (split, row))
-            if (known_split, known.size) != (split, row.size):
-                where = f"{annotation.file}: {annotation.row}"
-                raise DataError(f"{where} disagrees with another box of its phrase on split or image size")
-            boxes = (*known.boxes, *row.boxes) if group in groups else row.boxes
-            groups[group] = split, dataclasses.replace(known, boxes=boxes)
-        scan = Scan(inputs={"boxes": tables.file_hash(_file(self.boxes))})
+        for annotation in _read(self.boxes, scan.refuse):
+            with scan.row(annotation.image):
+                split, row = _row(annotation, names)
+                group = row.image, row.phrase, row.category
+                known_split, known = groups.get(group, (split, row))
+                if (known_split, known.size) != (split, row.size):
+                    where = f"{annotation.file}: {annotation.row}"
+                    found = f"{where} disagrees with another box of its phrase on split or image size"
+                    raise DataError(found, code="tables_disagree")
+                boxes = (*known.boxes, *row.boxes) if group in groups else row.boxes
+                groups[group] = split, dataclasses.replace(known, boxes=boxes)
         for split, row in groups.values():
             if row.phrase:
                 scan.keep(split, row)
@@ -121,7 +123,7 @@ def patients(boxes: Path) -> frozenset[str]:
     """Identifiers of the patients in an MS-CXR file, CSV or JSON, for leaving them out of pretraining."""
     file = _file(boxes)
     if file.suffix == ".json":
-        return frozenset(_place(item.file, item.row, item.path)[0] for item in _read_json(file))
+        return frozenset(_place(item.file, item.row, item.path)[0] for item in _read_json(file, _pass_over))
     paths = tables.read_table(file, ["path"])
     return frozenset(_place(file.name, f"row {number}", path)[0] for number, (path,) in paths)
 
@@ -137,20 +139,24 @@ def _file(boxes: Path) -> Path:
     raise UserError(f"{boxes}: expected one file {_RELEASES}.csv or .json; name the file")
 
 
-def _read(boxes: Path) -> Iterator[_Annotation]:
+def _pass_over(error: MsflError) -> None:
+    """Rows that are wrong are refused where they are made into records, not where the names of findings are collected."""
+
+
+def _read(boxes: Path, refuse: tables.Refuse) -> Iterator[_Annotation]:
     file = _file(boxes)
     if file.suffix == ".json":
-        return _read_json(file)
-    return _read_csv(file)
+        return _read_json(file, refuse)
+    return _read_csv(file, refuse)
 
 
-def _read_csv(table: Path) -> Iterator[_Annotation]:
-    for number, values in tables.read_table(table, _COLUMNS, optional=_OPTIONAL):
+def _read_csv(table: Path, refuse: tables.Refuse) -> Iterator[_Annotation]:
+    for number, values in tables.read_table(table, _COLUMNS, optional=_OPTIONAL, refuse=refuse):
         category, text, path, image, x, y, width, height, *others = values
         yield _Annotation(table.name, f"row {number}", category, text, path, image, [x, y, width, height], *others)
 
 
-def _read_json(file: Path) -> Iterator[_Annotation]:
+def _read_json(file: Path, refuse: tables.Refuse) -> Iterator[_Annotation]:
     """COCO: annotations refer to images and categories by their `id`; annotations are numbered from 1 in messages."""
     content = _load(file)
     try:
@@ -170,7 +176,7 @@ def _read_json(file: Path) -> Iterator[_Annotation]:
             yield _Annotation(file.name, row, category, text, path, PurePosixPath(path).stem, box, split, *sizes)
         except (KeyError, TypeError, AttributeError):
             expected = "a known image and category, a text and a box"
-            raise UserError(f"{file.name}: {row} is not complete; expected {expected}; fetch it again") from None
+            refuse(UserError(f"{file.name}: {row} is not complete; expected {expected}; fetch it again"))
 
 
 def _load(file: Path) -> Any:
@@ -187,7 +193,7 @@ def _row(annotation: _Annotation, names: tuple[str, ...]) -> tuple[str, SizedRow
     file, number, category, text, path, image, box, split, width, height = annotation
     where = f"{file}: {number}"
     if split not in _SPLITS:
-        raise UserError(f"{where} has an unknown split; expected train, val or test")
+        raise UserError(f"{where} has an unknown split; expected train, val or test", code="unknown_split")
     patient, study = _place(file, number, path)
     labels = tuple(1.0 if name == category else float("nan") for name in names)
     boxes = (parse_box(where, box),)
@@ -198,7 +204,9 @@ def _row(annotation: _Annotation, names: tuple[str, ...]) -> tuple[str, SizedRow
 def _place(file: str, row: str, path: str) -> tuple[str, str]:
     """(patient, study) of a path."""
     if not is_relative(path):
-        raise UserError(f"{file}: the path of {row} leads out of the data folder; expected files/p10/...")
+        raise UserError(
+            f"{file}: the path of {row} leads out of the data folder; expected files/p10/...", code="path_outside"
+        )
     place = _PATH.fullmatch(path)
     if place is None:
         raise UserError(f"{file}: the path of {row} names no study; expected files/p10/p.../s.../....jpg")

@@ -78,30 +78,33 @@ class NihChestXray14(LabelledImages):
         """Options that change the records."""
         return self.plan.settings()
 
-    def scan(self) -> Scan:
+    def scan(self, *, lenient: bool = False) -> Scan:
         """Reads the table of labels; every row is one input row.
 
         Raises:
           UserError: no table, or no official lists where they are needed, or a row that the release does not have.
           DataError: an image is listed twice, or as in `distribute`.
         """
-        scan = Scan()
+        scan = Scan(lenient=lenient)
         table = record_hash(scan, "labels", find_one_table(self.root, ["Data_Entry_2017*.csv"], self.table))
-        distribute(scan, self._found(table), self._plan(scan), _file_name)
+        distribute(scan, self._found(scan, table), self._plan(scan), _file_name)
         return scan
 
-    def _found(self, table: Path) -> Iterator[Found]:
+    def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
         paths, seen = _image_paths(self.root), set()
         columns = ["Image Index", "Finding Labels", "Patient ID", "View Position"]
-        for number, (image, findings, patient, view) in tables.read_table(table, columns):
-            owner = _patient(table, number, image)
-            if not patient.isdecimal() or int(patient) != int(owner):
-                raise UserError(f"{table.name}: the patient of row {number} is not that of its image's name")
-            if image in seen:
-                raise DataError(f"{table.name}: the image of row {number} is listed twice; expected each image once")
-            seen.add(image)
-            labels = _labels(table, number, findings)
-            yield Found(_row(owner, image, paths, view=view.upper(), labels=labels), NO_SPLIT)
+        for number, (image, findings, patient, view) in tables.read_table(table, columns, refuse=scan.refuse):
+            with scan.row(image):
+                owner = _patient(table, number, image)
+                if not patient.isdecimal() or int(patient) != int(owner):
+                    found = f"{table.name}: the patient of row {number} is not that of its image's name"
+                    raise UserError(found, code="tables_disagree")
+                labels = _labels(table, number, findings)
+                if image in seen:
+                    found = f"{table.name}: the image of row {number} is listed twice"
+                    raise DataError(f"{found}; expected each image once", code="duplicate_image")
+                seen.add(image)
+                yield Found(_row(owner, image, paths, view=view.upper(), labels=labels), NO_SPLIT)
 
     def _plan(self, scan: Scan) -> SplitPlan:
         """The plan, with the official lists where it has none of its own."""
@@ -139,16 +142,16 @@ class NihBoxes(LabelledImages):
         """Options that change the records."""
         return self.plan.settings()
 
-    def scan(self) -> Scan:
+    def scan(self, *, lenient: bool = False) -> Scan:
         """Groups the boxes by image and finding; one group is one input row.
 
         Raises:
           UserError: no table, or a row without image, finding or box.
           DataError: a box is listed twice, or as in `distribute`.
         """
-        scan = Scan()
+        scan = Scan(lenient=lenient)
         table = record_hash(scan, "boxes", find_one_table(self.root, ["BBox_List_2017*.csv"]))
-        distribute(scan, self._found(table), self.plan, _file_name)
+        distribute(scan, self._found(scan, table), self.plan, _file_name)
         return scan
 
     def mask(self, row: ImageRow, height: int, width: int) -> Bool[np.ndarray, "H W"] | None:
@@ -156,24 +159,28 @@ class NihBoxes(LabelledImages):
         check_size(height, width, (_SIDE, _SIDE))
         return None
 
-    def _found(self, table: Path) -> Iterator[Found]:
+    def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
         paths = _image_paths(self.root)
         groups: dict[tuple[str, str], ImageRow] = {}
-        for number, (image, name, *values) in tables.read_fields(table, 6):
-            owner, finding = _patient(table, number, image), _OTHER_NAMES.get(name, name)
-            if finding not in _KNOWN:
-                raise UserError(
-                    f"{table.name}: row {number} has an unknown finding; expected one of the fourteen labels"
-                )
-            box = parse_box(f"{table.name}: row {number}", values)
-            known = groups.get((image, finding))
-            if known is not None and box in known.boxes:
-                raise DataError(f"{table.name}: the box of row {number} is listed twice; expected each box once")
-            labels = tuple(1.0 if label == finding else float("nan") for label in LABEL_NAMES)
-            phrase = finding.replace("_", " ")
-            row = known or _row(owner, image, paths, labels=labels, phrase=phrase, category=finding)
-            groups[image, finding] = dataclasses.replace(row, boxes=(*row.boxes, box))
+        for number, (image, name, *values) in tables.read_fields(table, 6, refuse=scan.refuse):
+            with scan.row(image):
+                finding = _OTHER_NAMES.get(name, name)
+                known = groups.get((image, finding)) or _box_row(table, number, image, finding, paths)
+                box = parse_box(f"{table.name}: row {number}", values)
+                if box in known.boxes:
+                    raise DataError(f"{table.name}: the box of row {number} is listed twice; expected each box once")
+                groups[image, finding] = dataclasses.replace(known, boxes=(*known.boxes, box))
         yield from (Found(row, "test") for row in groups.values())
+
+
+def _box_row(table: Path, number: int, image: str, finding: str, paths: Mapping[str, str]) -> ImageRow:
+    """The row of an image and a finding, still without boxes."""
+    owner = _patient(table, number, image)
+    if finding not in _KNOWN:
+        found = f"{table.name}: row {number} has an unknown finding"
+        raise UserError(f"{found}; expected one of the fourteen labels", code="unknown_label")
+    labels = tuple(1.0 if label == finding else float("nan") for label in LABEL_NAMES)
+    return _row(owner, image, paths, labels=labels, phrase=finding.replace("_", " "), category=finding)
 
 
 def _row(patient: str, image: str, paths: Mapping[str, str], **values: Any) -> ImageRow:
@@ -185,7 +192,10 @@ def _row(patient: str, image: str, paths: Mapping[str, str], **values: Any) -> I
 def _patient(table: Path, number: int, image: str) -> str:
     match = _IMAGE.fullmatch(image)
     if match is None:
-        raise UserError(f"{table.name}: row {number} has no image name; expected 8 digits, '_', 3 digits and '.png'")
+        raise UserError(
+            f"{table.name}: row {number} has no image name; expected 8 digits, '_', 3 digits and '.png'",
+            code="bad_identifier",
+        )
     return match[1]
 
 
@@ -195,7 +205,8 @@ def _labels(table: Path, number: int, findings: str) -> tuple[float, ...]:
         return (0.0,) * len(LABEL_NAMES)
     if not _KNOWN.issuperset(names) or len(set(names)) != len(names):
         raise UserError(
-            f"{table.name}: row {number} has an unknown finding; expected the fourteen labels joined by '|'"
+            f"{table.name}: row {number} has an unknown finding; expected the fourteen labels joined by '|'",
+            code="unknown_label",
         )
     return tuple(float(name in names) for name in LABEL_NAMES)
 

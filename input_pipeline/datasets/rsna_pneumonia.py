@@ -69,16 +69,16 @@ class RsnaPneumonia(LabelledImages):
         """Options that change the records."""
         return {"detailed": self.detailed, "listed": len(self.listed), **self.plan.settings()}
 
-    def scan(self) -> Scan:
+    def scan(self, *, lenient: bool = False) -> Scan:
         """Groups the boxes by image; an image is one input row.
 
         Raises:
           UserError: no table, or a row that the release does not have.
           DataError: a row is there twice, the rows of an image disagree, or as in `distribute`.
         """
-        scan = Scan()
+        scan = Scan(lenient=lenient)
         table = record_hash(scan, "labels", find_one_table(self.root, ["stage_2_train_labels.csv"]))
-        boxes = _boxes(table)
+        boxes = _boxes(scan, table)
         details = self._details(scan, boxes)
         if self.listed:
             lines = sorted(f"{name} {label}" for name, label in self.listed.items())
@@ -136,25 +136,27 @@ class RsnaPneumonia(LabelledImages):
         return details
 
 
-def _boxes(table: Path) -> dict[str, tuple[Box, ...]]:
+def _boxes(scan: Scan, table: Path) -> dict[str, tuple[Box, ...]]:
     """The boxes of each image, none for images without pneumonia."""
     boxes: dict[str, tuple[Box, ...]] = {}
-    for number, (image, target, *values) in tables.read_table(
-        table, ["patientId", "Target", "x", "y", "width", "height"]
-    ):
-        if not _IMAGE.fullmatch(image):
-            raise UserError(f"{table.name}: row {number} has an identifier that cannot name a file")
-        own = _own_boxes(table, number, target, values)
-        known = boxes.get(image)
-        if known is not None and (not known or not own or own[0] in known):
-            raise DataError(f"{table.name}: row {number} repeats or contradicts another row of its image")
-        boxes[image] = (*(known or ()), *own)
+    columns = ["patientId", "Target", "x", "y", "width", "height"]
+    for number, (image, target, *values) in tables.read_table(table, columns, refuse=scan.refuse):
+        with scan.row(image):
+            if not _IMAGE.fullmatch(image):
+                found = f"{table.name}: row {number} has an identifier that cannot name a file"
+                raise UserError(found, code="bad_identifier")
+            own = _own_boxes(table, number, target, values)
+            known = boxes.get(image)
+            if known is not None and (not known or not own or own[0] in known):
+                found = f"{table.name}: row {number} repeats or contradicts another row of its image"
+                raise DataError(found, code="duplicate_image")
+            boxes[image] = (*(known or ()), *own)
     return boxes
 
 
 def _own_boxes(table: Path, number: int, target: str, values: list[str]) -> tuple[Box, ...]:
     if target not in ("0", "1"):
-        raise UserError(f"{table.name}: row {number} has a Target that is neither 0 nor 1")
+        raise UserError(f"{table.name}: row {number} has a Target that is neither 0 nor 1", code="unknown_label")
     if target == "1":
         return (parse_box(f"{table.name}: row {number}", values),)
     if not all(value.lower() in _BLANK for value in values):

@@ -58,16 +58,16 @@ class SiimAcr(LabelledImages):
         """Options that change the records."""
         return self.plan.settings()
 
-    def scan(self) -> Scan:
+    def scan(self, *, lenient: bool = False) -> Scan:
         """Groups the codes by image; an image is one input row. Every code is checked.
 
         Raises:
           UserError: no table, or a row without an image name.
           DataError: a code is no outline, a row is there twice, the rows of an image disagree, or as in `distribute`.
         """
-        scan = Scan()
+        scan = Scan(lenient=lenient)
         table = record_hash(scan, "codes", find_one_table(self.root, _TABLES, self.table))
-        distribute(scan, self._found(table), self.plan, image_of_name)
+        distribute(scan, self._found(scan, table), self.plan, image_of_name)
         return scan
 
     def mask(self, row: ImageRow, height: int, width: int) -> Bool[np.ndarray, "H W"]:
@@ -78,9 +78,9 @@ class SiimAcr(LabelledImages):
             mask |= decode_runs(code, height, width)
         return mask
 
-    def _found(self, table: Path) -> Iterator[Found]:
+    def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
         paths = find_images(self.root, _FOLDERS)
-        for image, codes in _codes(table).items():
+        for image, codes in _codes(scan, table).items():
             path = paths.get(image, f"{_FOLDERS[0]}/{image}.dcm")
             row = ImageRow(image, image, image, path, "", (float(bool(codes)),), runs=codes)
             yield Found(row, "train")
@@ -121,18 +121,21 @@ def _parse(code: str, pixels: int) -> Int64[np.ndarray, "n"]:
     return counts
 
 
-def _codes(table: Path) -> dict[str, tuple[str, ...]]:
+def _codes(scan: Scan, table: Path) -> dict[str, tuple[str, ...]]:
     """The codes of each image, none for images without pneumothorax."""
     codes: dict[str, tuple[str, ...]] = {}
-    for number, (image, code) in tables.read_table(table, ["ImageId", "EncodedPixels"]):
-        if not _IMAGE.fullmatch(image):
-            raise UserError(f"{table.name}: row {number} has an identifier that cannot name a file")
-        try:
-            empty = not len(_parse(code, _SIDE * _SIDE))
-        except DataError as error:
-            raise DataError(f"{table.name}: row {number}: {error}") from None
-        known = codes.get(image)
-        if known is not None and (not known or empty or code in known):
-            raise DataError(f"{table.name}: row {number} repeats or contradicts another row of its image")
-        codes[image] = (*(known or ()), *(() if empty else (code,)))
+    for number, (image, code) in tables.read_table(table, ["ImageId", "EncodedPixels"], refuse=scan.refuse):
+        with scan.row(image):
+            if not _IMAGE.fullmatch(image):
+                found = f"{table.name}: row {number} has an identifier that cannot name a file"
+                raise UserError(found, code="bad_identifier")
+            try:
+                empty = not len(_parse(code, _SIDE * _SIDE))
+            except DataError as error:
+                raise DataError(f"{table.name}: row {number}: {error}", code="bad_runs") from None
+            known = codes.get(image)
+            if known is not None and (not known or empty or code in known):
+                found = f"{table.name}: row {number} repeats or contradicts another row of its image"
+                raise DataError(found, code="duplicate_image")
+            codes[image] = (*(known or ()), *(() if empty else (code,)))
     return codes

@@ -1,6 +1,6 @@
 """Radiographs as arrays: decode JPEG, PNG and DICOM to grey, resize, and cut the square views that models see.
 
-Everything is uint8 [H, W]; normalisation happens on the device. Nothing flips an image, because reports say left and right.
+Everything is uint8 [H, W]; normalisation happens on the device. Nothing flips an image unless told to, because reports say left and right.
 """
 
 import struct
@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
+from input_pipeline import augment
 from input_pipeline.errors import DataError, UserError
 
 MAX_PIXELS = 64_000_000
@@ -133,8 +134,13 @@ def training_view(
     scale: tuple[float, float] = (1.0, 1.0),
     shift: float = 0.0,
     fit: str = "crop",
+    aspect: tuple[float, float] = (1.0, 1.0),
+    placement: augment.Placement = "centre",
+    zoom: tuple[float, float] = (1.0, 1.0),
+    rotation: float = 0.0,
+    flip: bool = False,
 ) -> UInt8[np.ndarray, "size size"]:
-    """Renders the evaluation view zoomed and shifted at random; never flipped.
+    """Renders the evaluation view cropped, shifted, magnified, turned and mirrored at random; never mirrored unless told to.
 
     Args:
       image: any size.
@@ -143,17 +149,27 @@ def training_view(
       scale: range of the shown area, as a fraction of the evaluation view's area; drawn uniformly.
       shift: largest displacement along each axis, as a fraction of the evaluation view's side; drawn uniformly.
       fit: as for `view_rectangle`; with "pad" the black margin belongs to the picture.
+      aspect: as for `augment.draw`, like the four that follow.
+      placement: where the crop lies in the evaluation view.
+      zoom: range of the magnification.
+      rotation: largest angle in degrees.
+      flip: whether half of the views are mirrored.
 
     Returns:
-      The view; what lies beyond the picture repeats its edge. With scale (1, 1) and shift 0 it is the evaluation view.
+      The view; what lies beyond the picture repeats its edge. With the defaults it is the evaluation view.
     """
-    zoom = np.sqrt(rng.uniform(*scale))
-    down, right = rng.uniform(-shift, shift, size=2)
+    motion = augment.draw(
+        rng, scale=scale, shift=shift, aspect=aspect, placement=placement, zoom=zoom, rotation=rotation, flip=flip
+    )
     canvas = _square_canvas(image) if fit == "pad" else image
     top, left, height, width = view_rectangle(canvas.shape[0], canvas.shape[1], fit)
-    top += height * (down + (1 - zoom) / 2)
-    left += width * (right + (1 - zoom) / 2)
-    return _render(canvas, (top, left, height * zoom, width * zoom), size)
+    top += height * (motion.down + (1 - motion.height) / 2)
+    left += width * (motion.right + (1 - motion.width) / 2)
+    rectangle = (top, left, height * motion.height, width * motion.width)
+    view = (
+        _render_turned(canvas, rectangle, motion.degrees, size) if motion.degrees else _render(canvas, rectangle, size)
+    )
+    return np.ascontiguousarray(view[:, ::-1]) if motion.mirrored else view
 
 
 def declared_size(data: bytes) -> tuple[int, int]:
@@ -258,13 +274,44 @@ def _render(
     """Cuts the rectangle at whole pixels, repeating the image's edge outside it, and resizes it."""
     top, left = int(np.floor(rectangle[0])), int(np.floor(rectangle[1]))
     height, width = max(1, round(rectangle[2])), max(1, round(rectangle[3]))
+    return _resize(_cut(image, top, left, height, width), (size, size))
+
+
+def _render_turned(
+    image: UInt8[np.ndarray, "H W"], rectangle: tuple[float, float, float, float], degrees: float, size: int
+) -> UInt8[np.ndarray, "size size"]:
+    """Resizes the rectangle to the view, its content turned counter-clockwise about its centre.
+
+    A warp looks at few pixels around each point, so it aliases when it shrinks. Therefore everything that the turned view can see is first
+    shrunk by area averaging to the view's own resolution, as upright views are; what is left is a turn without a change of scale. Axes that
+    are enlarged are not resized first: the warp's cubic interpolation does that.
+    """
+    top, left, height, width = rectangle
+    step = np.array([width, height]) / size  # pixels of the image along x and y, per pixel of the view
+    centre = np.array([left + width / 2, top + height / 2])
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    # Cubic interpolation looks two pixels further, and rounding must not make it three.
+    reach = step * (abs(cosine) + abs(sine)) * size / 2 + 2 * np.maximum(step, 1) - 1e-9
+    first, last = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int)
+    cut = last - first
+    shrunk = np.maximum(1, np.round(cut / np.maximum(step, 1))).astype(int)
+    seen = _cut(image, int(first[1]), int(first[0]), int(cut[1]), int(cut[0]))
+    pixels = _resize(seen, (int(shrunk[0]), int(shrunk[1])))
+    # From a pixel of the view to the point of the image that it shows, and to that point among `pixels`; centres lie at halves.
+    turn = step[:, None] * np.array([[cosine, -sine], [sine, cosine]]) * (shrunk / cut)[:, None]
+    offset = (centre - first) * shrunk / cut - turn @ np.full(2, size / 2)
+    matrix = np.column_stack([turn, turn @ np.full(2, 0.5) + offset - 0.5])
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(pixels, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE))
+
+
+def _cut(image: UInt8[np.ndarray, "H W"], top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
+    """The pixels of a rectangle; outside the image its edge is repeated."""
     if top >= 0 and left >= 0 and top + height <= image.shape[0] and left + width <= image.shape[1]:
-        patch = image[top : top + height, left : left + width]
-    else:
-        rows = np.clip(np.arange(top, top + height), 0, image.shape[0] - 1)
-        columns = np.clip(np.arange(left, left + width), 0, image.shape[1] - 1)
-        patch = image[np.ix_(rows, columns)]
-    return _resize(patch, (size, size))
+        return image[top : top + height, left : left + width]
+    rows = np.clip(np.arange(top, top + height), 0, image.shape[0] - 1)
+    columns = np.clip(np.arange(left, left + width), 0, image.shape[1] - 1)
+    return image[np.ix_(rows, columns)]
 
 
 def _resize(image: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

@@ -192,23 +192,33 @@ class _Due:
         )
 
 
-def _rows(run: _Run, start: int) -> Any:
-    """This process's rows of the global batches after step `start`."""
-    config = run.config
-    spec = BatchSpec(
-        tokenizer=config.data.tokenizer,
+def training_spec(config: Config) -> BatchSpec:
+    """What the loader needs to know to feed a training run: sizes, augmentation and the tokenizer."""
+    data = config.data
+    return BatchSpec(
+        tokenizer=data.tokenizer,
         image_size=config.model.vision.image_size * config.image.target_scale,
         max_tokens=config.model.text.max_tokens,
         max_sentences=config.text.max_sentences,
-        fit=config.data.fit,
-        scale=config.data.scale,
-        shift=config.data.shift,
+        fit=data.fit,
+        scale=data.scale,
+        shift=data.shift,
         subset_probability=config.text.subset_probability,
+        aspect=data.aspect,
+        placement=data.placement,
+        zoom=data.zoom,
+        rotation=data.rotation,
+        flip=data.flip,
     )
+
+
+def _rows(run: _Run, start: int) -> Any:
+    """This process's rows of the global batches after step `start`."""
+    config = run.config
     index, count = distributed.data_share(run.mesh, config.data.batch_size)
     return train_batches(
         config.data.directory,
-        spec,
+        training_spec(config),
         batch_size=config.data.batch_size,
         seed=config.seed,
         split=config.data.split,

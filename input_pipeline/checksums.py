@@ -1,6 +1,7 @@
 """SHA256SUMS.txt of a PhysioNet release: what its tables and images must hash to, and whether a source's tables do."""
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -88,7 +89,7 @@ def read_checksums(path: Path) -> Checksums:
             if len(name.parts) == 1:
                 files[found[2]] = found[1].lower()
             elif name.suffix == ".jpg":
-                images[name.stem] = found[1].lower()
+                images[sys.intern(name.stem)] = found[1].lower()  # the tables' own string
     return Checksums(files, images)
 
 

@@ -36,7 +36,9 @@ def read_grounding(files: Iterable[Path]) -> Grounding:
         for number, path in _json_paths(file) if file.suffix == ".json" else _csv_paths(file):
             place = _PLACE.fullmatch(path)
             if place is None:
-                raise UserError(f"{file.name}: row {number} names no patient; expected a path files/p10/p.../s.../....jpg")
+                raise UserError(
+                    f"{file.name}: row {number} names no patient; expected a path files/p10/p.../s.../....jpg"
+                )
             places.append((place[1], place[2]))
     return Grounding(frozenset(patient for patient, _ in places), frozenset(image for _, image in places))
 

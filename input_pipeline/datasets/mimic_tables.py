@@ -1,4 +1,7 @@
-"""The tables of MIMIC-CXR-JPG 2.0.0 and 2.1.0, read by column name and held so that 377,110 images need little memory."""
+"""The tables of MIMIC-CXR-JPG 2.0.0 and 2.1.0, read by column name and held so that 377,110 images need little memory.
+
+Identifiers are interned: an image's name stands in up to five collections at once, which hold the same string.
+"""
 
 import re
 import sys
@@ -126,7 +129,7 @@ def read_official_splits(path: Path) -> OfficialSplits:
             raise _twice(path, number, "dicom_id", image)
         if split_of_patient.setdefault(patient, split) != split:
             raise DataError(f"{path.name}: the patient of row {number} is in two splits; expected one per patient")
-        places[image] = (sys.intern(patient), sys.intern(study), sys.intern(split))
+        places[sys.intern(image)] = (sys.intern(patient), sys.intern(study), sys.intern(split))
     return OfficialSplits(places)
 
 
@@ -148,7 +151,7 @@ def read_own_splits(path: Path) -> OwnSplits:
             raise UserError(f"{path.name}: row {number} has no {key}; expected one as in the metadata table")
         if found.get(name, split) != split:
             raise DataError(f"{path.name}: row {number} is listed before with another split; expected one split each")
-        found[name] = sys.intern(split)
+        found[sys.intern(name)] = sys.intern(split)
     return OwnSplits(of_image=found) if key == "dicom_id" else OwnSplits(of_patient=found)
 
 
@@ -166,6 +169,7 @@ def read_images(path: Path) -> Iterator[Image]:
         _check_identifiers(path, number, image, patient, study)
         if image in seen:
             raise _twice(path, number, "dicom_id", image)
+        image = sys.intern(image)
         seen.add(image)
         view = view.upper() or _VIEW_OF_MEANING.get(meaning.lower(), "")
         yield Image(image, sys.intern(patient), sys.intern(study), sys.intern(view))
@@ -207,7 +211,7 @@ def read_filenames(path: Path) -> set[str]:
                 raise UserError(f"{path.name}: line {number} is no image; expected files/p10/p.../s.../....jpg")
             if name.stem in names:
                 raise DataError(f"{path.name}: the image of line {number} is listed twice; expected each image once")
-            names.add(name.stem)
+            names.add(sys.intern(name.stem))
     return names
 
 

@@ -1,7 +1,7 @@
 """MS-CXR 0.1 and 1.1.0: phrases with boxes on images of MIMIC-CXR-JPG (physionet.org/content/ms-cxr)."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,16 +80,6 @@ class MsCxr(ImagesOnly):
     def image(self, row: ImageRow) -> bytes:
         """The image file; raises Dropped("missing_image")."""
         return read_image(self.jpg, row.path)
-
-
-def patients(boxes: Path) -> frozenset[str]:
-    """Identifiers of the patients in an MS-CXR box file, for leaving them out of pretraining."""
-    return frozenset(_patients(boxes))
-
-
-def _patients(boxes: Path) -> Iterator[str]:
-    for number, (path,) in tables.read_table(boxes, ["path"]):
-        yield _place(boxes, number, "", path)[1]
 
 
 def _place(table: Path, number: int, split: str, path: str) -> tuple[str, str, str]:

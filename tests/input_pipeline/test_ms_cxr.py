@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.build import build
-from input_pipeline.datasets.ms_cxr import MsCxr, patients
+from input_pipeline.datasets.ms_cxr import MsCxr
 from input_pipeline.errors import UserError
 from input_pipeline.reading import grounding_records, open_split
 from input_pipeline.shards import clip_boxes
@@ -103,11 +103,6 @@ def test_a_wrong_row_is_refused_in_one_line(layout, mimic_root, tmp_path, change
     assert message in str(error.value)
     assert "opacity" not in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_patients_are_read_from_the_paths(layout, tmp_path):
-    table = write(layout, tmp_path / "boxes.csv", rows(layout))
-    assert patients(table) == {layout.studies()[0].subject, layout.studies()[3].subject}
 
 
 def test_clipping_agrees_with_masks():

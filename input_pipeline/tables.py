@@ -66,6 +66,14 @@ def read_fields(path: Path, count: int, *, refuse: Refuse | None = None) -> Iter
         yield number, [value.strip() for value in row[:count]]
 
 
+def column_names(path: Path) -> list[str]:
+    """Names in the header of a CSV file, for tables whose columns differ between releases; raises as `read_table` does."""
+    _, header = next(_rows(path), (0, []))
+    names = [name.strip() for name in header]
+    _check_header(path, names, ())
+    return names
+
+
 def find_table(root: Path, name: str) -> Path | None:
     """The file `name` in `root`, gzipped or plain, or None; * in the name stands for the release."""
     for pattern in (f"{name}.gz", name):
@@ -99,6 +107,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path.name}: not a CSV table in UTF-8 ({type(error).__name__}); fetch it again") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise DataError(f"{path.name}: the compressed data are damaged or cut short; fetch it again") from None
+    except OSError as error:
+        raise UserError(f"{path.name}: {error.strerror}; expected a CSV table") from None
 
 
 def _open(path: Path) -> io.TextIOWrapper:
@@ -108,7 +118,8 @@ def _open(path: Path) -> io.TextIOWrapper:
 
 def _check_header(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:
     if not names:
-        raise UserError(f"{path.name}: the file is empty; expected a header with '{columns[0]}'")
+        expected = f" with '{columns[0]}'" if columns else ""
+        raise UserError(f"{path.name}: the file is empty; expected a header{expected}")
     for separator, shown in _OTHER_SEPARATORS.items():
         if len(names) == 1 and separator in names[0]:
             raise UserError(f"{path.name}: columns are separated by {shown}; expected commas")

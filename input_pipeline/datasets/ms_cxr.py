@@ -119,15 +119,6 @@ class MsCxr(ImagesOnly):
         return None
 
 
-def patients(boxes: Path) -> frozenset[str]:
-    """Identifiers of the patients in an MS-CXR file, CSV or JSON, for leaving them out of pretraining."""
-    file = _file(boxes)
-    if file.suffix == ".json":
-        return frozenset(_place(item.file, item.row, item.path)[0] for item in _read_json(file, _pass_over))
-    paths = tables.read_table(file, ["path"])
-    return frozenset(_place(file.name, f"row {number}", path)[0] for number, (path,) in paths)
-
-
 def _file(boxes: Path) -> Path:
     """The file itself, or that of the release in a folder; its CSV and JSON say the same."""
     if not boxes.is_dir():

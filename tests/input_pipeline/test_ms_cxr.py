@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from input_pipeline.build import build
-from input_pipeline.datasets.ms_cxr import MsCxr, patients
+from input_pipeline.datasets.mimic_grounding import read_grounding
+from input_pipeline.datasets.ms_cxr import MsCxr
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.images import decode_gray, evaluation_view, view_rectangle
 from input_pipeline.reading import grounding_records, open_split
@@ -110,11 +111,6 @@ def test_a_wrong_row_is_refused_in_one_line(layout, mimic_root, tmp_path, change
     assert "\n" not in str(error.value)
 
 
-def test_patients_are_read_from_the_paths(layout, tmp_path):
-    table = write(layout, tmp_path / "boxes.csv", rows(layout))
-    assert patients(table) == {layout.studies()[0].subject, layout.studies()[3].subject}
-
-
 def as_coco(table):
     """The rows of the CSV file in the form of the JSON file, whose images also have a `file_name` without folders."""
     categories = sorted({row["category_name"] for row in table})
@@ -167,7 +163,7 @@ def test_json_and_csv_say_the_same(layout, mimic_root, tmp_path, split):
         )
         np.testing.assert_array_equal(first.labels, second.labels)
     assert sources[0].label_names() == sources[1].label_names()
-    assert patients(tmp_path / "boxes.json") == patients(tmp_path / "boxes.csv")
+    assert read_grounding([tmp_path / "boxes.json"]) == read_grounding([tmp_path / "boxes.csv"])
 
 
 @pytest.mark.parametrize("name", ["MS_CXR_Local_Alignment_v1.0.0.csv", "MS_CXR_Local_Alignment_v1.1.0.json"])
@@ -181,7 +177,6 @@ def test_the_folder_of_a_release_will_do(layout, mimic_root, tmp_path, name):
     else:
         shutil.copy(folder / "other.csv", folder / name)
     assert MsCxr(mimic_root, folder).scan().input_rows == 3
-    assert len(patients(folder)) == 2
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from input_pipeline.errors import CheckpointError, DivergedError, RetryError
+from input_pipeline.manifest import read_manifest
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.model import Model
 from msfl_jax.train.checkpoint import Checkpoints, read_meta, restore_parameters
@@ -110,6 +111,8 @@ def test_a_run_directory_holds_what_evaluation_needs(run_config, uninterrupted, 
     written = json.loads((workdir / "config.json").read_text())["data"]
     assert written["batch_size"] == run_config.data.batch_size
     assert written["tokenizer_hash"] == read_meta(workdir)["tokenizer_hash"] != ""
+    trained_on = json.loads((workdir / "data.json").read_text())
+    assert trained_on["members"] == read_manifest(study / "records").splits["train"].members
     assert "Total:" in (workdir / "parameters.txt").read_text()
     assert any((workdir / "tensorboard").iterdir())
     params, meta = restore_parameters(workdir, shapes_of(result.params))

@@ -174,11 +174,11 @@ def _sampled(scan: Scan, sample: int) -> dict[str, list[ImageRow]]:
 def _look(
     source: Source, rows: Mapping[str, Sequence[ImageRow]], keyring: Keyring, workers: int, shown: bool
 ) -> list[_Check]:
-    nowhere = Path(os.devnull)
+    nowhere, light = Path(os.devnull), source.for_workers()
     tasks = [
         _Task(
             ShardTask(
-                source, tuple(part[i : i + _ROWS_PER_TASK]), nowhere, nowhere, keyring, _CHECKED_SIDE, 50, False, {}
+                light, tuple(part[i : i + _ROWS_PER_TASK]), nowhere, nowhere, keyring, _CHECKED_SIDE, 50, False, {}, {}
             ),
             split,
         )

@@ -25,7 +25,8 @@ ALLOWED = {
     "tasks": {"config", "metrics", "model", "train", "parallel"},
     "results": {"config", "metrics", "tasks"},
     "commands": {"config", "config_files", "model", "objective", "parallel", "train", "tasks", "metrics", "results"},
-    "cli": {"commands", "config", "config_files"},
+    "cli_data": set(),
+    "cli": {"cli_data", "commands", "config", "config_files"},
     "__init__": set(),
 }
 LIBRARIES_OF_ARRAYS = {"vectors", "encoders", "losses", "metrics"}

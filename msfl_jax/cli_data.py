@@ -239,7 +239,9 @@ def doctor(
     report = examine(source, out, workers=workers or os.cpu_count() or 1, sample=sample, threshold=threshold)
     print(report)
     if report.refused:
-        raise DataError(f"{source.name}: {report.unusable:,} unusable rows are more than {threshold:.2%}; see {out}")
+        raise DataError(
+            f"{source.name}: {report.unusable_share:.2%} of the rows are unusable; expected at most {threshold:.2%}; see {out}"
+        )
 
 
 @data.command()

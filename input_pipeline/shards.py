@@ -106,7 +106,7 @@ def make_record(task: ShardTask, row: ImageRow) -> tuple[records.Record, tuple[s
         boxes=boxes,
         category=row.category,
         mask=b"" if mask is None else images.encode_mask(mask),
-        pixel_key=task.keyring.key("pixels", f"{height}x{width}:{hashlib.sha256(image).hexdigest()}"),
+        pixel_key=task.keyring.key("pixels", f"{height}x{width}:{hashlib.sha256(image.tobytes()).hexdigest()}"),
     )
     return record, (*sentences.flags, *(name for name, raised in flags.items() if raised))
 

@@ -17,9 +17,10 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt8
 
 from input_pipeline.errors import UserError
-from msfl_jax import encoders, heads, losses
+from msfl_jax import encoders, heads
 from msfl_jax.config import Config
 from msfl_jax.encoders import TRAINED_HERE, BlockSpec, PatchMasking, SpecialTokens, TokenMasking, VisionTokens
+from msfl_jax.vectors import unit
 
 Params = Mapping[str, Any]
 MAX_LOG_SCALE = 4.605170185988092  # ln 100: cosines are divided by at least .01 (CLIP)
@@ -178,7 +179,7 @@ class Model:
         The head sees unit vectors times sqrt(D): on embeddings of any norm, a product fusion collapses the contrastive losses.
         """
         scale = image_embedding.shape[-1] ** 0.5
-        image, report = losses.unit(image_embedding) * scale, losses.unit(report_embedding) * scale
+        image, report = unit(image_embedding) * scale, unit(report_embedding) * scale
         return _apply(self._matching, params["heads"]["matching"], image, report)
 
     def temperature(self, params: Params) -> Float32[Array, ""]:
@@ -309,7 +310,7 @@ class Model:
 
     def _rebuild(self, params: Params, visible: VisionTokens, masking: PatchMasking, target: Array) -> dict[str, Array]:
         predicted = _apply(self.pixel_decoder, params["pixel_decoder"], visible.patches, visible.cls, masking.restore)
-        target = losses.normalise_patches(target) if self.config.image.norm_pix else target
+        target = encoders.normalise_patches(target) if self.config.image.norm_pix else target
         return {"pixel_prediction": predicted, "pixel_target": target, "pixel_masked": masking.masked}
 
     def _report_passes(self, params: Params, token_ids: Array, key: Array) -> tuple[Any, Any, TokenMasking]:

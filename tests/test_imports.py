@@ -13,11 +13,12 @@ ALLOWED = {
     "config": {"config_rules"},
     "config_files": {"config"},
     "presets": set(),
-    "encoders": set(),
-    "losses": set(),
+    "vectors": set(),
+    "encoders": {"vectors"},
+    "losses": {"vectors"},
     "metrics": set(),
     "heads": {"encoders"},
-    "model": {"config", "encoders", "heads", "losses"},
+    "model": {"config", "encoders", "heads", "vectors"},
     "objective": {"config", "losses", "model"},
     "parallel": {"config"},
     "train": {"config", "model", "objective", "parallel"},
@@ -27,7 +28,7 @@ ALLOWED = {
     "cli": {"commands", "config", "config_files"},
     "__init__": set(),
 }
-LIBRARIES_OF_ARRAYS = {"encoders", "losses", "metrics"}
+LIBRARIES_OF_ARRAYS = {"vectors", "encoders", "losses", "metrics"}
 
 
 def imported(file: Path) -> set[str]:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from msfl_jax.vectors import at_least_float32
+
 VARIANCE_FLOOR = 1e-6  # an image of one grey value becomes 0 everywhere
 
 
@@ -55,6 +57,17 @@ def patchify(image: Float[Array, "B H W 1"], patch_size: int) -> Float[Array, "B
     rows, columns = height // patch_size, width // patch_size
     cut = image.reshape(batch, rows, patch_size, columns, patch_size)
     return cut.transpose(0, 1, 3, 2, 4).reshape(batch, rows * columns, patch_size * patch_size)
+
+
+def normalise_patches(patches: Float[Array, "*rows K"], eps: float = 1e-6) -> Float[Array, "*rows K"]:
+    """Patches with mean 0 and deviation 1 each, the targets of MAE's "norm-pix" option.
+
+    The variance is the unbiased one, as in MAE's code, so the mean square of a target is (K - 1) / K. `eps` is added to it; a patch of
+    one grey level becomes 0. At least float32; K must be 2 or more.
+    """
+    patches = at_least_float32(patches)
+    centred = patches - jnp.mean(patches, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.var(patches, axis=-1, keepdims=True, ddof=1) + eps)
 
 
 def count_visible(patches: int, mask_ratio: float) -> int:

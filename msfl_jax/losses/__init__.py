@@ -8,8 +8,8 @@ from msfl_jax.losses.instance_matching import (
     sample_hard_negatives,
 )
 from msfl_jax.losses.local_alignment import Aggregate, Attention, local_alignment, local_scores
-from msfl_jax.losses.reconstruction import image_reconstruction, masked_language_modeling, normalise_patches
-from msfl_jax.losses.similarity import Direction, unit
+from msfl_jax.losses.reconstruction import image_reconstruction, masked_language_modeling
+from msfl_jax.losses.similarity import Direction
 
 __all__ = [
     "Aggregate",
@@ -23,7 +23,5 @@ __all__ = [
     "local_alignment",
     "local_scores",
     "masked_language_modeling",
-    "normalise_patches",
     "sample_hard_negatives",
-    "unit",
 ]

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from msfl_jax.losses.similarity import Direction, contrast, unit
+from msfl_jax.losses.similarity import Direction, contrast
+from msfl_jax.vectors import unit
 
 
 def global_alignment(

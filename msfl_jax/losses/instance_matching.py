@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from msfl_jax.losses.similarity import at_least_float32, weighted_mean
+from msfl_jax.losses.similarity import weighted_mean
+from msfl_jax.vectors import at_least_float32
 
 
 class Negatives(NamedTuple):

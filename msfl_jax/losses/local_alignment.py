@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from msfl_jax.losses.similarity import Direction, at_least_float32, contrast, safe_sqrt, unit
+from msfl_jax.losses.similarity import Direction, contrast
+from msfl_jax.vectors import at_least_float32, safe_sqrt, unit
 
 Attention = Literal["gloria", "regions"]
 Aggregate = Literal["sum", "mean"]

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from msfl_jax.losses.similarity import at_least_float32, weighted_mean
+from msfl_jax.losses.similarity import weighted_mean
+from msfl_jax.vectors import at_least_float32
 
 
 def image_reconstruction(
@@ -14,7 +15,7 @@ def image_reconstruction(
 
     Args:
       predicted: pixel values of every patch.
-      target: in the same units; usually `normalise_patches` of the image.
+      target: in the same units; usually patches of mean 0 and deviation 1.
       masked: True or 1 where the encoder did not see the patch; only those count.
 
     Returns:
@@ -22,17 +23,6 @@ def image_reconstruction(
     """
     squared_error = (at_least_float32(predicted) - at_least_float32(target)) ** 2
     return weighted_mean(jnp.mean(squared_error, axis=-1), masked)
-
-
-def normalise_patches(patches: Float[Array, "*rows K"], eps: float = 1e-6) -> Float[Array, "*rows K"]:
-    """Patches with mean 0 and deviation 1 each, the targets of MAE's "norm-pix" option.
-
-    The variance is the unbiased one, as in MAE's code, so the mean square of a target is (K - 1) / K. `eps` is added to it; a patch of
-    one grey level becomes 0. At least float32; K must be 2 or more.
-    """
-    patches = at_least_float32(patches)
-    centred = patches - jnp.mean(patches, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.var(patches, axis=-1, keepdims=True, ddof=1) + eps)
 
 
 def masked_language_modeling(

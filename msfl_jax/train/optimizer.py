@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import optax
 
-from input_pipeline.errors import UserError
 from msfl_jax.config import OptimizerConfig
 from msfl_jax.parallel.sharding import path_name
 
@@ -19,13 +18,8 @@ NOT_DECAYED = re.compile(
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Rate at a step: 0 at step 0, linear to `peak_rate` at `warmup_steps`, half cosine to 0 at `steps` (MAE's `lr_sched`).
 
-    Raises:
-      UserError: the warm-up is no shorter than the run.
+    The configuration has made sure that the warm-up is shorter than the run.
     """
-    if config.warmup_steps >= steps:
-        raise UserError(
-            f"config: 'optimizer.warmup_steps' is {config.warmup_steps}; expected fewer than train.steps, {steps}"
-        )
     if not config.warmup_steps:
         return optax.cosine_decay_schedule(config.peak_rate, steps)
     return optax.warmup_cosine_decay_schedule(0.0, config.peak_rate, config.warmup_steps, steps)

@@ -8,7 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from msfl_jax.encoders import count_visible, masking_from_noise, normalise_image, patchify, random_masking, take
+from msfl_jax.encoders import (
+    count_visible,
+    masking_from_noise,
+    normalise_image,
+    normalise_patches,
+    patchify,
+    random_masking,
+    take,
+)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64():
+        yield
 
 
 def test_patches_have_the_order_of_mae():
@@ -87,3 +101,25 @@ def test_per_image_normalisation_forgets_brightness_and_contrast():
 def test_an_image_of_one_grey_value_becomes_0():
     found = normalise_image(jnp.full((1, 4, 4, 1), 77, jnp.uint8), normalisation="per_image", mean=0.5, deviation=0.25)
     assert_allclose(found, 0, atol=1e-3)
+
+
+@pytest.mark.usefixtures("float64")
+def test_patches_are_normalised_by_their_own_mean_and_unbiased_variance():
+    patches = np.random.default_rng(0).uniform(0, 255, size=(2, 3, 16))
+    normalised = np.asarray(normalise_patches(jnp.asarray(patches)))
+    for patch, result in zip(patches.reshape(-1, 16), normalised.reshape(-1, 16), strict=True):
+        variance = sum((x - patch.mean()) ** 2 for x in patch) / 15
+        assert_allclose(result, (patch - patch.mean()) / (variance + 1e-6) ** 0.5, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_patch_of_one_grey_level_becomes_zero_with_finite_gradient():
+    flat = jnp.full((1, 1, 16), 0.3)
+    assert_allclose(normalise_patches(flat), 0, atol=1e-9)
+    assert np.isfinite(jax.grad(lambda x: (normalise_patches(x) ** 2).sum())(flat)).all()
+
+
+@pytest.mark.usefixtures("float64")
+def test_normalised_patches_are_at_least_float32():
+    for dtype, expected in (("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64")):
+        assert normalise_patches(jnp.ones((1, 3, 4), dtype)).dtype == expected

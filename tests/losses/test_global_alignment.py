@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
-from msfl_jax.losses import global_alignment, unit
+from msfl_jax.losses import global_alignment
+from msfl_jax.vectors import unit
 
 DIRECTIONS = ("symmetric", "image_to_report", "report_to_image")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from msfl_jax.losses import image_reconstruction, masked_language_modeling, normalise_patches
+from msfl_jax.losses import image_reconstruction, masked_language_modeling
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,20 +33,6 @@ def test_visible_patches_get_no_gradient():
     gradient = jax.grad(image_reconstruction)(predicted, target, masked)
     assert_allclose(gradient, jnp.where(masked[..., None], (predicted - target) * 2 / 4 / 2, 0), rtol=1e-12)
     assert_array_equal(jax.grad(image_reconstruction)(predicted, target, jnp.zeros((2, 3), bool)), 0)
-
-
-def test_patches_are_normalised_by_their_own_mean_and_unbiased_variance():
-    patches = np.random.default_rng(0).uniform(0, 255, size=(2, 3, 16))
-    normalised = np.asarray(normalise_patches(jnp.asarray(patches)))
-    for patch, result in zip(patches.reshape(-1, 16), normalised.reshape(-1, 16), strict=True):
-        variance = sum((x - patch.mean()) ** 2 for x in patch) / 15
-        assert_allclose(result, (patch - patch.mean()) / (variance + 1e-6) ** 0.5, rtol=1e-9)
-
-
-def test_a_patch_of_one_grey_level_becomes_zero_with_finite_gradient():
-    flat = jnp.full((1, 1, 16), 0.3)
-    assert_allclose(normalise_patches(flat), 0, atol=1e-9)
-    assert np.isfinite(jax.grad(lambda x: (normalise_patches(x) ** 2).sum())(flat)).all()
 
 
 @settings(max_examples=20)
@@ -77,4 +63,3 @@ def test_half_precision_is_computed_in_float32_and_float64_stays():
     for dtype, expected in (("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64")):
         assert masked_language_modeling(logits.astype(dtype), tokens, weights).dtype == expected
         assert image_reconstruction(patches.astype(dtype), patches.astype(dtype), weights).dtype == expected
-        assert normalise_patches(patches.astype(dtype)).dtype == expected

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from msfl_jax.encoders import normalise_patches
 from msfl_jax.losses import (
     global_alignment,
     hard_negative_probabilities,
@@ -15,7 +16,6 @@ from msfl_jax.losses import (
     instance_matching,
     local_alignment,
     local_scores,
-    normalise_patches,
 )
 
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from numpy.testing import assert_allclose
 
+from msfl_jax.encoders import normalise_patches
 from msfl_jax.losses import (
     global_alignment,
     image_reconstruction,
     instance_matching,
     local_alignment,
     masked_language_modeling,
-    normalise_patches,
 )
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from input_pipeline.errors import UserError
 from msfl_jax.config import OptimizerConfig
 from msfl_jax.model import Model
 from msfl_jax.parallel.sharding import path_name
@@ -26,11 +25,6 @@ def test_the_schedule_is_macos_with_ten_steps_an_epoch(epoch, rate):
 
 def test_without_warm_up_the_first_step_has_the_full_rate():
     assert_allclose(learning_rate(dataclasses.replace(MACO, warmup_steps=0), 10)(0), 2.5e-4)
-
-
-def test_a_warm_up_as_long_as_the_run_is_refused():
-    with pytest.raises(UserError, match=r"warmup_steps' is 20; expected fewer than train\.steps, 20"):
-        learning_rate(MACO, 20)
 
 
 def test_only_kernels_and_word_embeddings_decay(config, changed):

@@ -123,7 +123,9 @@ class ReportTokenizer:
         return self._backend
 
     def _encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        encodings = self.open_backend().encode_batch([_readable(text) for text in sentences], add_special_tokens=False)
+        encodings = self.open_backend().encode_batch_fast(
+            [_readable(text) for text in sentences], add_special_tokens=False
+        )
         return [encoding.ids for encoding in encodings if encoding.ids]
 
     def _assemble(

@@ -10,6 +10,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     Stated by the paper: the four objectives and their sum. Not stated, and taken from the authors' MaCo code where it has them: optimiser, schedule,
     batch, normalisation. Fields that are not set here have the defaults, and the sources, of `msfl_jax.presets.pretraining`.
+    Augmentation as in the siblings' code, MaCo's included, is a few overrides of `data.*`: see configs/README.md.
 
     Args:
       arg: a comma-separated choice of objectives ("global", "global,local", ...); "" is all four.

@@ -1,17 +1,13 @@
 """The shard writer behind `msfl data build`: parallel over shards, resumable after a kill, equal bytes on every run."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
 import json
-import multiprocessing
 import os
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +28,7 @@ from input_pipeline.manifest import (
     read_manifest,
     write_manifest,
 )
+from input_pipeline.pool import run_tasks
 from input_pipeline.progress import Progress
 from input_pipeline.shards import ShardResult, ShardTask, set_hash, write_shard
 from input_pipeline.sources import NO_SPLIT, SPLITS, Scan, Source
@@ -182,63 +179,8 @@ def _write_shards(
     """Results with their file names, per split, in order."""
     flat = [task for split in tasks.values() for task in split]
     with Progress("records", sum(len(task.rows) for task in flat), "images", shown=shown) as progress:
-        workers = min(workers, len(flat))
-        results = iter(_in_processes(flat, workers, progress) if workers > 1 else _in_process(flat, progress))
+        results = run_tasks(write_shard, flat, workers, progress)
         return {split: [(task.path.name, next(results)) for task in tasks[split]] for split in tasks}
-
-
-def _in_process(tasks: Sequence[ShardTask], progress: Progress) -> Iterator[ShardResult]:
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress.update(done)
-
-    for task in tasks:
-        yield write_shard(task, advance)
-
-
-def _in_processes(tasks: Sequence[ShardTask], workers: int, progress: Progress) -> list[ShardResult]:
-    """Spawned, not forked: the caller may hold threads and an accelerator."""
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (counter,))
-    try:
-        futures = [pool.submit(_work, task) for task in tasks]
-        pending = set(futures)
-        while pending:
-            done, pending = concurrent.futures.wait(
-                pending, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION
-            )
-            progress.update(counter.value)
-            for future in done:
-                future.result()
-        return [future.result() for future in futures]
-    except BrokenProcessPool:
-        raise RetryError("a worker was killed (out of memory?); run again to continue, with fewer --workers") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_counter: Any = None
-
-
-def _start_worker(counter: Any) -> None:
-    """Keeps the shared counter, and ends the worker when its parent is killed: it would wait for work for ever."""
-    global _counter
-    _counter = counter
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _work(task: ShardTask) -> ShardResult:
-    def advance(count: int) -> None:
-        with _counter.get_lock():
-            _counter.value += count
-
-    return write_shard(task, advance)
 
 
 def _split_entries(scan: Scan, results: Mapping[str, Sequence[tuple[str, ShardResult]]]) -> dict[str, SplitEntry]:

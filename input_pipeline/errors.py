@@ -2,9 +2,18 @@
 
 
 class MsflError(Exception):
-    """A one-line message (found, expected, what to do); `exit_code` is what the command returns."""
+    """A one-line message (found, expected, what to do).
+
+    Attributes:
+      exit_code: what the command returns.
+      code: one word for the kind of fault, by which `msfl data doctor` counts those of tables.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, code: str = "bad_row"):
+        super().__init__(message)
+        self.code = code
 
 
 class UserError(MsflError):

@@ -1,6 +1,6 @@
-"""Radiographs as arrays: decode JPEG and PNG to grey, resize, and cut the square views that models see.
+"""Radiographs as arrays: decode JPEG, PNG and DICOM to grey, resize, and cut the square views that models see.
 
-Everything is uint8 [H, W]; normalisation happens on the device. Nothing flips an image, because reports say left and right.
+Everything is uint8 [H, W]; normalisation happens on the device. Nothing flips an image unless told to, because reports say left and right.
 """
 
 import struct
@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
+from input_pipeline import augment
 from input_pipeline.errors import DataError, UserError
 
 MAX_PIXELS = 64_000_000
@@ -22,22 +23,26 @@ _JPEG_START_OF_SCAN = 0xDA
 
 
 def decode_gray(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W"]:
-    """Decodes a JPEG or PNG file to grey levels, as stored: EXIF orientation is ignored.
+    """Decodes a JPEG, PNG or DICOM file to grey levels; EXIF orientation is ignored.
 
-    Colour becomes luma (ITU-R BT.601), transparency is dropped, palettes and 1, 2 and 4 bit samples are expanded, and 16 bit
-    samples are scaled from the image's own minimum and maximum to 0..255, so that 12 bit radiographs are neither clipped nor
-    black. A JPEG without its end marker and a PNG with a wrong checksum are refused: OpenCV would fill the rest with grey.
+    DICOM files are left to `dicom.decode_dicom`, which needs pydicom. Of the others, colour becomes luma (ITU-R BT.601), transparency
+    is dropped, palettes and 1, 2 and 4 bit samples are expanded, and 16 bit samples are scaled from the image's own minimum and maximum
+    to 0..255, so that 12 bit radiographs are neither clipped nor black. A JPEG without its end marker and a PNG with a wrong checksum are
+    refused: OpenCV would fill the rest with grey.
 
     Args:
       data: the whole file.
       max_pixels: more pixels than this are refused from the header, before anything is allocated.
 
     Raises:
-      DataError: not a JPEG or PNG, truncated, damaged, undecodable, or too large.
+      DataError: none of these formats, truncated, damaged, undecodable, or too large.
+      UserError: a DICOM file where pydicom is not installed.
     """
-    height, width = _declared_size(data)
-    if not 0 < height * width <= max_pixels:
-        raise DataError(f"image has {height} x {width} pixels; expected 1 to {max_pixels} in all; exclude or shrink it")
+    if data[128:132] == b"DICM" and not data.startswith((_JPEG_SIGNATURE, _PNG_SIGNATURE)):
+        from input_pipeline import dicom  # imports this module, and pydicom where it is needed
+
+        return dicom.decode_dicom(data, max_pixels=max_pixels)
+    check_size(*declared_size(data), max_pixels)
     is_jpeg = data.startswith(_JPEG_SIGNATURE)
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION if is_jpeg else cv2.IMREAD_UNCHANGED
     try:
@@ -129,8 +134,13 @@ def training_view(
     scale: tuple[float, float] = (1.0, 1.0),
     shift: float = 0.0,
     fit: str = "crop",
+    aspect: tuple[float, float] = (1.0, 1.0),
+    placement: augment.Placement = "centre",
+    zoom: tuple[float, float] = (1.0, 1.0),
+    rotation: float = 0.0,
+    flip: bool = False,
 ) -> UInt8[np.ndarray, "size size"]:
-    """Renders the evaluation view zoomed and shifted at random; never flipped.
+    """Renders the evaluation view cropped, shifted, magnified, turned and mirrored at random; never mirrored unless told to.
 
     Args:
       image: any size.
@@ -139,25 +149,50 @@ def training_view(
       scale: range of the shown area, as a fraction of the evaluation view's area; drawn uniformly.
       shift: largest displacement along each axis, as a fraction of the evaluation view's side; drawn uniformly.
       fit: as for `view_rectangle`; with "pad" the black margin belongs to the picture.
+      aspect: as for `augment.draw`, like the four that follow.
+      placement: where the crop lies in the evaluation view.
+      zoom: range of the magnification.
+      rotation: largest angle in degrees.
+      flip: whether half of the views are mirrored.
 
     Returns:
-      The view; what lies beyond the picture repeats its edge. With scale (1, 1) and shift 0 it is the evaluation view.
+      The view; what lies beyond the picture repeats its edge. With the defaults it is the evaluation view.
     """
-    zoom = np.sqrt(rng.uniform(*scale))
-    down, right = rng.uniform(-shift, shift, size=2)
+    motion = augment.draw(
+        rng, scale=scale, shift=shift, aspect=aspect, placement=placement, zoom=zoom, rotation=rotation, flip=flip
+    )
     canvas = _square_canvas(image) if fit == "pad" else image
     top, left, height, width = view_rectangle(canvas.shape[0], canvas.shape[1], fit)
-    top += height * (down + (1 - zoom) / 2)
-    left += width * (right + (1 - zoom) / 2)
-    return _render(canvas, (top, left, height * zoom, width * zoom), size)
+    top += height * (motion.down + (1 - motion.height) / 2)
+    left += width * (motion.right + (1 - motion.width) / 2)
+    rectangle = (top, left, height * motion.height, width * motion.width)
+    view = (
+        _render_turned(canvas, rectangle, motion.degrees, size) if motion.degrees else _render(canvas, rectangle, size)
+    )
+    return np.ascontiguousarray(view[:, ::-1]) if motion.mirrored else view
 
 
-def _declared_size(data: bytes) -> tuple[int, int]:
+def declared_size(data: bytes) -> tuple[int, int]:
+    """Returns (height, width) as the header of a JPEG or PNG says, after checking that the file has its end.
+
+    Raises:
+      DataError: neither of them, truncated or damaged.
+    """
     if data.startswith(_PNG_SIGNATURE):
         return _inspect_png(data)
     if data.startswith(_JPEG_SIGNATURE):
         return _inspect_jpeg(data)
-    raise DataError(f"image of {len(data)} bytes is neither JPEG nor PNG; expected one of them")
+    raise DataError(f"image of {len(data)} bytes is neither JPEG nor PNG nor DICOM; expected one of them")
+
+
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Refuses an image without pixels or with too many.
+
+    Raises:
+      DataError: says how many there are.
+    """
+    if not 0 < height * width <= max_pixels:
+        raise DataError(f"image has {height} x {width} pixels; expected 1 to {max_pixels} in all; exclude or shrink it")
 
 
 def _inspect_png(data: bytes) -> tuple[int, int]:
@@ -239,12 +274,45 @@ def _render(
     """Cuts the rectangle at whole pixels, repeating the image's edge outside it, and resizes it."""
     top, left = int(np.floor(rectangle[0])), int(np.floor(rectangle[1]))
     height, width = max(1, round(rectangle[2])), max(1, round(rectangle[3]))
+    return _resize(_cut(image, top, left, height, width), (size, size))
+
+
+def _render_turned(
+    image: UInt8[np.ndarray, "H W"], rectangle: tuple[float, float, float, float], degrees: float, size: int
+) -> UInt8[np.ndarray, "size size"]:
+    """Resizes the rectangle to the view, its content turned counter-clockwise about its centre.
+
+    A warp looks at few pixels around each point, so it aliases when it shrinks. Therefore everything that the turned view can see is first
+    shrunk by area averaging to the view's own resolution, as upright views are; what is left is a turn without a change of scale. Axes that
+    are enlarged are not resized first: the warp's cubic interpolation does that.
+    """
+    top, left, height, width = rectangle
+    step = np.array([width, height]) / size  # pixels of the image along x and y, per pixel of the view
+    centre = np.array([left + width / 2, top + height / 2])
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    # Cubic interpolation looks two pixels further, and rounding must not make it three.
+    reach = step * (abs(cosine) + abs(sine)) * size / 2 + 2 * np.maximum(step, 1) - 1e-9
+    first, last = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int)
+    cut = last - first
+    shrunk = np.maximum(1, np.round(cut / np.maximum(step, 1))).astype(int)
+    seen = _cut(image, int(first[1]), int(first[0]), int(cut[1]), int(cut[0]))
+    pixels = _resize(seen, (int(shrunk[0]), int(shrunk[1])))
+    # From a pixel of the view to the point of the image that it shows, and to that point among `pixels`; centres lie at halves.
+    turn = step[:, None] * np.array([[cosine, -sine], [sine, cosine]]) * (shrunk / cut)[:, None]
+    offset = (centre - first) * shrunk / cut - turn @ np.full(2, size / 2)
+    matrix = np.column_stack([turn, turn @ np.full(2, 0.5) + offset - 0.5])
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(pixels, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE))
+
+
+def _cut(image: UInt8[np.ndarray, "H W"], top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
+    """The pixels of a rectangle; outside the image its edge is repeated."""
     rows, above, below = _clamp(top, height, image.shape[0])
     columns, before, after = _clamp(left, width, image.shape[1])
-    patch = image[rows, columns]
-    if above or below or before or after:
-        patch = np.asarray(cv2.copyMakeBorder(patch, above, below, before, after, cv2.BORDER_REPLICATE))
-    return _resize(patch, (size, size))
+    inside = image[rows, columns]
+    if not (above or below or before or after):
+        return inside
+    return np.asarray(cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_REPLICATE))
 
 
 def _clamp(start: int, length: int, end: int) -> tuple[slice, int, int]:

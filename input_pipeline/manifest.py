@@ -86,6 +86,15 @@ class Manifest:
         """Number of records of each split that has any."""
         return {name: split.records for name, split in self.splits.items() if split.records}
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What must be said beside every number of a model that was trained on this build."""
+        known = {
+            "MS-CXR patients were kept in training": self.settings.get("grounding_patients") == "kept",
+            "splits overlap (allowed)": self.settings.get("allow_leak") is True,
+        }
+        return tuple(caveat for caveat, holds in known.items() if holds)
+
     def __str__(self) -> str:
         """One aligned line per split: records kept, rows dropped by reason, records flagged."""
         lines = [f"{self.name:<12}{self.input_rows:>10,} input rows, short side {self.short_side}"]

@@ -1,18 +1,18 @@
 """The free-text reports of MIMIC-CXR, read one by one from the unpacked tree or straight from the zip file."""
 
 import functools
-import zipfile
-import zlib
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from input_pipeline.errors import DataError, UserError
-from input_pipeline.sources import Dropped, inside, is_relative
+from input_pipeline.archives import Archive, BadMember, open_archive
+from input_pipeline.errors import UserError
+from input_pipeline.sources import Dropped, inside
 
 MAX_REPORT_BYTES = 64 * 1024
-MAX_MEMBERS = 400_000
 _FOLDER = "mimic-cxr-reports"
+_MEMBER = re.compile(r"files/p[0-9]{2}/p[0-9]{2,20}/s[0-9]{2,20}\.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def open_reports(path: Path) -> Reports:
 
     Raises:
       UserError: there is no such folder or file, or no reports in it.
-      DataError: the zip file is damaged, encrypted, too large, or names files outside its own tree.
+      DataError: the zip file is damaged or hostile, see `open_archive`.
     """
     if path.is_dir():
         # The unpacked archive first: beside the images, `files` is the tree of images.
@@ -62,7 +62,10 @@ def open_reports(path: Path) -> Reports:
 @functools.lru_cache(maxsize=2)
 def _open_zip(path: Path, size: int, modified: int) -> "ReportZip":
     """Reading the directory of 227,835 members takes seconds; a replaced file is another file."""
-    return ReportZip(path)
+    archive = open_archive(path, _MEMBER, ("", f"{_FOLDER}/"))
+    if archive is None:
+        raise UserError(f"{path.name}: no reports; expected members files/p10/p.../s....txt")
+    return ReportZip(archive)
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,13 @@ class ReportTree:
         return inside(self.root, _member(patient, study))
 
     def read(self, patient: str, study: str) -> Report:
-        """The report of a study; raises Dropped("no_report")."""
+        """The report of a study; raises Dropped("no_report"), and UserError where its file is a link out of the folder."""
+        file = self.file(patient, study)
         try:
-            with self.file(patient, study).open("rb") as file:
-                return _report(file.read(MAX_REPORT_BYTES + 1))
+            if not file.is_file():  # a pipe would be waited for
+                raise Dropped("no_report")
+            with file.open("rb") as stream:
+                return _report(stream.read(MAX_REPORT_BYTES + 1))
         except OSError:
             raise Dropped("no_report") from None
 
@@ -88,47 +94,20 @@ class ReportTree:
 class ReportZip:
     """Reports in a zip file; members are read as streams and nothing is unpacked."""
 
-    path: Path
-    _archive: zipfile.ZipFile = field(init=False, repr=False, compare=False)
-    _prefix: str = field(init=False)
-
-    def __post_init__(self):
-        try:
-            archive = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, OSError):
-            raise DataError(f"{self.path.name}: not a readable zip file; fetch it again") from None
-        object.__setattr__(self, "_archive", archive)
-        object.__setattr__(self, "_prefix", _check_members(self.path, archive))
+    archive: Archive
 
     def file(self, patient: str, study: str) -> Path:
         """The zip file, whatever the study."""
-        return self.path
+        return self.archive.path
 
     def read(self, patient: str, study: str) -> Report:
         """The report of a study; raises Dropped("no_report"), or Dropped("bad_report") for damaged data."""
         try:
-            with self._archive.open(self._prefix + _member(patient, study)) as stream:
-                return _report(stream.read(MAX_REPORT_BYTES + 1))
+            return _report(self.archive.read(_member(patient, study), MAX_REPORT_BYTES + 1))
         except KeyError:
             raise Dropped("no_report") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        except (BadMember, OSError):
             raise Dropped("bad_report") from None
-
-
-def _check_members(path: Path, archive: zipfile.ZipFile) -> str:
-    """Refuses hostile archives, and returns what stands before `files/` in the members' names."""
-    members = archive.infolist()
-    if len(members) > MAX_MEMBERS:
-        raise DataError(f"{path.name}: {len(members)} members; expected at most {MAX_MEMBERS}")
-    for number, member in enumerate(members, 1):
-        if not is_relative(member.filename):
-            raise DataError(f"{path.name}: the name of member {number} leads out of the archive; use the original file")
-        if member.flag_bits & 1:
-            raise DataError(f"{path.name}: member {number} is encrypted; expected the original file")
-    for prefix in ("", f"{_FOLDER}/"):
-        if any(member.filename.startswith(f"{prefix}files/") for member in members):
-            return prefix
-    raise UserError(f"{path.name}: no reports; expected members files/p10/p.../s....txt")
 
 
 def _member(patient: str, study: str) -> str:

@@ -90,7 +90,7 @@ def parse_sections(text: str) -> list[Section]:
     sections = [_trim_section("preamble", text, 0, headers[0].start())]
     ends = [header.start() for header in headers[1:]] + [len(text)]
     for header, end in zip(headers, ends, strict=True):
-        sections.append(_trim_section(_normalise_name(header[1]), text, header.end(), end))
+        sections.append(_trim_section(normalise_name(header[1]), text, header.end(), end))
     if sections[0].start == sections[0].end:
         sections.pop(0)
     if not any(name in ("findings", "impression") and start < end for name, start, end in sections):
@@ -261,7 +261,8 @@ def _split_last_paragraph(section: Section, text: str, start: int) -> list[Secti
     return [_trim_section(section.name, text, start, blank.start()), paragraph]
 
 
-def _normalise_name(header: str) -> str:
+def normalise_name(header: str) -> str:
+    """The name under which a section is kept, from its header or from another spelling of it."""
     name = " ".join(header.lower().split()).strip("-,/ ")
     if name in _SECTION_NAMES:
         return _SECTION_NAMES[name]

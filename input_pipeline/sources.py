@@ -1,7 +1,8 @@
 """What a data set gives to the shard writer: rows found in its tables, and for each row its sentences and its image file."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
@@ -9,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import MsflError, UserError
 
 SPLITS = ("train", "validate", "test")
 NO_SPLIT = "none"  # rows of the input that belong to no split are counted here
@@ -44,11 +45,28 @@ class ImageRow:
     subsets: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong in the tables of a data set.
+
+    Attributes:
+      code: one word, such as "unknown_label".
+      message: one line that names the table and the row's number and quotes nothing else.
+      identifier: of the image, patient or study that it is about, or "" where there is none; never shown as it is.
+    """
+
+    code: str
+    message: str
+    identifier: str = ""
+
+
 @dataclass
 class Scan:
     """What the tables of a data set say; records plus drops always add up to `input_rows`.
 
     Attributes:
+      lenient: notes what is wrong and goes on, for `msfl data doctor`; a build stops at the first problem.
+      problems: what a lenient scan noted.
       rows: per split, in the order in which records are stored.
       dropped: per split (or `NO_SPLIT`), the number of input rows left out, by reason.
       inputs: a hash of every table by its role; what was not hashed says so.
@@ -57,6 +75,8 @@ class Scan:
     rows: dict[str, list[ImageRow]] = field(default_factory=dict)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    lenient: bool = False
+    problems: list[Problem] = field(default_factory=list)
 
     @property
     def input_rows(self) -> int:
@@ -71,6 +91,20 @@ class Scan:
     def drop(self, split: str, reason: str) -> None:
         """Counts one row of the input that will not become a record."""
         self.dropped.setdefault(split, Counter())[reason] += 1
+
+    def refuse(self, error: MsflError, identifier: str = "") -> None:
+        """Notes an error in a lenient scan, whose caller then goes on without the row; else raises it."""
+        if not self.lenient:
+            raise error
+        self.problems.append(Problem(error.code, str(error), identifier))
+
+    @contextlib.contextmanager
+    def row(self, identifier: str = "") -> Iterator[None]:
+        """Around what is done with one row of a table: an error in it ends the row, and the scan only where it is not lenient."""
+        try:
+            yield
+        except MsflError as error:
+            self.refuse(error, identifier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +140,8 @@ class Source(Protocol):
         """Options that change the records, as JSON values without paths."""
         ...
 
-    def scan(self) -> Scan:
-        """Reads the tables, not the images; raises UserError or DataError where they are wrong."""
+    def scan(self, *, lenient: bool = False) -> Scan:
+        """Reads the tables, not the images; where they are wrong, raises UserError or DataError, or notes it where `lenient`."""
         ...
 
     def files(self, row: ImageRow) -> tuple[Path, ...]:

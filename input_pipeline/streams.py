@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from jaxtyping import Int64
 
-from input_pipeline import images, records
+from input_pipeline import augment, images, records
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.reading import SplitRecords
 from input_pipeline.tokenizer import ReportTokenizer
@@ -31,6 +31,11 @@ class BatchSpec:
       scale: training only, range of the area shown, as a fraction of the evaluation view.
       shift: training only, largest displacement as a fraction of the side.
       subset_probability: training only, how often a report is replaced by a shuffled random subset of its sentences.
+      aspect: training only, as for `augment.draw`, like the four that follow.
+      placement: where a crop lies in the evaluation view.
+      zoom: range of the magnification.
+      rotation: largest angle in degrees.
+      flip: whether half of the images are mirrored, though reports say left and right.
     """
 
     tokenizer: str
@@ -41,6 +46,11 @@ class BatchSpec:
     scale: tuple[float, float] = (1.0, 1.0)
     shift: float = 0.0
     subset_probability: float = 0.0
+    aspect: tuple[float, float] = (1.0, 1.0)
+    placement: augment.Placement = "centre"
+    zoom: tuple[float, float] = (1.0, 1.0)
+    rotation: float = 0.0
+    flip: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,19 @@ def training_row(
 ) -> dict[str, np.ndarray]:
     """One row of a training batch; `rng` depends on seed and position alone."""
     image = images.decode_gray(record.image)
-    view = images.training_view(image, spec.image_size, rng, scale=spec.scale, shift=spec.shift, fit=spec.fit)
+    view = images.training_view(
+        image,
+        spec.image_size,
+        rng,
+        scale=spec.scale,
+        shift=spec.shift,
+        fit=spec.fit,
+        aspect=spec.aspect,
+        placement=spec.placement,
+        zoom=spec.zoom,
+        rotation=spec.rotation,
+        flip=spec.flip,
+    )
     sentences = _subset(record.sentences, rng) if rng.random() < spec.subset_probability else record.sentences
     return _row(view, sentences, record, spec, tokenizer)
 

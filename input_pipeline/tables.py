@@ -6,21 +6,26 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from input_pipeline.errors import DataError, UserError
+from input_pipeline.errors import DataError, MsflError, UserError
+
+Refuse = Callable[[MsflError], None]
 
 _OTHER_SEPARATORS = {";": "';'", "\t": "a tab", "|": "'|'"}
 
 
-def read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
+def read_table(
+    path: Path, columns: Sequence[str], *, optional: Sequence[str] = (), refuse: Refuse | None = None
+) -> Iterator[tuple[int, list[str]]]:
     """Reads named columns of a CSV file; the header is checked before this returns.
 
     Args:
       path: ends in .gz when gzipped.
       columns: names that must be in the header, in any place.
       optional: names that give empty values where the header lacks them.
+      refuse: called with the error of a row of another length, which is then left out; by default the error is raised.
 
     Returns:
       Pairs of the row's number (the header is row 1) and its values in the order of `columns`, then `optional`.
@@ -35,7 +40,38 @@ def read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = 
     _check_header(path, names, columns)
     places = [names.index(name) for name in columns]
     places += [names.index(name) if name in names else -1 for name in optional]
-    return _select(path, rows, len(names), places)
+    return _select(path, rows, len(names), places, refuse)
+
+
+def read_fields(path: Path, count: int, *, refuse: Refuse | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Reads the first `count` fields of every row below the header, for tables whose header has more or fewer fields than their rows.
+
+    Returns:
+      Pairs as of `read_table`.
+
+    Raises:
+      UserError: the file is missing or has no header, or a row is shorter.
+      DataError: the compressed data are damaged.
+    """
+    rows = _rows(path)
+    if next(rows, None) is None:
+        raise UserError(f"{path.name}: the file is empty; expected a header and rows of {count} fields")
+    for number, row in rows:
+        if len(row) < count:
+            error = UserError(f"{path.name}: row {number} has {len(row)} fields; expected at least {count}, by commas")
+            if refuse is None:
+                raise error
+            refuse(error)
+            continue
+        yield number, [value.strip() for value in row[:count]]
+
+
+def column_names(path: Path) -> list[str]:
+    """Names in the header of a CSV file, for tables whose columns differ between releases; raises as `read_table` does."""
+    _, header = next(_rows(path), (0, []))
+    names = [name.strip() for name in header]
+    _check_header(path, names, ())
+    return names
 
 
 def find_table(root: Path, name: str) -> Path | None:
@@ -71,6 +107,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path.name}: not a CSV table in UTF-8 ({type(error).__name__}); fetch it again") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise DataError(f"{path.name}: the compressed data are damaged or cut short; fetch it again") from None
+    except OSError as error:
+        raise UserError(f"{path.name}: {error.strerror}; expected a CSV table") from None
 
 
 def _open(path: Path) -> io.TextIOWrapper:
@@ -80,7 +118,8 @@ def _open(path: Path) -> io.TextIOWrapper:
 
 def _check_header(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:
     if not names:
-        raise UserError(f"{path.name}: the file is empty; expected a header with '{columns[0]}'")
+        expected = f" with '{columns[0]}'" if columns else ""
+        raise UserError(f"{path.name}: the file is empty; expected a header{expected}")
     for separator, shown in _OTHER_SEPARATORS.items():
         if len(names) == 1 and separator in names[0]:
             raise UserError(f"{path.name}: columns are separated by {shown}; expected commas")
@@ -91,9 +130,13 @@ def _check_header(path: Path, names: Sequence[str], columns: Sequence[str]) -> N
 
 
 def _select(
-    path: Path, rows: Iterator[tuple[int, list[str]]], width: int, places: Sequence[int]
+    path: Path, rows: Iterator[tuple[int, list[str]]], width: int, places: Sequence[int], refuse: Refuse | None
 ) -> Iterator[tuple[int, list[str]]]:
     for number, row in rows:
         if len(row) != width:
-            raise UserError(f"{path.name}: row {number} has {len(row)} fields; expected {width} as in the header")
+            error = UserError(f"{path.name}: row {number} has {len(row)} fields; expected {width} as in the header")
+            if refuse is None:
+                raise error
+            refuse(error)
+            continue
         yield number, [row[place].strip() if place >= 0 else "" for place in places]

@@ -112,8 +112,23 @@ def build_mimic_cxr(
     jpg: JpgDirectory,
     reports: Annotated[Path, typer.Option(help="Folder or zip of the reports.")],
     out: Output,
-    views: Annotated[str, typer.Option(help="frontal or all.")] = "frontal",
-    exclude: Annotated[Path | None, typer.Option(help="MS-CXR's CSV: its patients are left out of train.")] = None,
+    views: Annotated[str, typer.Option(help="frontal, lateral or all.")] = "frontal",
+    exclude: Annotated[
+        Path | None, typer.Option(help="MS-CXR's boxes, CSV or JSON: their patients are left out of train.")
+    ] = None,
+    keep_grounding_patients: Annotated[
+        bool, typer.Option("--keep-grounding-patients", help="Train on MS-CXR's patients as well.")
+    ] = False,
+    labels: Annotated[str, typer.Option(help="Labeller of the reports: chexpert or negbio.")] = "chexpert",
+    radiologist_labels: Annotated[bool, typer.Option(help="Prefer radiologists' labels of test studies.")] = True,
+    splits: Annotated[
+        Path | None, typer.Option(help="CSV of dicom_id,split or subject_id,split instead of the official split.")
+    ] = None,
+    sections: Annotated[str, typer.Option(help="Sections of a report to read, in order.")] = "findings,impression",
+    fallback: Annotated[str, typer.Option(help="Section to read where they have no text, or none.")] = "last_paragraph",
+    equalize: Annotated[
+        bool, typer.Option("--equalize", help="Equalise histograms; the release's are already.")
+    ] = False,
     short_side: ShortSide = 512,
     quality: Quality = 95,
     workers: Workers = 0,
@@ -122,8 +137,20 @@ def build_mimic_cxr(
     from input_pipeline.build import build as write
     from input_pipeline.datasets.mimic_cxr import MimicCxr
 
-    source = MimicCxr(jpg, reports, views=views, exclude=exclude)
-    print(write(source, out, short_side=short_side, quality=quality, workers=workers or os.cpu_count() or 1))
+    source = MimicCxr(
+        jpg,
+        reports,
+        views=views,
+        policy=tuple(name.strip() for name in sections.split(",") if name.strip()),
+        fallback=None if fallback == "none" else fallback,
+        exclude=exclude,
+        keep_grounding_patients=keep_grounding_patients,
+        labels=labels,
+        radiologist_labels=radiologist_labels,
+        splits=splits,
+    )
+    stored = {"short_side": short_side, "quality": quality, "equalize": equalize}
+    print(write(source, out, **stored, workers=workers or os.cpu_count() or 1))
 
 
 @build.command("ms-cxr")

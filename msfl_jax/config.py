@@ -181,6 +181,11 @@ class DataConfig:
     fit: Literal["crop", "pad", "squash"]
     scale: tuple[float, float]
     shift: float
+    aspect: tuple[float, float]
+    placement: Literal["centre", "anywhere"]
+    zoom: tuple[float, float]
+    rotation: float
+    flip: bool
     permute_reports: bool
 
 

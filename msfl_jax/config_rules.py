@@ -62,12 +62,21 @@ WITHIN = {
     "objective.local_alignment.sentence_scale": (1e-6, math.inf),
     "objective.local_alignment.logit_scale": (1e-6, math.inf),
     "data.shift": (0.0, 0.5),
+    "data.rotation": (0.0, 180.0),
     "optimizer.peak_rate": (0.0, math.inf),
     "optimizer.weight_decay": (0.0, math.inf),
     "optimizer.b1": (0.0, 1.0),
     "optimizer.b2": (0.0, 1.0),
     "optimizer.clip_norm": (1e-9, math.inf),
     "grounding.sigma": (0.0, math.inf),
+}
+
+# Lowest and highest value of both ends of a range.
+RANGES = {
+    "data.scale": (1e-3, 1.0),
+    "data.aspect": (0.1, 10.0),
+    "data.zoom": (0.1, 10.0),
+    "objective.instance_matching.ramp": (0.0, 1.0),
 }
 
 
@@ -95,9 +104,9 @@ def _ranges(config: Any) -> Iterator[Rule]:
         yield low <= value <= high and math.isfinite(value), path, expected
     for path in ("image.mask_ratio", "text.mask_rate"):
         yield 0 < operator.attrgetter(path)(config) < 1, path, "a number between 0 and 1"
-    for path, low in (("data.scale", 1e-3), ("objective.instance_matching.ramp", 0.0)):
+    for path, (low, high) in RANGES.items():
         first, second = operator.attrgetter(path)(config)
-        yield low <= first <= second <= 1, path, f"two numbers from {low:g} to 1, the smaller one first"
+        yield low <= first <= second <= high, path, f"two numbers from {low:g} to {high:g}, the smaller one first"
 
 
 def _sizes(config: Any) -> Iterator[Rule]:

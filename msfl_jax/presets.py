@@ -252,11 +252,13 @@ def _data() -> ConfigDict:
     data.batch_size = 4096  # (MaCo) studies per step over all devices
     data.workers = 0  # (ours) loader processes; 0 reads in threads
     data.fit = "crop"  # (MaCo) centre square; "pad" shows all of the image
-    data.scale = (
-        0.6,
-        1.0,
-    )  # (ours) share of the area of a random crop; never flipped, because reports say left and right
+    data.scale = (0.6, 1.0)  # (ours) range of a random crop's share of the area; MRM (.2, 1)
     data.shift = 0.0  # (ours) largest random shift as a share of the side
+    data.aspect = (1.0, 1.0)  # (ours) range of a random crop's width over height; MRM (.75, 1.33)
+    data.placement = "centre"  # (ours) where a random crop lies; MRM, GLoRIA and MGCA "anywhere"
+    data.zoom = (1.0, 1.0)  # (ours) range of a random magnification; MaCo (.8, 1.2)
+    data.rotation = 0.0  # (ours) largest random rotation in degrees; MaCo 20
+    data.flip = False  # (ours) MaCo and MRM mirror half of the images, but reports say left and right
     data.permute_reports = False  # (ours) control: every image gets the report of another patient
     return data
 

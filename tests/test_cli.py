@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from input_pipeline.datasets.synthetic import synthesize
+from input_pipeline.manifest import read_manifest
 from msfl_jax.cli import app, main
 
 
@@ -23,6 +25,19 @@ def msfl(monkeypatch, capsys, *arguments):
         ([], ["demo", "pretrain", "data", "eval"]),
         (["data"], ["synthesize", "build", "tokenizer"]),
         (["data", "build"], ["mimic-cxr", "ms-cxr"]),
+        (
+            ["data", "build", "mimic-cxr"],
+            [
+                "--views",
+                "--exclude",
+                "--keep-grounding",
+                "--labels",
+                "--splits",
+                "--sections",
+                "--fallback",
+                "--equalize",
+            ],
+        ),
         (["eval"], ["zero-shot", "grounding"]),
         (["pretrain"], ["--config", "--workdir", "--init-from"]),
     ],
@@ -88,3 +103,40 @@ def test_without_a_command_the_help_is_shown(monkeypatch, capsys):
     code, out, error = msfl(monkeypatch, capsys)
     assert code == 2
     assert "pretrain" in out + error
+
+
+def test_a_build_of_mimic_cxr_takes_its_options_and_asks_about_grounding_patients(monkeypatch, capsys, tmp_path):
+    study = tmp_path / "study"
+    synthesize(study, studies=40, seed=0, size=64, workers=1, progress=False)
+    next(study.glob("MS_CXR_*")).unlink()
+    command = ["data", "build", "mimic-cxr", "--jpg", study, "--reports", study, "--workers", "1", "--short-side", "32"]
+    code, _, error = msfl(monkeypatch, capsys, *command, "--out", tmp_path / "out")
+    assert code == 2
+    assert error.count("\n") == 1
+    assert "--exclude FILE" in error
+    assert "--keep-grounding-patients" in error
+    options = [
+        "--keep-grounding-patients",
+        "--views",
+        "all",
+        "--sections",
+        "impression, findings",
+        "--fallback",
+        "none",
+    ]
+    code, out, _ = msfl(
+        monkeypatch, capsys, *command, *options, "--equalize", "--no-radiologist-labels", "--out", tmp_path / "out"
+    )
+    assert code == 0
+    assert out.startswith("mimic_cxr")
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.equalize
+    assert manifest.settings == {
+        "views": "all",
+        "policy": ["impression", "findings"],
+        "fallback": None,
+        "labels": "chexpert",
+        "radiologist_labels": False,
+        "splits": "official",
+        "grounding_patients": "kept",
+    }

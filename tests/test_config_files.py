@@ -56,6 +56,31 @@ def test_overrides_reach_nested_keys_and_tuples():
 
 
 @pytest.mark.parametrize(
+    "recipe",
+    [
+        ["scale=(1.0, 1.0)", "rotation=20.0", "zoom=(0.8, 1.2)", "flip=True"],
+        ["scale=(0.2, 1.0)", "aspect=(0.75, 1.3333)", "placement=anywhere", "flip=True"],
+        ["scale=(0.7656, 0.7656)", "placement=anywhere"],
+    ],
+    ids=["MaCo", "MRM", "GLoRIA"],
+)
+def test_augmentation_of_the_siblings_is_a_few_overrides(recipe):
+    data = load_config("mimic_vit_b16", [f"--config.data.{item}" for item in recipe]).data
+    for item in recipe:
+        name, value = item.split("=")
+        assert str(getattr(data, name)) == value
+    plain = load_config("mimic_vit_b16").data
+    assert (plain.rotation, plain.zoom, plain.aspect, plain.flip) == (0.0, (1.0, 1.0), (1.0, 1.0), False)
+
+
+def test_a_configuration_without_the_later_keys_is_refused_by_name():
+    values = to_dict(load_config("demo"))
+    del values["data"]["rotation"]
+    with pytest.raises(UserError, match=r"'data.rotation' is missing"):
+        from_config_dict(values)
+
+
+@pytest.mark.parametrize(
     ("name", "override", "words"),
     [
         ("demoo", None, ["demoo", "did you mean 'demo'"]),
@@ -81,6 +106,13 @@ def test_overrides_reach_nested_keys_and_tuples():
         ("demo", "--config.objective.instance_matching.ramp=(0.9, 0.1)", ["ramp", "the smaller one first"]),
         ("demo", "--config.data.scale=(2.0, 1.0)", ["data.scale", "from 0.001 to 1"]),
         ("demo", "--config.data.shift=5.0", ["data.shift", "from 0 to 0.5"]),
+        ("demo", "--config.data.rotation=200.0", ["data.rotation", "from 0 to 180"]),
+        ("demo", "--config.data.rotation=-1.0", ["data.rotation", "from 0 to 180"]),
+        ("demo", "--config.data.zoom=(1.2, 0.8)", ["data.zoom", "from 0.1 to 10, the smaller one first"]),
+        ("demo", "--config.data.zoom=(0.0, 1.0)", ["data.zoom", "from 0.1 to 10"]),
+        ("demo", "--config.data.aspect=(0.75, 40.0)", ["data.aspect", "from 0.1 to 10"]),
+        ("demo", "--config.data.placement=left", ["data.placement", "centre, anywhere"]),
+        ("demo", "--config.data.flip=2", ["data.flip", "bool"]),
         ("demo", "--config.train.keep_checkpoints=0", ["keep_checkpoints", "at least 1"]),
         ("demo", "--config.train.steps=50", ["warmup_steps", "fewer than train.steps, 50"]),
         ("demo", "--config.mesh.fsdp=0", ["mesh", "1 or more"]),

@@ -28,7 +28,8 @@ def pairs(real_data, tmp_path_factory):
     """The 44 real pairs as shards, and a tokenizer of their words and of a synthetic study's."""
     root = tmp_path_factory.mktemp("real")
     source = real_data / "real_pairs"
-    manifest = build(MimicCxr(source, source / "mimic-cxr-reports"), root / "pairs", short_side=256, progress=False)
+    mimic = MimicCxr(source, source / "mimic-cxr-reports", keep_grounding_patients=True)  # there is no MS-CXR of them
+    manifest = build(mimic, root / "pairs", short_side=256, progress=False)
     synthesize(root / "study", studies=120, seed=0, size=64, workers=1, progress=False)
     build(MimicCxr(root / "study", root / "study/mimic-cxr-reports"), root / "synthetic", short_side=64, progress=False)
     words = [*text_sentences(root / "pairs", "train"), *text_sentences(root / "synthetic", "train")]

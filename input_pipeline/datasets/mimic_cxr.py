@@ -1,62 +1,60 @@
-"""MIMIC-CXR-JPG 2.0.0 and 2.1.0 with the reports of MIMIC-CXR: images, official split, views, CheXpert labels, sentences.
+"""MIMIC-CXR-JPG 2.0.0 and 2.1.0 with the reports of MIMIC-CXR: images, splits, views, labels, sentences.
 
-Layout and tables: physionet.org/content/mimic-cxr-jpg/2.1.0 (the tables keep "2.0.0" in their names in both releases).
+Layout and tables: physionet.org/content/mimic-cxr-jpg/2.1.0 (most tables keep "2.0.0" in their names in both releases).
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from input_pipeline import tables
-from input_pipeline.datasets import ms_cxr
-from input_pipeline.errors import DataError, UserError
+from input_pipeline import checksums, tables
+from input_pipeline.datasets import mimic_tables
+from input_pipeline.datasets.mimic_grounding import Grounding, find_boxes, read_grounding
+from input_pipeline.datasets.mimic_tables import LABEL_NAMES, UNKNOWN, Image
+from input_pipeline.errors import UserError
 from input_pipeline.reports import open_reports
-from input_pipeline.sections import report_sentences
-from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, ImageRow, ImagesOnly, Scan, Sentences, read_image
+from input_pipeline.sections import normalise_name, report_sentences
+from input_pipeline.sources import NO_SPLIT, Dropped, ImageRow, ImagesOnly, Scan, Sentences, read_image
 
-LABEL_NAMES = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
-_UNKNOWN = (float("nan"),) * len(LABEL_NAMES)
-_LABEL_VALUES = {"": float("nan"), "1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "1": 1.0, "0": 0.0, "-1": -1.0}
-_FRONTAL_VIEWS = frozenset({"PA", "AP"})
-# Some 15,000 images have no ViewPosition; the coded view of most of them is spelled out in another column.
-_VIEW_OF_MEANING = {
-    "postero-anterior": "PA",
-    "antero-posterior": "AP",
-    "lateral": "LATERAL",
-    "left lateral": "LL",
-}
-_NUMBER = re.compile(r"[0-9]{2,20}")
-_IMAGE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
+__all__ = ["LABEL_NAMES", "MimicCxr"]
+
+# The views of each choice, as MIMIC-CXR's own statistics group them; None is every view.
+VIEWS = {"frontal": frozenset({"PA", "AP"}), "lateral": frozenset({"LATERAL", "LL"}), "all": None}
+LABELLERS = ("chexpert", "negbio")
+
+
+class _Labels(NamedTuple):
+    """Labels by study: a labeller's of the reports, and radiologists' of some test studies."""
+
+    labeller: mimic_tables.Labels
+    radiologists: mimic_tables.Labels
+
+    def of(self, study: str, split: str) -> tuple[float, ...]:
+        """The best labels that there are of a study in this split."""
+        if split == "test" and study in self.radiologists:
+            return self.radiologists[study]
+        return self.labeller.get(study, UNKNOWN)
 
 
 @dataclass(frozen=True)
 class MimicCxr(ImagesOnly):
     """MIMIC-CXR-JPG as a source of records, one per image.
 
+    MS-CXR, on which grounding is measured, is made of MIMIC-CXR's images, most of them of its train split: a build leaves them
+    and their patients out of train, or says that it keeps them.
+
     Attributes:
       jpg: folder that holds `files` and the tables.
       reports: folder or zip file of the reports.
-      views: "frontal" keeps PA and AP, "all" every image.
+      views: "frontal" keeps PA and AP, "lateral" LATERAL and LL, "all" every image.
       policy: sections whose sentences are kept, in this order.
-      fallback: section that is read where none of them has text.
-      exclude: an MS-CXR box file; its patients are left out of the train split ("grounding_patient" in the counts).
+      fallback: section that is read where none of them has text, or None.
+      exclude: MS-CXR's box file, CSV or JSON; None takes those that lie in `jpg`.
+      keep_grounding_patients: keep the images and patients of MS-CXR in train.
+      labels: "chexpert" or "negbio", the labeller of the reports.
+      radiologist_labels: take the labels of test studies from release 2.1.0's table of radiologists where it has them.
+      splits: CSV file of dicom_id,split or subject_id,split that replaces the official split.
     """
 
     jpg: Path
@@ -65,6 +63,10 @@ class MimicCxr(ImagesOnly):
     policy: tuple[str, ...] = ("findings", "impression")
     fallback: str | None = "last_paragraph"
     exclude: Path | None = None
+    keep_grounding_patients: bool = False
+    labels: str = "chexpert"
+    radiologist_labels: bool = True
+    splits: Path | None = None
 
     @property
     def name(self) -> str:
@@ -77,34 +79,47 @@ class MimicCxr(ImagesOnly):
 
     def settings(self) -> Mapping[str, Any]:
         """Options that change the records."""
-        return {"views": self.views, "policy": list(self.policy), "fallback": self.fallback}
+        return {
+            "views": self.views,
+            "policy": list(self.policy),
+            "fallback": self.fallback,
+            "labels": self.labels,
+            "radiologist_labels": self.radiologist_labels,
+            "splits": "official" if self.splits is None else "own",
+            "grounding_patients": "kept" if self.keep_grounding_patients else "excluded",
+        }
 
-    def scan(self) -> Scan:
-        """Joins the tables on `dicom_id`; every image of either table is one input row.
+    def scan(self, *, lenient: bool = False) -> Scan:
+        """Joins the tables on `dicom_id`; every image of a table or of IMAGE_FILENAMES is one input row.
 
         Raises:
-          UserError: a table or column is missing, or a value is none of those that MIMIC-CXR uses.
-          DataError: an image is listed twice, the tables disagree, or a patient is in two splits.
+          UserError: an option, table or column is missing or wrong, or a value is none of those that MIMIC-CXR uses.
+          DataError: an image is listed twice, the tables disagree or have another checksum, or a patient is in two splits.
         """
-        if self.views not in ("frontal", "all"):
-            raise UserError(f"found views '{self.views}'; expected 'frontal' or 'all'")
+        self._check_options()
         open_reports(self.reports)
-        scan = Scan(inputs={"reports": _reports_hash(self.reports)})
-        splits = self._splits(scan)
-        labels = self._labels(scan)
-        excluded = self._excluded(scan)
-        for image, (patient, study, view) in self._metadata(scan):
-            split = _split_of(splits, image, patient, study)
-            reason = "no_split" if split == NO_SPLIT else self._reason(split, view, patient, excluded)
-            if reason:
-                scan.drop(split, reason)
-                continue
-            path = f"files/p{patient[:2]}/p{patient}/s{study}/{image}.jpg"
-            scan.keep(split, ImageRow(patient, study, image, path, view, labels.get(study, _UNKNOWN)))
-        for _, _, split in splits.values():
+        scan = Scan(lenient=lenient)
+        inputs = checksums.Inputs.open(self.jpg, scan.refuse)
+        scan.inputs = inputs.hashes
+        self._add_reports(inputs)
+        splits, labels = self._splits(scan, inputs), self._labels(scan, inputs)
+        excluded, listed = self._excluded(inputs), self._listed(scan, inputs)
+        for image in mimic_tables.read_images(self._table(inputs, "metadata"), scan):
+            with scan.row(image.name):
+                split = splits.take(image)
+                unlisted = _take(listed, image.name)
+                if reason := self._reason(split, image, excluded) or unlisted:
+                    scan.drop(split, reason)
+                else:
+                    scan.keep(split, _row(image, labels.of(image.study, split), inputs.image(image.name)))
+        for name, split in splits.left():
+            _take(listed, name)
             scan.drop(split, "no_metadata")
+        for _ in listed or ():
+            scan.drop(NO_SPLIT, "in_no_table")
         for rows in scan.rows.values():
             rows.sort(key=lambda row: (row.patient, row.study, row.image))
+        inputs.note_unchecked(sum(not row.sha256 for rows in scan.rows.values() for row in rows))
         return scan
 
     def files(self, row: ImageRow) -> tuple[Path, ...]:
@@ -112,7 +127,7 @@ class MimicCxr(ImagesOnly):
         return self.jpg / row.path, open_reports(self.reports).file(row.patient, row.study)
 
     def sentences(self, row: ImageRow) -> Sentences:
-        """Sentences of the study's report; raises Dropped("no_report" or "no_text")."""
+        """Sentences of the study's report; raises Dropped("no_report", "bad_report" or "no_text")."""
         report = open_reports(self.reports).read(row.patient, row.study)
         texts = report_sentences(report.text, policy=self.policy, fallback=self.fallback)
         if not texts:
@@ -124,89 +139,101 @@ class MimicCxr(ImagesOnly):
         """The image file; raises Dropped("missing_image")."""
         return read_image(self.jpg, row.path)
 
-    def _splits(self, scan: Scan) -> dict[str, tuple[str, str, str]]:
-        """(patient, study, split) of each image."""
-        path = self._table(scan, "split")
-        splits: dict[str, tuple[str, str, str]] = {}
-        split_of_patient: dict[str, str] = {}
-        for number, values in tables.read_table(path, ["dicom_id", "subject_id", "study_id", "split"]):
-            image, patient, study, split = values
-            _check_identifiers(path, number, image, patient, study)
-            if split not in SPLITS:
-                raise UserError(f"{path.name}: row {number} has an unknown split; expected one of {', '.join(SPLITS)}")
-            if image in splits:
-                raise DataError(f"{path.name}: the image of row {number} is listed twice; expected each image once")
-            if split_of_patient.setdefault(patient, split) != split:
-                raise DataError(f"{path.name}: the patient of row {number} is in two splits; expected one per patient")
-            splits[image] = (patient, study, split)
+    def _check_options(self) -> None:
+        if self.views not in VIEWS:
+            raise UserError(f"found views '{self.views}'; expected 'frontal', 'lateral' or 'all'")
+        if self.labels not in LABELLERS:
+            raise UserError(f"found labels '{self.labels}'; expected 'chexpert' or 'negbio'")
+        if not self.policy:
+            raise UserError("found no section to read; expected some such as findings and impression")
+        for name in (*self.policy, *([self.fallback] if self.fallback else [])):
+            if normalise_name(name) != name:
+                raise UserError(f"found section '{name}'; expected its usual name '{normalise_name(name)}'")
+
+    def _add_reports(self, inputs: checksums.Inputs) -> None:
+        """A tree of 227,835 files is not hashed; each shard compares the sizes and times of its own."""
+        if self.reports.is_file():
+            inputs.add("reports", self.reports, checksums.listed_hash(self.reports))
+        else:
+            inputs.hashes["reports"] = "not hashed"
+
+    def _splits(self, scan: Scan, inputs: checksums.Inputs) -> mimic_tables.Splits:
+        if self.splits is None:
+            return mimic_tables.read_official_splits(self._table(inputs, "split"), scan)
+        splits = mimic_tables.read_own_splits(self.splits, scan)
+        inputs.hashes["split"] = tables.file_hash(self.splits)
         return splits
 
-    def _metadata(self, scan: Scan) -> Iterator[tuple[str, tuple[str, str, str]]]:
-        """Yields each image with its (patient, study, view)."""
-        path = self._table(scan, "metadata")
-        columns = ["dicom_id", "subject_id", "study_id", "ViewPosition"]
-        seen = set()
-        for number, values in tables.read_table(path, columns, optional=["ViewCodeSequence_CodeMeaning"]):
-            image, patient, study, view, meaning = values
-            _check_identifiers(path, number, image, patient, study)
-            if image in seen:
-                raise DataError(f"{path.name}: the image of row {number} is listed twice; expected each image once")
-            seen.add(image)
-            yield image, (patient, study, view.upper() or _VIEW_OF_MEANING.get(meaning.lower(), ""))
+    def _labels(self, scan: Scan, inputs: checksums.Inputs) -> _Labels:
+        labeller, radiologists = {}, {}
+        if path := self._find(inputs, self.labels):
+            labeller = mimic_tables.read_labels(path, scan)
+        elif self.labels != LABELLERS[0]:
+            raise UserError(f"{self.jpg}: no {self.labels} table; expected mimic-cxr-2.0.0-{self.labels}.csv.gz")
+        if self.radiologist_labels and (path := self._find(inputs, "test-set-labeled")):
+            radiologists = mimic_tables.read_labels(path, scan)
+        return _Labels(labeller, radiologists)
 
-    def _labels(self, scan: Scan) -> dict[str, tuple[float, ...]]:
-        """Labels of each study; empty where there is no CheXpert table."""
-        path = tables.find_table(self.jpg, "mimic-cxr-*-chexpert.csv")
-        if path is None:
-            scan.inputs["chexpert"] = "absent"
-            return {}
-        scan.inputs["chexpert"] = tables.file_hash(path)
-        labels = {}
-        for number, (study, *values) in tables.read_table(path, ["study_id", *LABEL_NAMES]):
-            try:
-                labels[study] = tuple(_LABEL_VALUES[value] for value in values)
-            except KeyError:
-                raise UserError(f"{path.name}: row {number} has a label that is none of 1, 0, -1 and blank") from None
-        return labels
+    def _excluded(self, inputs: checksums.Inputs) -> Grounding:
+        """Who must not be trained on: nobody where that was asked for in so many words."""
+        if self.keep_grounding_patients:
+            if self.exclude is not None:
+                raise UserError("MS-CXR's patients are both excluded and kept; give one of the two options")
+            return Grounding(frozenset(), frozenset())
+        files = find_boxes(self.jpg) if self.exclude is None else (self.exclude,)
+        if not files:
+            raise UserError(
+                f"{self.jpg}: no MS_CXR_Local_Alignment file names the patients that grounding is measured on; "
+                "leave them out of train with --exclude FILE, or keep them with --keep-grounding-patients"
+            )
+        found = read_grounding(files)
+        for number, path in enumerate(files):
+            inputs.hashes[f"exclude_{number}" if number else "exclude"] = tables.file_hash(path)
+        return found
 
-    def _excluded(self, scan: Scan) -> frozenset[str]:
-        if self.exclude is None:
-            return frozenset()
-        scan.inputs["exclude"] = tables.file_hash(self.exclude)
-        return ms_cxr.patients(self.exclude)
+    def _listed(self, scan: Scan, inputs: checksums.Inputs) -> set[str] | None:
+        """Images that the release says it has; None where it does not say."""
+        path = self.jpg / "IMAGE_FILENAMES"
+        if not path.is_file():
+            inputs.hashes["image_filenames"] = checksums.ABSENT
+            return None
+        return mimic_tables.read_filenames(inputs.add("image_filenames", path), scan)
 
-    def _reason(self, split: str, view: str, patient: str, excluded: frozenset[str]) -> str:
-        """Why a row with a split is left out, or an empty string."""
-        if self.views == "frontal" and view not in _FRONTAL_VIEWS:
-            return "not_frontal"
-        return "grounding_patient" if split == "train" and patient in excluded else ""
+    def _reason(self, split: str, image: Image, excluded: Grounding) -> str:
+        """Why a row of the tables is left out, or an empty string."""
+        views = VIEWS[self.views]
+        reasons = {
+            "no_split": split == NO_SPLIT,
+            f"not_{self.views}": views is not None and image.view not in views,
+            "grounding_patient": split == "train" and image.patient in excluded.patients,
+            "grounding_image": split == "train" and image.name in excluded.images,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
-    def _table(self, scan: Scan, role: str) -> Path:
-        path = tables.find_table(self.jpg, f"mimic-cxr-*-{role}.csv")
+    def _table(self, inputs: checksums.Inputs, role: str) -> Path:
+        path = self._find(inputs, role)
         if path is None:
             expected = f"mimic-cxr-2.0.0-{role}.csv.gz"
             raise UserError(f"{self.jpg}: no {role} table; expected {expected}. Is this the root of MIMIC-CXR-JPG?")
-        scan.inputs[role] = tables.file_hash(path)
         return path
 
-
-def _split_of(splits: dict[str, tuple[str, str, str]], image: str, patient: str, study: str) -> str:
-    """Takes an image out of the split table; what stays there at the end has no metadata."""
-    known = splits.pop(image, None)
-    if known is None:
-        return NO_SPLIT
-    if known[:2] != (patient, study):
-        raise DataError("the split and metadata tables disagree on the study of an image; use tables of one release")
-    return known[2]
+    def _find(self, inputs: checksums.Inputs, role: str) -> Path | None:
+        """A table of the release, checked and noted."""
+        path = tables.find_table(self.jpg, f"mimic-cxr-*-{role}.csv")
+        if path is None:
+            inputs.hashes[role] = checksums.ABSENT
+            return None
+        return inputs.add(role, path)
 
 
-def _check_identifiers(path: Path, number: int, image: str, patient: str, study: str) -> None:
-    """Paths are built from identifiers, so they may hold nothing that leads elsewhere."""
-    if not (_IMAGE_NAME.fullmatch(image) and _NUMBER.fullmatch(patient) and _NUMBER.fullmatch(study)):
-        expected = "digits for subject_id and study_id, and letters, digits and dashes for dicom_id"
-        raise UserError(f"{path.name}: row {number} has an identifier that cannot name a file; expected {expected}")
+def _take(listed: set[str] | None, name: str) -> str:
+    """Takes an image off the list, at the end of which stand those of no table; "not_listed" where it is not on it."""
+    if listed is None or name not in listed:
+        return "" if listed is None else "not_listed"
+    listed.remove(name)
+    return ""
 
 
-def _reports_hash(path: Path) -> str:
-    """A tree of 227,835 files is not hashed; each shard compares the sizes and times of its own."""
-    return tables.file_hash(path) if path.is_file() else "not hashed"
+def _row(image: Image, labels: tuple[float, ...], sha256: str) -> ImageRow:
+    path = f"files/p{image.patient[:2]}/p{image.patient}/s{image.study}/{image.name}.jpg"
+    return ImageRow(image.patient, image.study, image.name, path, image.view, labels, sha256=sha256)

@@ -1,32 +1,61 @@
 """MS-CXR 0.1 and 1.1.0: phrases with boxes on images of MIMIC-CXR-JPG (physionet.org/content/ms-cxr)."""
 
+import dataclasses
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
 
 from input_pipeline import tables
-from input_pipeline.errors import UserError
+from input_pipeline.datasets.labelled import check_size, parse_box
+from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.sections import clean_sentence
 from input_pipeline.sources import ImageRow, ImagesOnly, Scan, is_relative, read_image
 
 _COLUMNS = ["category_name", "label_text", "path", "dicom_id", "x", "y", "w", "h"]
+_OPTIONAL = ["split", "image_width", "image_height"]  # release 0.1 has no split
 _SPLITS = {"train": "train", "val": "validate", "validate": "validate", "test": "test", "": "test"}
 _PATH = re.compile(r"(?:.*/)?p([0-9]{2,20})/s([0-9]{2,20})/[^/]+")
+_RELEASES = "MS_CXR_Local_Alignment_v*"
+_NO_SIZE = (0, 0)
 
-Box = tuple[float, float, float, float]
+
+@dataclass(frozen=True, slots=True)
+class SizedRow(ImageRow):
+    """A row that knows the (height, width) of the image that its boxes were drawn on; (0, 0) where nothing says so."""
+
+    size: tuple[int, int] = _NO_SIZE
+
+
+class _Annotation(NamedTuple):
+    """One box, as the file writes it; `row` is "row 2" of a CSV file or "annotation 1" of a JSON file."""
+
+    file: str
+    row: str
+    category: str
+    text: str
+    path: str
+    image: str
+    box: list[str]
+    split: str
+    width: str
+    height: str
 
 
 @dataclass(frozen=True)
 class MsCxr(ImagesOnly):
-    """MS-CXR as a source of records, one per image and phrase, with all boxes of the pair.
+    """MS-CXR as a source of records, one per image, phrase and finding, with all boxes of the three.
 
     The labels of a record are the finding of its phrase (1) and nothing about the others (NaN).
 
     Attributes:
-      jpg: folder of MIMIC-CXR-JPG, to which the paths in the table are relative.
-      boxes: the CSV file, one row per box; without a `split` column (release 0.1) everything is "test".
+      jpg: folder of MIMIC-CXR-JPG, to which the paths in the file are relative.
+      boxes: the CSV or JSON (COCO) file of the release, or the folder that holds it; without `split` (release 0.1) everything is "test".
     """
 
     jpg: Path
@@ -38,39 +67,41 @@ class MsCxr(ImagesOnly):
         return "ms_cxr"
 
     def label_names(self) -> tuple[str, ...]:
-        """The findings of the table, in alphabetical order."""
-        return tuple(sorted({values[0] for _, values in tables.read_table(self.boxes, _COLUMNS)}))
+        """The findings of the file, in alphabetical order."""
+        return tuple(sorted({annotation.category for annotation in _read(self.boxes, _pass_over)}))
 
     def settings(self) -> Mapping[str, Any]:
         """Options that change the records: none."""
         return {}
 
-    def scan(self) -> Scan:
-        """Groups the boxes by image and phrase, spelled alike; one group is one input row.
+    def scan(self, *, lenient: bool = False) -> Scan:
+        """Groups the boxes by image, phrase (spelled alike) and finding; one group is one input row.
 
         Raises:
           UserError: a column is missing, or a row has no finite box, an unknown split or a path out of the folder.
+          DataError: boxes of one group disagree on the split or the size of the image.
         """
+        scan = Scan(inputs={"boxes": tables.file_hash(_file(self.boxes))}, lenient=lenient)
         names = self.label_names()
-        groups: dict[tuple[str, str], tuple[str, ImageRow]] = {}
-        for number, values in tables.read_table(self.boxes, _COLUMNS, optional=["split"]):
-            category, text, path, image, *box, split = values
-            split, patient, study = _place(self.boxes, number, split, path)
-            phrase = clean_sentence(text)
-            group = image, phrase
-            _, known = groups.get(group, ("", None))
-            boxes = (*(known.boxes if known else ()), _box(self.boxes, number, box))
-            category = known.category if known else category
-            labels = tuple(1.0 if name == category else float("nan") for name in names)
-            groups[group] = split, ImageRow(patient, study, image, path, "", labels, phrase, category, boxes)
-        scan = Scan(inputs={"boxes": tables.file_hash(self.boxes)})
+        groups: dict[tuple[str, str, str], tuple[str, SizedRow]] = {}
+        for annotation in _read(self.boxes, scan.refuse):
+            with scan.row(annotation.image):
+                split, row = _row(annotation, names)
+                group = row.image, row.phrase, row.category
+                known_split, known = groups.get(group, (split, row))
+                if (known_split, known.size) != (split, row.size):
+                    where = f"{annotation.file}: {annotation.row}"
+                    found = f"{where} disagrees with another box of its phrase on split or image size"
+                    raise DataError(found, code="tables_disagree")
+                boxes = (*known.boxes, *row.boxes) if group in groups else row.boxes
+                groups[group] = split, dataclasses.replace(known, boxes=boxes)
         for split, row in groups.values():
             if row.phrase:
                 scan.keep(split, row)
             else:
                 scan.drop(split, "no_text")
         for rows in scan.rows.values():
-            rows.sort(key=lambda row: (row.patient, row.study, row.image, row.phrase))
+            rows.sort(key=lambda row: (row.patient, row.study, row.image, row.phrase, row.category))
         return scan
 
     def files(self, row: ImageRow) -> tuple[Path, ...]:
@@ -81,34 +112,105 @@ class MsCxr(ImagesOnly):
         """The image file; raises Dropped("missing_image")."""
         return read_image(self.jpg, row.path)
 
-
-def patients(boxes: Path) -> frozenset[str]:
-    """Identifiers of the patients in an MS-CXR box file, for leaving them out of pretraining."""
-    return frozenset(_patients(boxes))
-
-
-def _patients(boxes: Path) -> Iterator[str]:
-    for number, (path,) in tables.read_table(boxes, ["path"]):
-        yield _place(boxes, number, "", path)[1]
+    def mask(self, row: ImageRow, height: int, width: int) -> Bool[np.ndarray, "H W"] | None:
+        """None; raises Dropped("wrong_size") for an image of another size than the file says, such as a resized copy."""
+        if isinstance(row, SizedRow) and row.size != _NO_SIZE:
+            check_size(height, width, row.size)
+        return None
 
 
-def _place(table: Path, number: int, split: str, path: str) -> tuple[str, str, str]:
-    """(split, patient, study) of a row."""
+def _file(boxes: Path) -> Path:
+    """The file itself, or that of the release in a folder; its CSV and JSON say the same."""
+    if not boxes.is_dir():
+        return boxes
+    for suffix in (".csv", ".csv.gz", ".json"):
+        found = sorted(boxes.glob(_RELEASES + suffix))
+        if len(found) == 1:
+            return found[0]
+    raise UserError(f"{boxes}: expected one file {_RELEASES}.csv or .json; name the file")
+
+
+def _pass_over(error: MsflError) -> None:
+    """Rows that are wrong are refused where they are made into records, not where the names of findings are collected."""
+
+
+def _read(boxes: Path, refuse: tables.Refuse) -> Iterator[_Annotation]:
+    file = _file(boxes)
+    if file.suffix == ".json":
+        return _read_json(file, refuse)
+    return _read_csv(file, refuse)
+
+
+def _read_csv(table: Path, refuse: tables.Refuse) -> Iterator[_Annotation]:
+    for number, values in tables.read_table(table, _COLUMNS, optional=_OPTIONAL, refuse=refuse):
+        category, text, path, image, x, y, width, height, *others = values
+        yield _Annotation(table.name, f"row {number}", category, text, path, image, [x, y, width, height], *others)
+
+
+def _read_json(file: Path, refuse: tables.Refuse) -> Iterator[_Annotation]:
+    """COCO: annotations refer to images and categories by their `id`; annotations are numbered from 1 in messages."""
+    content = _load(file)
+    try:
+        categories = {item["id"]: str(item["name"]) for item in content["categories"]}
+        images = {item["id"]: item for item in content["images"]}
+        annotations = list(content["annotations"])
+    except (KeyError, TypeError):
+        expected = "lists 'images', 'annotations' and 'categories' of objects with an 'id'"
+        raise UserError(f"{file.name}: not in COCO's form; expected {expected}") from None
+    for row, item in ((f"annotation {number}", item) for number, item in enumerate(annotations, start=1)):
+        try:
+            image, category = images[item["image_id"]], categories[item["category_id"]]
+            text, box = item["label_text"].strip(), [str(value) for value in item["bbox"]]
+            path, size = image.get("path") or image["file_name"], [image.get("width"), image.get("height")]
+            split = item.get("split") or image.get("split") or ""
+            sizes = ["" if value is None else str(value) for value in size]
+            yield _Annotation(file.name, row, category, text, path, PurePosixPath(path).stem, box, split, *sizes)
+        except (KeyError, TypeError, AttributeError):
+            expected = "a known image and category, a text and a box"
+            refuse(UserError(f"{file.name}: {row} is not complete; expected {expected}; fetch it again"))
+
+
+def _load(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except OSError:
+        raise UserError(f"{file.name}: no such file in {file.parent}; expected MS-CXR's boxes") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{file.name}: not a JSON file; fetch it again") from None
+
+
+def _row(annotation: _Annotation, names: tuple[str, ...]) -> tuple[str, SizedRow]:
+    """The split of an annotation, and its row with its own box alone."""
+    file, number, category, text, path, image, box, split, width, height = annotation
+    where = f"{file}: {number}"
     if split not in _SPLITS:
-        raise UserError(f"{table.name}: row {number} has an unknown split; expected train, val or test")
+        raise UserError(f"{where} has an unknown split; expected train, val or test", code="unknown_split")
+    patient, study = _place(file, number, path)
+    labels = tuple(1.0 if name == category else float("nan") for name in names)
+    boxes = (parse_box(where, box),)
+    phrase, size = clean_sentence(text), _size(where, height, width)
+    return _SPLITS[split], SizedRow(patient, study, image, path, "", labels, phrase, category, boxes, size=size)
+
+
+def _place(file: str, row: str, path: str) -> tuple[str, str]:
+    """(patient, study) of a path."""
     if not is_relative(path):
-        raise UserError(f"{table.name}: the path of row {number} leads out of the data folder; expected files/p10/...")
+        raise UserError(
+            f"{file}: the path of {row} leads out of the data folder; expected files/p10/...", code="path_outside"
+        )
     place = _PATH.fullmatch(path)
     if place is None:
-        raise UserError(f"{table.name}: the path of row {number} names no study; expected files/p10/p.../s.../....jpg")
-    return _SPLITS[split], place[1], place[2]
+        raise UserError(f"{file}: the path of {row} names no study; expected files/p10/p.../s.../....jpg")
+    return place[1], place[2]
 
 
-def _box(table: Path, number: int, values: list[str]) -> Box:
+def _size(where: str, height: str, width: str) -> tuple[int, int]:
+    if not height and not width:
+        return _NO_SIZE
     try:
-        x, y, width, height = (float(value) for value in values)
-    except ValueError:
-        x = y = width = height = float("nan")
-    if not all(abs(value) < 1e6 for value in (x, y, width, height)) or width <= 0 or height <= 0:
-        raise UserError(f"{table.name}: row {number} has no box; expected numbers x, y, w, h with w and h above 0")
-    return x, y, width, height
+        size = round(float(height)), round(float(width))
+    except (ValueError, OverflowError):
+        size = _NO_SIZE
+    if min(size) <= 0:
+        raise UserError(f"{where} has no image size; expected whole numbers above 0, or no size at all")
+    return size

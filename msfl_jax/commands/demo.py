@@ -23,7 +23,7 @@ from msfl_jax.config import Config, config_hash
 from msfl_jax.config_files import load_config
 from msfl_jax.metrics import Interval
 from msfl_jax.results.figures import save_curves, save_phrase_overlays
-from msfl_jax.results.tables import demo_table
+from msfl_jax.results.tables import demo_table, with_caveats
 from msfl_jax.tasks.grounding import GroundingResult, evaluate_grounding
 from msfl_jax.tasks.prompts import load_prompts
 from msfl_jax.tasks.run import open_run
@@ -95,11 +95,11 @@ def run_demo(
     print(f"{folders.workdir}: about {estimated_minutes(studies, settings.train.steps)} minutes on two cores\n")
     prepare(folders, studies=studies, seed=seed)
     run_pretraining(settings, folders.workdir, quiet=True)
-    zero_shot, grounding = evaluate(folders, settings, split)
+    zero_shot, grounding, caveats = evaluate(folders, settings, split)
     save_curves(folders.workdir / "metrics.jsonl", folders.figures / "curves.png")
     summary = summarise(zero_shot, grounding, seconds=time.monotonic() - started, settings=settings)
     (folders.workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"\n{demo_table(zero_shot, grounding)}\n\n{where_to_go(folders)}")
+    print(f"\n{with_caveats(demo_table(zero_shot, grounding), caveats)}\n\n{where_to_go(folders)}")
     return summary
 
 
@@ -143,15 +143,15 @@ def same_study(folders: Folders, wanted: dict[str, int]) -> bool:
     return False
 
 
-def evaluate(folders: Folders, config: Config, split: str) -> tuple[ZeroShotResult, GroundingResult]:
-    """Evaluates the latest checkpoint on a held-out split and draws overlays."""
+def evaluate(folders: Folders, config: Config, split: str) -> tuple[ZeroShotResult, GroundingResult, tuple[str, ...]]:
+    """Evaluates the latest checkpoint on a held-out split and draws overlays; returns the run's caveats as well."""
     with stage("evaluation") as current:
         run = open_run(folders.workdir)
         zero_shot = evaluate_zero_shot(run, folders.records, split, prompts=load_prompts(config.zero_shot.prompts))
         grounding = evaluate_grounding(run, folders.phrases, split)
         save_phrase_overlays(run, folders.phrases, split, folders.figures, count=OVERLAYS)
         current.result = f"{zero_shot.records:,} images, {grounding.records:,} phrases of held-out patients ({split})"
-    return zero_shot, grounding
+    return zero_shot, grounding, run.caveats
 
 
 def summarise(

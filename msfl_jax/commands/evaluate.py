@@ -4,7 +4,7 @@ from pathlib import Path
 
 from input_pipeline.reading import open_split
 from msfl_jax.results.figures import save_phrase_overlays, save_record_overlays
-from msfl_jax.results.tables import grounding_table, zero_shot_table
+from msfl_jax.results.tables import grounding_table, with_caveats, zero_shot_table
 from msfl_jax.tasks.grounding import evaluate_grounding
 from msfl_jax.tasks.prompts import load_prompts
 from msfl_jax.tasks.run import Run, open_run
@@ -28,7 +28,7 @@ def zero_shot_report(workdir: Path, directory: Path, *, split: str, prompts: str
     result = evaluate_zero_shot(run, directory, split, prompts=chosen, rule=rule or None)
     file = workdir / "predictions" / f"zero_shot_{split}.npz"
     result.predictions.save(file)
-    return f"{zero_shot_table(result)}\n\npredictions  {file}"
+    return f"{with_caveats(zero_shot_table(result), run.caveats)}\n\npredictions  {file}"
 
 
 def grounding_report(workdir: Path, directory: Path, *, split: str, protocol: str = "", overlays: int = 8) -> str:
@@ -54,7 +54,8 @@ def grounding_report(workdir: Path, directory: Path, *, split: str, protocol: st
     file = workdir / "predictions" / f"grounding_{split}.npz"
     result.scores.save(file)
     save_phrase_overlays(run, directory, split, figures, count=overlays, protocol=protocol or None)
-    return f"{grounding_table(result)}\n\npredictions  {file}\noverlays     {figures}"
+    table = with_caveats(grounding_table(result), run.caveats)
+    return f"{table}\n\npredictions  {file}\noverlays     {figures}"
 
 
 def has_boxes(directory: Path, split: str) -> bool:
@@ -71,4 +72,5 @@ def sentence_overlays(
     for index in range(drawn):
         file = folder / f"report_{split}_{index:02d}.png"
         save_record_overlays(run, [records[index]], file, protocol=protocol)
-    return f"{directory} has no boxes: nothing to measure\noverlays     {folder}  ({drawn} reports, one panel per sentence)"
+    said = f"{directory} has no boxes: nothing to measure\noverlays     {folder}  ({drawn} reports, one panel per sentence)"
+    return with_caveats(said, run.caveats)

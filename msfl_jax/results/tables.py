@@ -55,6 +55,11 @@ def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> s
     return "\n".join(line.rstrip() for line in lines)
 
 
+def with_caveats(text: str, caveats: Sequence[str]) -> str:
+    """A table and beneath it one line for each thing that must be said about the data its model was trained on."""
+    return "\n".join([text, *([""] if caveats else []), *(f"caveat  {caveat}" for caveat in caveats)])
+
+
 def demo_table(zero_shot: ZeroShotResult, grounding: GroundingResult) -> str:
     """The demo's summary. "Shuffled" is the same model with images shuffled against labels, or asked for another image's phrase."""
     rows = []

@@ -21,6 +21,7 @@ from msfl_jax.config import Config, from_config_dict
 from msfl_jax.model import Model, Params, SpecialTokens
 from msfl_jax.parallel.mesh import BATCH_AXES, batch_sharding
 from msfl_jax.train.checkpoint import restore_parameters
+from msfl_jax.train.provenance import read_caveats
 
 CONFIG_FILE = "config.json"
 TOKENIZER_DIRECTORY = "tokenizer"
@@ -37,6 +38,7 @@ class Run:
       params: on one device, or sharded over a mesh, in a training loop.
       tokenizer: the run's own copy.
       step: of the parameters.
+      caveats: what its training data make it necessary to say beside every number.
     """
 
     directory: Path
@@ -45,6 +47,7 @@ class Run:
     params: Params
     tokenizer: ReportTokenizer
     step: int
+    caveats: tuple[str, ...] = ()
 
     @property
     def aligns_locally(self) -> bool:
@@ -83,7 +86,7 @@ def open_run(workdir: Path | str, *, step: int | str | None = None) -> Run:
             f"{workdir / TOKENIZER_DIRECTORY}: sha256 {tokenizer.hash[:12]} is not the checkpoint's "
             f"{meta['tokenizer_hash'][:12]}; put the run's own tokenizer back"
         )
-    return Run(workdir, config, model, params, tokenizer, meta["step"])
+    return Run(workdir, config, model, params, tokenizer, meta["step"], read_caveats(workdir))
 
 
 def batch_spec(run: Run) -> BatchSpec:

@@ -26,6 +26,7 @@ from msfl_jax.parallel.mesh import check_batch_size, make_mesh
 from msfl_jax.train.checkpoint import Checkpoints, restore_parameters
 from msfl_jax.train.optimizer import make_optimizer
 from msfl_jax.train.preemption import Preemption
+from msfl_jax.train.provenance import read_caveats, write_provenance
 from msfl_jax.train.recorder import Recorder
 from msfl_jax.train.state import TrainState, abstract_state, create_state
 from msfl_jax.train.step import jit_train_step
@@ -75,8 +76,8 @@ def pretrain(
 ) -> RunResult:
     """Trains to `train.steps`, from the latest checkpoint of `workdir` if it has one.
 
-    Every process of a run calls it with the same arguments. The run directory gets config.json, tokenizer/, parameters.txt, metrics.jsonl,
-    tensorboard/ and checkpoints/.
+    Every process of a run calls it with the same arguments. The run directory gets config.json, data.json, tokenizer/, parameters.txt,
+    metrics.jsonl, tensorboard/ and checkpoints/.
 
     Args:
       config: of the run; when resuming, only the keys of `MAY_CHANGE` may differ.
@@ -100,7 +101,7 @@ def pretrain(
         Checkpoints(run.workdir, keep=config.train.keep_checkpoints) as checkpoints,
     ):
         state = first_state(run, checkpoints, init_from)
-        prepare_workdir(run.config, run.workdir)
+        prepare_workdir(run.config, run.workdir, init_from)
         start = int(state.step)
         with Recorder(
             run.config, run.workdir, state.params, run.model.vocab_size, step=start, progress=progress
@@ -194,23 +195,33 @@ class _Due:
         )
 
 
-def _rows(run: _Run, start: int) -> Any:
-    """This process's rows of the global batches after step `start`."""
-    config = run.config
-    spec = BatchSpec(
-        tokenizer=config.data.tokenizer,
+def training_spec(config: Config) -> BatchSpec:
+    """What the loader needs to know to feed a training run: sizes, augmentation and the tokenizer."""
+    data = config.data
+    return BatchSpec(
+        tokenizer=data.tokenizer,
         image_size=config.model.vision.image_size * config.image.target_scale,
         max_tokens=config.model.text.max_tokens,
         max_sentences=config.text.max_sentences,
-        fit=config.data.fit,
-        scale=config.data.scale,
-        shift=config.data.shift,
+        fit=data.fit,
+        scale=data.scale,
+        shift=data.shift,
         subset_probability=config.text.subset_probability,
+        aspect=data.aspect,
+        placement=data.placement,
+        zoom=data.zoom,
+        rotation=data.rotation,
+        flip=data.flip,
     )
+
+
+def _rows(run: _Run, start: int) -> Any:
+    """This process's rows of the global batches after step `start`."""
+    config = run.config
     index, count = distributed.data_share(run.mesh, config.data.batch_size)
     return train_batches(
         config.data.directory,
-        spec,
+        training_spec(config),
         batch_size=config.data.batch_size,
         seed=config.seed,
         split=config.data.split,
@@ -300,11 +311,13 @@ def refuse_divergence(values: Mapping[str, float], limit: int, step: int) -> Non
         )
 
 
-def prepare_workdir(config: Config, workdir: Path) -> None:
-    """Writes config.json and a copy of the tokenizer, so that the run directory can be evaluated on its own."""
+def prepare_workdir(config: Config, workdir: Path, init_from: Path | None) -> None:
+    """Writes config.json, data.json and a copy of the tokenizer, so that the run directory can be evaluated on its own."""
     if distributed.is_lead():
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        inherited = read_caveats(init_from) if init_from else ()
+        write_provenance(read_manifest(config.data.directory), config.data.split, workdir, inherited=inherited)
         source, target = Path(config.data.tokenizer).resolve(), (workdir / TOKENIZER_DIRECTORY).resolve()
         if source != target:
             shutil.copytree(source, target, dirs_exist_ok=True)

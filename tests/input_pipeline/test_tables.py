@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.tables import find_table, read_table
+from input_pipeline.tables import find_table, read_fields, read_table
 
 cells = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\r\n\0"), max_size=8).map(str.strip)
 
@@ -70,6 +70,17 @@ def test_damaged_compression_is_data_not_a_traceback(tmp_path, damage):
 def test_the_gzipped_table_is_found_first(tmp_path):
     assert find_table(tmp_path, "mimic-cxr-*-split.csv") is None
     (tmp_path / "mimic-cxr-2.0.0-split.csv").touch()
-    assert find_table(tmp_path, "mimic-cxr-*-split.csv").name == "mimic-cxr-2.0.0-split.csv"
+    assert find_table(tmp_path, "mimic-cxr-*-split.csv") == tmp_path / "mimic-cxr-2.0.0-split.csv"
     (tmp_path / "mimic-cxr-2.0.0-split.csv.gz").touch()
-    assert find_table(tmp_path, "mimic-cxr-*-split.csv").name == "mimic-cxr-2.0.0-split.csv.gz"
+    assert find_table(tmp_path, "mimic-cxr-*-split.csv") == tmp_path / "mimic-cxr-2.0.0-split.csv.gz"
+
+
+def test_fields_are_read_by_place_where_the_header_has_another_number_of_them(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("name,box [x,y],,\na, 1 ,2\n\nb,3,4,,\n")
+    assert list(read_fields(path, 3)) == [(2, ["a", "1", "2"]), (4, ["b", "3", "4"])]
+    with pytest.raises(UserError, match=r"^t.csv: row 2 has 3 fields; expected at least 4"):
+        list(read_fields(path, 4))
+    path.write_text("")
+    with pytest.raises(UserError, match=r"^t.csv: the file is empty; expected a header"):
+        list(read_fields(path, 3))

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from msfl_jax.metrics import Interval
-from msfl_jax.results.tables import demo_table, format_table, grounding_table, interval, number, zero_shot_table
+from msfl_jax.results.tables import (
+    demo_table,
+    format_table,
+    grounding_table,
+    interval,
+    number,
+    with_caveats,
+    zero_shot_table,
+)
 from msfl_jax.tasks import grounding_result, zero_shot
 from msfl_jax.tasks.grounding_result import PhraseScores
 from msfl_jax.tasks.zero_shot import Predictions
@@ -75,3 +83,8 @@ def test_the_grounding_table_has_both_averages_and_every_category(grounded):
     assert [line.split()[:2] for line in text.splitlines()[-2:]] == [["Edema", "3"], ["Pneumonia", "1"]]
     assert "CNR over shuffled" in text
     assert "by category" in text
+
+
+def test_caveats_stand_beneath_a_table_one_per_line():
+    assert with_caveats("a\nb", ()) == "a\nb"
+    assert with_caveats("a\nb", ("x was kept", "y")) == "a\nb\n\ncaveat  x was kept\ncaveat  y"

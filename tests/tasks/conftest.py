@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.build import build
-from input_pipeline.sources import ImageRow, Scan, Sentences
+from input_pipeline.sources import ImageRow, ImagesOnly, Scan, Sentences
 from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax import presets
 from msfl_jax.config import from_config_dict
@@ -42,7 +42,7 @@ def draw(number: int) -> bytes:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlantedSource:
+class PlantedSource(ImagesOnly):
     """`boxes` gives one row per phrase, otherwise one per study."""
 
     boxes: bool

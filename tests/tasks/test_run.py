@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.loader import grounding_records
 from input_pipeline.tokenizer import train_tokenizer
+from msfl_jax.commands.evaluate import grounding_report, zero_shot_report
 from msfl_jax.config import MeshConfig, to_dict
 from msfl_jax.model import Model
 from msfl_jax.parallel.mesh import make_mesh
@@ -126,6 +127,23 @@ def test_a_report_without_boxes_is_drawn_sentence_by_sentence(run, boxes_build, 
     report = dataclasses.replace(record, sentences=tuple(TEXTS), boxes=record.boxes[:0])
     save_record_overlays(run, [report], tmp_path / "report.png")
     assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+def test_caveats_of_a_run_stand_beneath_every_table(own_workdir, labelled_build, boxes_build, tmp_path):
+    assert open_run(own_workdir).caveats == ()
+    (tmp_path / "prompts.json").write_text(
+        json.dumps({"Pneumonia": {"positive": ["Pneumonia."], "negative": ["No pneumonia."]}})
+    )
+
+    def reports():
+        yield zero_shot_report(own_workdir, labelled_build, split="test", prompts=str(tmp_path / "prompts.json"))
+        yield grounding_report(own_workdir, boxes_build, split="test", overlays=1)
+        yield grounding_report(own_workdir, labelled_build, split="test", overlays=1)
+
+    assert not any("caveat" in text for text in reports())
+    (own_workdir / "data.json").write_text(json.dumps({"caveats": ["MS-CXR patients were kept in training"]}))
+    for text in reports():
+        assert text.count("\ncaveat  MS-CXR patients were kept in training") == 1
 
 
 def test_a_step_that_was_not_saved_is_refused(workdir):

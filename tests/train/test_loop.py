@@ -1,5 +1,6 @@
 """Whole runs: resumed, moved to another mesh, stopped by a signal, refused, diverged, spread over two processes."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,10 +17,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from input_pipeline.errors import CheckpointError, DivergedError, RetryError
+from input_pipeline.manifest import read_manifest
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.model import Model
 from msfl_jax.train.checkpoint import Checkpoints, read_meta, restore_parameters
-from msfl_jax.train.loop import pretrain
+from msfl_jax.train.loop import pretrain, training_spec
 from msfl_jax.train.state import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +111,8 @@ def test_a_run_directory_holds_what_evaluation_needs(run_config, uninterrupted, 
     written = json.loads((workdir / "config.json").read_text())["data"]
     assert written["batch_size"] == run_config.data.batch_size
     assert written["tokenizer_hash"] == read_meta(workdir)["tokenizer_hash"] != ""
+    trained_on = json.loads((workdir / "data.json").read_text())
+    assert trained_on["members"] == read_manifest(study / "records").splits["train"].members
     assert "Total:" in (workdir / "parameters.txt").read_text()
     assert any((workdir / "tensorboard").iterdir())
     params, meta = restore_parameters(workdir, shapes_of(result.params))
@@ -216,3 +220,20 @@ def test_two_processes_log_the_losses_of_one(run_config, changed, uninterrupted,
             if name.startswith("loss/"):
                 assert_allclose(value, expected[step][name], rtol=1e-5, err_msg=f"{name} at step {step}")
     assert read_meta(tmp_path / "run")["processes"] == 2
+
+
+def test_every_setting_of_the_augmentation_reaches_the_loader(config):
+    changed = {
+        "fit": "pad",
+        "scale": (0.2, 0.9),
+        "shift": 0.1,
+        "aspect": (0.75, 1.25),
+        "placement": "anywhere",
+        "zoom": (0.8, 1.2),
+        "rotation": 20.0,
+        "flip": True,
+    }
+    spec = training_spec(dataclasses.replace(config, data=dataclasses.replace(config.data, **changed)))
+    assert {name: getattr(spec, name) for name in changed} == changed
+    sizes = {"tokenizer", "image_size", "max_tokens", "max_sentences", "subset_probability"}
+    assert {field.name for field in dataclasses.fields(spec)} == set(changed) | sizes

@@ -1,0 +1,272 @@
+"""What the sources of labelled images share: which image is in which split, where the files lie, and how boxes are written."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from input_pipeline import tables
+from input_pipeline.errors import DataError, UserError
+from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, ImageRow, ImagesOnly, Scan, read_image
+
+Box = tuple[float, float, float, float]
+
+SUFFIXES = (".dcm", ".png", ".jpg", ".jpeg")  # of two files of one image, the one with less loss is read
+_LARGEST = 1e6  # of a coordinate, in pixels
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """Which images belong to which split and subset.
+
+    Attributes:
+      splits: image names of "train", "validate" and "test", as published lists write them; None stands for the official splits.
+      subsets: image names of parts of splits; "train_1" is a part of "train".
+      rest: where `splits` are given, the split of the images that they do not name; otherwise those are counted as "no_split".
+      allow_leak: accepts images and patients in two splits. Such an image becomes a record of either, and counts as two input rows.
+    """
+
+    splits: Mapping[str, Collection[str]] | None = None
+    subsets: Mapping[str, Collection[str]] = field(default_factory=dict)
+    rest: str = NO_SPLIT
+    allow_leak: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """What a manifest says of the plan; the names themselves are only hashed."""
+        kind = "official" if self.splits is None else "listed"
+        return {"splits": kind, "rest": self.rest, "allow_leak": self.allow_leak}
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the lists for `Scan.inputs`, whatever the order of their names; empty where there are none."""
+        if self.splits is None and not self.subsets:
+            return {}
+        lists = [{name: sorted(lists[name]) for name in lists} for lists in (self.splits or {}, self.subsets)]
+        return {"splits": hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()}
+
+
+class Found(NamedTuple):
+    """One image of a source: its row, its official split, and why it will be no record, if it will not."""
+
+    row: ImageRow
+    split: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class LabelledImages(ImagesOnly):
+    """A folder of images with tables of labels.
+
+    Attributes:
+      root: the folder of the release.
+      plan: of the splits.
+    """
+
+    root: Path
+    plan: SplitPlan = field(default_factory=SplitPlan)
+
+    def files(self, row: ImageRow) -> tuple[Path, ...]:
+        """The image."""
+        return (self.root / row.path,)
+
+    def image(self, row: ImageRow) -> bytes:
+        """The image file; raises Dropped("missing_image")."""
+        return read_image(self.root, row.path)
+
+
+def distribute(scan: Scan, found: Iterable[Found], plan: SplitPlan, key: Callable[[str], str] = str) -> None:
+    """Keeps or counts every image, and every listed name that is no image of the tables ("not_in_table").
+
+    Args:
+      scan: receives the rows, sorted, and the hash of the plan.
+      found: each image once.
+      plan: of the splits.
+      key: turns a name of the plan into `ImageRow.image`.
+
+    Raises:
+      UserError: the plan names an unknown split, or a subset that does not begin with a split's name.
+      DataError: a list names an image twice, an image or a patient is in two splits, or a subset leaves its split.
+    """
+    _check_plan(plan)
+    listed = _lists_of_images(plan.splits or {}, key)
+    subsets = _lists_of_images(plan.subsets, key)
+    _check_images(scan, listed, plan)
+    strays = {(name, image) for image, names in subsets.items() for name in names}
+    missing = dict(listed)
+    for row, official, reason in found:
+        missing.pop(row.image, None)
+        for split in (official,) if plan.splits is None else listed.get(row.image, [plan.rest]):
+            own = tuple(name for name in subsets.get(row.image, ()) if _split_of_subset(name) == split)
+            strays.difference_update((name, row.image) for name in own)
+            _place(scan, row, split, reason, own)
+    for image, splits in missing.items():
+        for split in splits:
+            scan.drop(split, "not_in_table")
+            strays.difference_update((name, image) for name in plan.subsets if _split_of_subset(name) == split)
+    if strays:
+        name = min(strays)[0]
+        count = sum(name == other for other, _ in strays)
+        raise DataError(
+            f"subset '{name}' names {count:,} images that are not in its split; use lists that belong together"
+        )
+    _check_patients(scan, plan)
+    _finish(scan, plan)
+
+
+def _check_plan(plan: SplitPlan) -> None:
+    for split in (*(plan.splits or ()), *(() if plan.rest == NO_SPLIT else (plan.rest,))):
+        if split not in SPLITS:
+            raise UserError(f"found split '{split}'; expected one of {', '.join(SPLITS)}")
+    for name in plan.subsets:
+        if _split_of_subset(name) not in SPLITS or name in SPLITS:
+            raise UserError(
+                f"found subset '{name}'; expected the name of its split and an underscore, as in 'train_10'"
+            )
+
+
+def _split_of_subset(name: str) -> str:
+    return name.partition("_")[0]
+
+
+def _lists_of_images(lists: Mapping[str, Collection[str]], key: Callable[[str], str]) -> dict[str, list[str]]:
+    """Names of the lists that each image is in."""
+    images: dict[str, list[str]] = {}
+    for name, members in lists.items():
+        own = {key(member) for member in members}
+        if len(own) != len(members):
+            raise DataError(f"the list of '{name}' names {len(members) - len(own):,} images twice; expected each once")
+        for image in own:
+            images.setdefault(image, []).append(name)
+    return images
+
+
+def _check_images(scan: Scan, listed: Mapping[str, Sequence[str]], plan: SplitPlan) -> None:
+    leaks = sum(len(splits) > 1 for splits in listed.values())
+    if leaks and not plan.allow_leak:
+        found = f"{leaks:,} images are in two splits; expected each in one"
+        scan.refuse(DataError(f"{found}; use --variant clean, or --allow-leak", code="image_in_two_splits"))
+
+
+def _check_patients(scan: Scan, plan: SplitPlan) -> None:
+    split_of: dict[str, str] = {}
+    leaks = {
+        row.patient
+        for split, rows in scan.rows.items()
+        for row in rows
+        if split_of.setdefault(row.patient, split) != split
+    }
+    if leaks and not plan.allow_leak:
+        found = f"{len(leaks):,} patients are in two splits; expected each in one"
+        scan.refuse(DataError(f"{found}; use --variant clean, or --allow-leak", code="patient_in_two_splits"))
+
+
+def _place(scan: Scan, row: ImageRow, split: str, reason: str, subsets: tuple[str, ...]) -> None:
+    if split == NO_SPLIT:
+        scan.drop(NO_SPLIT, "no_split")
+    elif reason:
+        scan.drop(split, reason)
+    else:
+        scan.keep(split, dataclasses.replace(row, subsets=subsets) if subsets else row)
+
+
+def _finish(scan: Scan, plan: SplitPlan) -> None:
+    scan.inputs.update(plan.hashes())
+    for rows in scan.rows.values():
+        rows.sort(key=lambda row: (row.patient, row.study, row.image, row.phrase))
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """The first word of each line of a list; blank lines and line ends of any system do not matter; raises UserError."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: cannot be read; expected a list with one image name a line") from None
+    return tuple(line.split()[0] for line in lines if line.strip())
+
+
+def find_images(root: Path, folders: Sequence[str]) -> dict[str, str]:
+    """Paths of the image files, relative to `root`, by their names without suffix; each tree is walked once.
+
+    Args:
+      root: the folder of the release.
+      folders: in it, walked to any depth; "" is the root itself, whose own files alone count. Of several files with one name that in
+        the first folder counts, and within a folder that with the first of `SUFFIXES`.
+    """
+    found: dict[str, str] = {}
+    for folder in folders:
+        here: dict[str, tuple[int, str]] = {}
+        for path in _image_files(root, folder):
+            stem, suffix = os.path.splitext(path.rpartition("/")[2])
+            candidate = SUFFIXES.index(suffix.lower()), path
+            here[stem] = min(here.get(stem, candidate), candidate)
+        found = {stem: path for stem, (_, path) in here.items()} | found
+    return found
+
+
+def _image_files(root: Path, folder: str) -> Iterator[str]:
+    for directory, below, names in os.walk(root / folder):
+        prefix = Path(directory).relative_to(root).as_posix()
+        for name in names:
+            if name.lower().endswith(SUFFIXES):
+                yield name if prefix == "." else f"{prefix}/{name}"
+        if not folder:
+            below.clear()
+
+
+def image_of_name(name: str) -> str:
+    """The image that a list or a path names: its last part without the suffix of an image; identifiers have dots of their own."""
+    last = name.rpartition("/")[2]
+    return next((last[: -len(end)] for end in SUFFIXES if last.lower().endswith(end)), last)
+
+
+def find_one_table(root: Path, patterns: Sequence[str], chosen: Path | None = None) -> Path:
+    """The table of a release: `chosen`, or the only file in `root` that fits a pattern, plain or gzipped.
+
+    Raises:
+      UserError: none or several; they may be different vintages.
+    """
+    if chosen is not None:
+        return chosen
+    found = sorted({path for pattern in patterns for end in ("", ".gz") for path in root.glob(pattern + end)})
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise UserError(f"{root}: expected one table {' or '.join(patterns)}, plain or .gz; found {names}; choose one")
+    return found[0]
+
+
+def parse_box(where: str, values: Sequence[str]) -> Box:
+    """A box (x, y, width, height) in pixels.
+
+    Args:
+      where: the file and the row, for the message.
+      values: four numbers as the table writes them.
+
+    Raises:
+      UserError: they are no finite numbers, or the box has no area.
+    """
+    try:
+        x, y, width, height = (float(value) for value in values)
+    except ValueError:
+        x = y = width = height = float("nan")
+    if not all(abs(value) < _LARGEST for value in (x, y, width, height)) or width <= 0 or height <= 0:
+        raise UserError(f"{where} has no box; expected numbers x, y, w, h with w and h above 0", code="bad_box")
+    return x, y, width, height
+
+
+def check_size(height: int, width: int, expected: tuple[int, int]) -> None:
+    """Boxes and run-length codes are in pixels of the original: a resized copy would carry them to the wrong place.
+
+    Raises:
+      Dropped: "wrong_size".
+    """
+    if (height, width) != expected:
+        raise Dropped("wrong_size")
+
+
+def record_hash(scan: Scan, role: str, path: Path) -> Path:
+    """Notes the hash of a table under its role, and returns the path."""
+    scan.inputs[role] = tables.file_hash(path) if path.is_file() else "absent"
+    return path

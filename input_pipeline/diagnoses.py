@@ -1,0 +1,71 @@
+"""What each reason and flag of a build means to a user: whether the row is unusable, what was expected, and what to do."""
+
+from typing import NamedTuple
+
+
+class Diagnosis(NamedTuple):
+    """Attributes: `unusable` counts towards the threshold of `msfl data doctor`; `expected` and `advice` are halves of a sentence."""
+
+    unusable: bool
+    expected: str
+    advice: str
+
+
+def _fault(expected: str, advice: str) -> Diagnosis:
+    return Diagnosis(True, expected, advice)
+
+
+def _note(expected: str, advice: str) -> Diagnosis:
+    return Diagnosis(False, expected, advice)
+
+
+_FETCH = "fetch the file again and compare with the release's checksums (sha256sum -c SHA256SUMS.txt)"
+_TABLE = "fetch the table again; its row is in the message"
+_REVEAL = "to see which file a key is: msfl data doctor ... --reveal KEY"
+
+DIAGNOSES: dict[str, Diagnosis] = {
+    # files of images
+    "missing_image": _fault("every image of the tables on disk", "fetch the missing files; a build leaves them out"),
+    "bad_image": _fault("a whole JPEG, PNG or DICOM file that decodes", f"{_FETCH}; {_REVEAL}"),
+    "wrong_checksum": _fault("the file that SHA256SUMS.txt names", f"{_FETCH}; {_REVEAL}"),
+    "wrong_size": _fault("images in their released size, in which boxes and masks are given", "use the original files"),
+    "not_listed": _fault("every image of the tables in IMAGE_FILENAMES", "use tables and lists of one release"),
+    "blank_image": _note("more than one grey level", f"look at it, and exclude it if it shows nothing; {_REVEAL}"),
+    "duplicate_pixels": _note("each picture once", f"look at the pair, and exclude one; {_REVEAL}"),
+    "duplicate_pixels_across_splits": _fault(
+        "no picture in two splits", f"remove it from training with a split file (--splits FILE); {_REVEAL}"
+    ),
+    # reports
+    "no_report": _fault("a report for every study", "unpack mimic-cxr-reports.zip again, or read it as it is"),
+    "bad_report": _fault("a member of the zip file that can be read", "fetch mimic-cxr-reports.zip again"),
+    "no_text": _note(
+        "findings, impression or a last paragraph of three words", "nothing: a build leaves such studies out"
+    ),
+    "truncated_report": _note("reports of at most 64 KB", "nothing: the rest was cut"),
+    "replaced_characters": _note("reports in UTF-8", "nothing: other bytes were replaced"),
+    # tables
+    "no_metadata": _fault("every image of the split table in the metadata table", "use tables of one release"),
+    "in_no_table": _note("every image of IMAGE_FILENAMES in the tables", "use tables and lists of one release"),
+    "no_split": _note("every image in a split", "nothing: a build leaves them out; a split file can place them"),
+    "not_in_table": _fault("every image of the split lists in the table", "use lists made for this release"),
+    "duplicate_image": _fault("each image once in a table", _TABLE),
+    "tables_disagree": _fault("one study for an image in all tables", "use tables of one release"),
+    "bad_row": _fault("as many fields as the header has", _TABLE),
+    "bad_identifier": _fault("identifiers that can name a file", _TABLE),
+    "unknown_split": _fault("train, validate or test", _TABLE),
+    "unknown_label": _fault("labels 1, 0, -1 or blank, or the names of the release", _TABLE),
+    "path_outside": _fault("paths inside the data folder", "correct the table; nothing outside the folder is read"),
+    "image_in_two_splits": _fault("each image in one split", "clean the lists, or build with --allow-leak"),
+    "patient_in_two_splits": _fault("each patient in one split", "clean the lists, or build with --allow-leak"),
+    "wrong_table_checksum": _fault("the table that SHA256SUMS.txt names", _TABLE),
+    # boxes and segmentations
+    "bad_box": _fault("numbers x, y, w, h with w and h above 0", _TABLE),
+    "box_outside_image": _fault("boxes inside the image", "use the images for which the boxes were drawn"),
+    "clipped_box": _note("boxes inside the image", "nothing: a build cuts them at the edge"),
+    "size_differs": _note("images as large as the table says", "use the original files"),
+    "bad_runs": _fault("pairs of start and length inside the image, or -1", _TABLE),
+    # choices of the build
+    "not_frontal": _note("PA and AP views", "nothing, or --views all"),
+    "not_lateral": _note("lateral views", "nothing, or --views all"),
+    "grounding_patient": _note("patients outside MS-CXR in train", "nothing: they are kept for testing"),
+}

@@ -1,0 +1,86 @@
+"""Tasks over processes, with one progress bar and a clean end when a worker or the parent is killed."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from input_pipeline.errors import RetryError
+from input_pipeline.progress import Progress
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Work = Callable[[Task, Callable[[int], None]], Result]
+
+
+def run_tasks(work: Work, tasks: Sequence[Task], workers: int, progress: Progress) -> Iterator[Result]:
+    """Results in the order of the tasks.
+
+    Args:
+      work: a function of a module, called with a task and with a function that takes the number of items done since its last call.
+      tasks: pickled to the workers.
+      workers: processes; 1 works in this one.
+      progress: shows the items of all tasks.
+
+    Raises:
+      RetryError: a worker was killed.
+    """
+    workers = min(workers, len(tasks))
+    return iter(_in_processes(work, tasks, workers, progress)) if workers > 1 else _here(work, tasks, progress)
+
+
+def _here(work: Work, tasks: Sequence[Task], progress: Progress) -> Iterator[Result]:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress.update(done)
+
+    for task in tasks:
+        yield work(task, advance)
+
+
+def _in_processes(work: Work, tasks: Sequence[Task], workers: int, progress: Progress) -> list[Result]:
+    """Spawned, not forked: the caller may hold threads and an accelerator."""
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (counter,))
+    try:
+        futures = [pool.submit(_work, work, task) for task in tasks]
+        pending = set(futures)
+        while pending:
+            done, pending = concurrent.futures.wait(
+                pending, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION
+            )
+            progress.update(counter.value)
+            for future in done:
+                future.result()
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise RetryError("a worker was killed (out of memory?); run again to continue, with fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_counter: Any = None
+
+
+def _start_worker(counter: Any) -> None:
+    """Keeps the shared counter, and ends the worker when its parent is killed: it would wait for work for ever."""
+    global _counter
+    _counter = counter
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _work(work: Work, task: Task) -> Result:
+    def advance(count: int) -> None:
+        with _counter.get_lock():
+            _counter.value += count
+
+    return work(task, advance)

@@ -1,0 +1,108 @@
+"""Peak memory of scanning MIMIC-CXR's tables at their full size: `python tests/benchmarks/build_memory.py [IMAGES]`.
+
+The tables are fabricated, with every optional list of the release; no image is made and none is read.
+"""
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from input_pipeline.datasets import mimic_tables
+from input_pipeline.datasets.mimic_cxr import LABEL_NAMES, MimicCxr
+from input_pipeline.reports import open_reports
+
+IMAGES = 377_110
+EVERY = 100_000
+VALUES = ("", "", "", "", "", "1.0", "0.0", "-1.0")
+REPORT = b" FINDINGS:  The lungs are clear.\n"
+
+
+def resident() -> float:
+    """Megabytes of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def peak() -> float:
+    """Megabytes of this process at most until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def fabricate(root: Path, images: int) -> None:
+    """Writes all tables and lists, and the zip of reports: 5 images in 3 studies of each patient, as in the release."""
+    rng = random.Random(0)
+    patterns = [[rng.choice(VALUES) for _ in LABEL_NAMES] for _ in range(4000)]
+    header = ["dicom_id", "subject_id", "study_id"]
+    with contextlib.ExitStack() as stack:
+        split, metadata, labels = (_table(stack, root, role) for role in ("split", "metadata", "chexpert"))
+        names, sums = (stack.enter_context((root / name).open("w")) for name in ("IMAGE_FILENAMES", "SHA256SUMS.txt"))
+        reports = stack.enter_context(zipfile.ZipFile(root / "mimic-cxr-reports.zip", "w"))
+        split.writerow([*header, "split"])
+        metadata.writerow([*header, "ViewPosition", "ViewCodeSequence_CodeMeaning"])
+        labels.writerow(["subject_id", "study_id", *LABEL_NAMES])
+        for number in range(images):
+            patient, study = 10000000 + number // 5, 50000000 + number // 5 * 3 + number % 5 // 2
+            digits = hashlib.sha1(b"%d" % number).hexdigest()
+            image = "-".join(digits[i : i + 8] for i in range(0, 40, 8))
+            identity = [image, patient, study]
+            split.writerow([*identity, "train" if patient % 50 else "test"])
+            metadata.writerow([*identity, rng.choice(("AP", "PA")), "postero-anterior"])
+            path = f"files/p{patient // 10**6}/p{patient}/s{study}"
+            names.write(f"{path}/{image}.jpg\n")
+            sums.write(f"{hashlib.sha256(digits.encode()).hexdigest()}  {path}/{image}.jpg\n")
+            if number % 5 in (0, 2, 4):
+                labels.writerow([patient, study, *rng.choice(patterns)])
+                reports.writestr(f"{path}.txt", REPORT)
+    (root / "MS_CXR_Local_Alignment_v1.1.0.csv").write_text(f"path\nfiles/p10/p10000000/s50000000/{'0' * 8}.jpg\n")
+
+
+def _table(stack: contextlib.ExitStack, root: Path, role: str):
+    path = root / f"mimic-cxr-2.0.0-{role}.csv.gz"
+    return csv.writer(stack.enter_context(gzip.open(path, "wt", compresslevel=1, newline="")))
+
+
+def report_progress() -> None:
+    """Makes the reader of the metadata say how much memory the scan holds, every 100,000 rows."""
+    read = mimic_tables.read_images
+
+    def counted(path: Path) -> Iterator[mimic_tables.Image]:
+        for number, image in enumerate(read(path)):
+            if number % EVERY == 0:
+                print(f"{number:>12,}{resident():>12,.0f}{peak():>12,.0f}", flush=True)
+            yield image
+
+    mimic_tables.read_images = counted
+
+
+def main() -> None:
+    """Fabricates in a process of its own, so that only the scan counts."""
+    images = int(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
+    if len(sys.argv) > 2:
+        fabricate(Path(sys.argv[2]), images)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root, started = Path(folder), time.monotonic()
+        subprocess.run([sys.executable, __file__, str(images), folder], check=True)
+        print(f"tables of {images:,} images fabricated in {time.monotonic() - started:.0f} s; megabytes:\n")
+        print(f"{'rows':>12}{'now':>12}{'peak':>12}\n{'start':>12}{resident():>12,.0f}{peak():>12,.0f}")
+        started = time.monotonic()
+        reports = root / "mimic-cxr-reports.zip"
+        open_reports(reports)
+        print(f"{'zip of reports':>12}{resident():>10,.0f}{peak():>12,.0f}")
+        report_progress()
+        scan = MimicCxr(root, reports).scan()
+        print(f"{scan.input_rows:>12,}{resident():>12,.0f}{peak():>12,.0f}   in {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Splits given as lists put every image where they say, refuse leaks, and account for every name."""
+
+import pickle
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from input_pipeline.datasets.labelled import (
+    Found,
+    SplitPlan,
+    distribute,
+    find_images,
+    find_one_table,
+    image_of_name,
+    parse_box,
+    read_names,
+)
+from input_pipeline.errors import DataError, UserError
+from input_pipeline.sources import SPLITS, ImageRow, Scan
+
+
+def row(image, patient=None):
+    return ImageRow(patient or f"patient-{image}", "s", image, f"{image}.png", "", (1.0,))
+
+
+def run(images, plan, **options):
+    scan = Scan()
+    distribute(scan, [Found(image if isinstance(image, ImageRow) else row(image), "train") for image in images], plan)
+    return scan
+
+
+def kept(scan):
+    return {split: [row.image for row in rows] for split, rows in scan.rows.items()}
+
+
+names = st.sampled_from("abcdefgh")
+
+
+@given(st.sets(names), st.lists(st.sampled_from((*SPLITS, None)), min_size=8, max_size=8))
+def test_every_image_and_every_listed_name_is_kept_or_counted(table, homes):
+    lists = {split: [name for name, home in zip("abcdefgh", homes, strict=True) if home == split] for split in SPLITS}
+    scan = run(sorted(table), SplitPlan(lists))
+    listed = {name for members in lists.values() for name in members}
+    assert scan.input_rows == len(table | listed)
+    for split, members in lists.items():
+        assert kept(scan).get(split, []) == sorted(set(members) & table)
+        assert scan.dropped.get(split, Counter())["not_in_table"] == len(set(members) - table)
+    assert scan.dropped.get("none", Counter()) == Counter({"no_split": len(table - listed)} if table - listed else {})
+
+
+def test_without_lists_the_official_splits_hold_and_the_rest_may_be_given_a_split():
+    assert kept(run("ab", SplitPlan())) == {"train": ["a", "b"]}
+    assert kept(run("abc", SplitPlan({"test": ["b"]}, rest="train"))) == {"train": ["a", "c"], "test": ["b"]}
+    assert kept(run("ab", SplitPlan({}, rest="validate"))) == {"validate": ["a", "b"]}
+
+
+def test_an_image_in_two_splits_is_refused_or_is_two_records():
+    lists = {"train": ["a", "b"], "test": ["b", "c"], "validate": ["d"]}
+    with pytest.raises(DataError, match=r"^1 images are in two splits; expected each in one"):
+        run("abc", SplitPlan(lists))
+    plan = SplitPlan(lists, {"train_1": ["b"]}, allow_leak=True)
+    scan = run("abcd", plan)
+    assert kept(scan) == {"train": ["a", "b"], "test": ["b", "c"], "validate": ["d"]}
+    assert scan.input_rows == 5
+    assert [row.subsets for row in scan.rows["train"]] == [(), ("train_1",)]
+    assert [row.subsets for row in scan.rows["test"]] == [(), ()]
+    assert plan.settings() == {"splits": "listed", "rest": "none", "allow_leak": True}
+
+
+def test_a_patient_in_two_splits_is_refused_unless_the_leak_is_allowed():
+    rows = [row("a", "p"), row("b", "p"), row("c", "q")]
+    lists = {"train": ["a"], "test": ["b", "c"]}
+    with pytest.raises(DataError, match=r"^1 patients are in two splits"):
+        run(rows, SplitPlan(lists))
+    assert run(rows, SplitPlan(lists, allow_leak=True)).input_rows == 3
+
+
+def test_subsets_may_overlap_and_name_images_that_the_table_lacks():
+    plan = SplitPlan({"train": ["a", "b", "z"]}, {"train_1": ["b"], "train_10": ["a", "b", "z"]})
+    scan = run("ab", plan)
+    assert {row.image: set(row.subsets) for row in scan.rows["train"]} == {
+        "a": {"train_10"},
+        "b": {"train_1", "train_10"},
+    }
+    assert scan.dropped == {"train": Counter(not_in_table=1)}
+
+
+def test_subsets_of_official_splits():
+    scan = run("ab", SplitPlan(subsets={"train_1": ["b"]}))
+    assert [row.subsets for row in scan.rows["train"]] == [(), ("train_1",)]
+
+
+@pytest.mark.parametrize(
+    "plan, kind, message",
+    [
+        (SplitPlan({"dev": ["a"]}), UserError, "found split 'dev'; expected one of train, validate, test"),
+        (SplitPlan({}, rest="dev"), UserError, "found split 'dev'"),
+        (SplitPlan(subsets={"tenth": ["a"]}), UserError, "found subset 'tenth'; expected the name of its split"),
+        (SplitPlan(subsets={"train": ["a"]}), UserError, "found subset 'train'"),
+        (SplitPlan({"train": ["a", "a", "b"]}), DataError, "the list of 'train' names 1 images twice"),
+        (SplitPlan({"train": "a", "test": "b"}, {"train_1": "b"}), DataError, "subset 'train_1' names 1 images that"),
+        (SplitPlan(subsets={"train_1": ["a", "y"]}), DataError, "subset 'train_1' names 1 images that are not in its"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(plan, kind, message):
+    with pytest.raises(kind) as error:
+        run("ab", plan)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_plan_pickles_and_its_hash_ignores_order():
+    plan = SplitPlan({"train": ("a", "b"), "test": ("c",)}, {"train_1": ("a",)})
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    other = SplitPlan({"test": ("c",), "train": ("b", "a")}, {"train_1": {"a"}})
+    assert other.hashes() == plan.hashes() == run("abc", plan).inputs
+    assert SplitPlan({"train": ("a",), "test": ("b", "c")}).hashes() != plan.hashes()
+    assert SplitPlan().hashes() == {}
+
+
+def test_image_files_are_found_at_any_depth_and_the_better_copy_is_taken(tmp_path):
+    files = [
+        "t/u/v/1.2.3.dcm",
+        "t/1.2.3.png",
+        "t/4.jpg",
+        "t/4.PNG",
+        "images/4.dcm",
+        "5.png",
+        "masks/6.png",
+        "t/note.txt",
+    ]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images(tmp_path, ["t", "images", "absent", ""])
+    assert found == {"1.2.3": "t/u/v/1.2.3.dcm", "4": "t/4.PNG", "5": "5.png"}
+
+
+def test_names_lose_folder_and_suffix_but_keep_their_dots():
+    assert image_of_name("stage_2_train_images/0004-ab.dcm") == "0004-ab"
+    assert image_of_name("1.2.276.850819") == "1.2.276.850819"
+    assert image_of_name("a/b/1.2.276.850819.PNG") == "1.2.276.850819"
+
+
+def test_one_table_is_expected(tmp_path):
+    for name, found in {"a.csv.gz": "none", "b.csv": "a.csv.gz, b.csv"}.items():
+        if found != "none":
+            (tmp_path / "a.csv.gz").touch()
+            assert find_one_table(tmp_path, ["?.csv"]).name == "a.csv.gz"
+            (tmp_path / name).touch()
+        with pytest.raises(UserError, match=f"expected one table .*; found {found}; choose one"):
+            find_one_table(tmp_path, ["?.csv"])
+    assert find_one_table(tmp_path, ["?.csv"], tmp_path / "b.csv") == tmp_path / "b.csv"
+
+
+def test_lists_are_read_whatever_their_line_ends(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbfa.png 0 1\r\n\r\nb.png 1 0 \nc.png")
+    assert read_names(path) == ("a.png", "b.png", "c.png")
+    with pytest.raises(UserError, match="cannot be read; expected a list with one image name a line"):
+        read_names(tmp_path / "absent.txt")
+
+
+@given(st.lists(st.one_of(st.floats().map(str), st.integers().map(str), st.text(max_size=5)), min_size=3, max_size=5))
+def test_a_box_has_four_finite_numbers_and_an_area(values):
+    try:
+        numbers = tuple(float(value) for value in values)
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 4 and all(abs(number) < 1e6 for number in numbers) and min(numbers[2:]) > 0:
+        assert parse_box("t.csv: row 7", values) == numbers
+        return
+    with pytest.raises(UserError, match=r"^t.csv: row 7 has no box; expected numbers x, y, w, h with w and h above 0$"):
+        parse_box("t.csv: row 7", values)

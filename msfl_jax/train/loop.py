@@ -19,7 +19,7 @@ from input_pipeline.loader import BatchSpec, train_batches
 from input_pipeline.manifest import read_manifest
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, config_hash, to_dict
-from msfl_jax.model import Model
+from msfl_jax.model import Model, SpecialTokens
 from msfl_jax.objective import Weights
 from msfl_jax.parallel import distributed
 from msfl_jax.parallel.mesh import check_batch_size, make_mesh
@@ -133,7 +133,9 @@ class _Run:
             config=config,
             workdir=workdir,
             mesh=mesh,
-            model=Model.create(config, vocab_size=tokenizer.vocab_size),
+            model=Model.create(
+                config, vocab_size=tokenizer.vocab_size, special=SpecialTokens(tokenizer.mask_id, tokenizer.special_ids)
+            ),
             optimizer=make_optimizer(config.optimizer, config.train.steps),
             meta=describe(config, tokenizer),
             evaluate=evaluate,

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from input_pipeline.build import build
-from input_pipeline.datasets.chexpert import COMPETITION_LABELS, LABEL_NAMES, Chexpert
+from input_pipeline.datasets.chexpert import LABEL_NAMES, Chexpert
 from input_pipeline.datasets.labelled import SplitPlan
 from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.reading import label_names, open_split
+from input_pipeline.splits import CHEXPERT_LABEL_NAMES
 
 HEADER = (
     "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,"
@@ -115,7 +116,7 @@ def test_the_published_mixture(layout, root):
     rewrite(layout, root, [doubtful])
     (row,) = Chexpert(root, uncertain="published").scan().rows["train"]
     found = dict(zip(LABEL_NAMES, row.labels, strict=True))
-    assert [found.pop(name) for name in COMPETITION_LABELS] == [1, 0, 0, 1, 1]
+    assert [found.pop(name) for name in CHEXPERT_LABEL_NAMES] == [1, 0, 0, 1, 1]
     assert len(found) == 9
     assert np.isnan(list(found.values())).all()
 

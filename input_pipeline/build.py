@@ -156,19 +156,16 @@ def _check_identity(out: Path, identity: Mapping[str, Any]) -> None:
 
 def _tasks(source: Source, scan: Scan, out: Path, keyring: Keyring, stored: "Stored") -> dict[str, list[ShardTask]]:
     """Per split, the shards: `shard_records` rows each, the last one fewer."""
-    shard_records = stored.shard_records
     tasks: dict[str, list[ShardTask]] = {}
-    versions = _versions()
+    how = (keyring, stored.short_side, stored.quality, stored.equalize, source.settings(), _versions())
+    light = source.for_workers()
     for split in SPLITS:
         rows = scan.rows.get(split, [])
-        count = -(-len(rows) // shard_records)
+        count = -(-len(rows) // stored.shard_records)
         for index in range(count):
             name = f"{source.name}-{split}.array_record-{index:05d}-of-{count:05d}"  # the TFDS file name template
-            part = tuple(rows[index * shard_records : (index + 1) * shard_records])
-            paths = out / name, out / _STATE / name
-            task = ShardTask(
-                source, part, *paths, keyring, stored.short_side, stored.quality, stored.equalize, versions
-            )
+            part = tuple(rows[index * stored.shard_records : (index + 1) * stored.shard_records])
+            task = ShardTask(light, part, out / name, out / _STATE / name, *how)
             tasks.setdefault(split, []).append(task)
     return tasks
 

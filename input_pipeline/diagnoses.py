@@ -67,5 +67,6 @@ DIAGNOSES: dict[str, Diagnosis] = {
     # choices of the build
     "not_frontal": _note("PA and AP views", "nothing, or --views all"),
     "not_lateral": _note("lateral views", "nothing, or --views all"),
+    "grounding_image": _note("images outside MS-CXR in train", "nothing: they are kept for testing"),
     "grounding_patient": _note("patients outside MS-CXR in train", "nothing: they are kept for testing"),
 }

@@ -33,12 +33,14 @@ class Finding:
     Attributes:
       code: one word, the reason in `quarantine.jsonl` and in the counts of a build.
       count: rows, images or studies concerned.
+      of: how many were looked at: a sample of the images, or all rows of the tables.
       first: keyed hash of the first of them, or the first message where it concerns a row of a table.
       diagnosis: whether it makes rows unusable, what is expected, and what to do.
     """
 
     code: str
     count: int
+    of: int
     first: str
     diagnosis: Diagnosis
 
@@ -67,25 +69,29 @@ class Report:
 
     @property
     def unusable(self) -> int:
-        """Rows with a fault that makes them unusable."""
+        """Rows that were found unusable."""
         return sum(finding.count for finding in self.findings if finding.diagnosis.unusable)
+
+    @property
+    def unusable_share(self) -> float:
+        """Share of unusable rows, each kind of fault as a share of what was looked at for it."""
+        return sum(finding.count / max(1, finding.of) for finding in self.findings if finding.diagnosis.unusable)
 
     @property
     def refused(self) -> bool:
         """Whether more rows are unusable than the threshold allows."""
-        return self.unusable > self.threshold * max(1, self.input_rows)
+        return self.unusable_share > self.threshold
 
     def __str__(self) -> str:
         """Counts, one block per finding, and the prevalence of labels."""
-        share = self.unusable / max(1, self.input_rows)
         lines = [
             f"{self.name}  {self.input_rows:,} input rows, {self.looked_at:,} looked at, {self.records:,} would be records",
-            f"unusable  {self.unusable:,} rows ({share:.2%}; limit {self.threshold:.2%})",
+            f"unusable  {self.unusable:,} rows ({self.unusable_share:.2%}; limit {self.threshold:.2%})",
         ]
         for finding in self.findings:
             mark = "fault" if finding.diagnosis.unusable else "note"
             lines.append(f"{mark:<7}{finding.code:<28}{finding.count:>9,}   first: {finding.first}")
-            lines.append(f"{'':7}expected {finding.diagnosis.expected}; {finding.diagnosis.advice}")
+            lines.append(f"{'':7}expected {finding.diagnosis.expected}; to do: {finding.diagnosis.advice}")
         return "\n".join([*lines, *map(str, self.prevalence)])
 
 
@@ -115,13 +121,15 @@ def examine(
     scan = source.scan(lenient=True)
     rows = _sampled(scan, sample)
     looked = _look(source, rows, keyring, workers, progress)
-    faults = [*_table_faults(scan, keyring), *_row_faults(looked), *_shared_faults(scan, looked, keyring)]
-    _write_quarantine(faults, out)
-    findings = _count(faults) + _count_dropped(scan)
+    in_tables = [*_table_faults(scan, keyring), *_shared_patients(scan, keyring)]
+    in_files = [*_row_faults(looked), *_shared_pixels(looked)]
+    _write_quarantine([*in_tables, *in_files], out)
+    total = max(scan.input_rows, len(scan.problems))
+    findings = [*_count(in_tables, total), *_count(in_files, len(looked)), *_count_dropped(scan, total)]
     findings.sort(key=lambda finding: (not finding.diagnosis.unusable, -finding.count, finding.code))
     return Report(
         name=source.name,
-        input_rows=max(scan.input_rows, len(scan.problems)),
+        input_rows=total,
         records=sum(not check.reason for check in looked),
         looked_at=len(looked),
         findings=tuple(findings),
@@ -174,11 +182,11 @@ def _sampled(scan: Scan, sample: int) -> dict[str, list[ImageRow]]:
 def _look(
     source: Source, rows: Mapping[str, Sequence[ImageRow]], keyring: Keyring, workers: int, shown: bool
 ) -> list[_Check]:
-    nowhere = Path(os.devnull)
+    nowhere, light = Path(os.devnull), source.for_workers()
     tasks = [
         _Task(
             ShardTask(
-                source, tuple(part[i : i + _ROWS_PER_TASK]), nowhere, nowhere, keyring, _CHECKED_SIDE, 50, False, {}
+                light, tuple(part[i : i + _ROWS_PER_TASK]), nowhere, nowhere, keyring, _CHECKED_SIDE, 50, False, {}, {}
             ),
             split,
         )
@@ -217,8 +225,8 @@ def _row_faults(looked: Iterable[_Check]) -> Iterator[_Fault]:
         yield from (_Fault(flag, check.key) for flag in check.flags)
 
 
-def _shared_faults(scan: Scan, looked: Iterable[_Check], keyring: Keyring) -> Iterator[_Fault]:
-    """The same pixels under several identifiers, and patients in several splits."""
+def _shared_pixels(looked: Iterable[_Check]) -> Iterator[_Fault]:
+    """The same picture under several identifiers; blank ones are all alike."""
     groups: dict[str, dict[str, str]] = {}
     for check in looked:
         if check.pixels and "blank_image" not in check.flags:
@@ -226,6 +234,9 @@ def _shared_faults(scan: Scan, looked: Iterable[_Check], keyring: Keyring) -> It
     for images in groups.values():
         code = "duplicate_pixels_across_splits" if len(set(images.values())) > 1 else "duplicate_pixels"
         yield from (_Fault(code, key) for key in list(images)[1:])
+
+
+def _shared_patients(scan: Scan, keyring: Keyring) -> Iterator[_Fault]:
     split_of: dict[str, str] = {}
     several = {
         row.patient
@@ -236,20 +247,22 @@ def _shared_faults(scan: Scan, looked: Iterable[_Check], keyring: Keyring) -> It
     yield from (_Fault("patient_in_two_splits", keyring.key("patient", patient)) for patient in sorted(several))
 
 
-def _count(faults: Sequence[_Fault]) -> list[Finding]:
+def _count(faults: Sequence[_Fault], total: int) -> list[Finding]:
     counts = Counter(fault.code for fault in faults)
     first: dict[str, str] = {}
     for fault in faults:
         first.setdefault(fault.code, fault.message or fault.key)
-    return [Finding(code, count, first[code], DIAGNOSES[code]) for code, count in counts.items()]
+    return [Finding(code, count, total, first[code], DIAGNOSES[code]) for code, count in counts.items()]
 
 
-def _count_dropped(scan: Scan) -> list[Finding]:
+def _count_dropped(scan: Scan, rows: int) -> list[Finding]:
     """What the tables alone exclude; those rows have no file to look at."""
     total = sum((Counter(reasons) for reasons in scan.dropped.values()), Counter())
     place = {reason: split for split, reasons in scan.dropped.items() for reason in reasons}
     return [
-        Finding(code, count, "in no split" if place[code] == NO_SPLIT else f"split {place[code]}", DIAGNOSES[code])
+        Finding(
+            code, count, rows, "in no split" if place[code] == NO_SPLIT else f"split {place[code]}", DIAGNOSES[code]
+        )
         for code, count in total.items()
     ]
 

@@ -9,30 +9,6 @@ from fractions import Fraction
 import numpy as np
 
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.splits import PatientOf, keys_of
-
-
-def with_validation(
-    splits: Mapping[str, Sequence[str]],
-    fraction: float,
-    *,
-    seed: int,
-    patient_of: PatientOf,
-) -> dict[str, tuple[str, ...]]:
-    """Moves the patients of `hold_out` from "train" to "validate", where a source has no such split; "test" stays as it is.
-
-    Raises:
-      UserError: there is a "validate" already.
-      DataError: as in `keys_of` and `hold_out`.
-    """
-    if "validate" in splits:
-        raise UserError("found a split 'validate'; expected none where one is held out")
-    train = splits["train"]
-    held = hold_out(keys_of(train, patient_of, "train"), fraction, seed=seed)
-    validate = tuple(name for index, name in enumerate(train) if index in held)
-    kept = tuple(name for index, name in enumerate(train) if index not in held)
-    others = {split: tuple(names) for split, names in splits.items() if split != "train"}
-    return {"train": kept, "validate": validate, **others}
 
 
 def nested_fractions(

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from input_pipeline.sources import Dropped, ImageRow, Source
 
 @dataclass(frozen=True)
 class ShardTask:
-    """All that a worker needs to write one shard; `stem` is where its sidecar and temporary files go."""
+    """All that a worker needs to write one shard; `stem` is where its sidecar and temporary files go, `settings` are the source's."""
 
     source: Source
     rows: tuple[ImageRow, ...]
@@ -33,6 +33,7 @@ class ShardTask:
     short_side: int
     quality: int
     equalize: bool
+    settings: Mapping[str, Any]
     versions: dict[str, str]
 
 
@@ -105,7 +106,7 @@ def make_record(task: ShardTask, row: ImageRow) -> tuple[records.Record, tuple[s
         boxes=boxes,
         category=row.category,
         mask=b"" if mask is None else images.encode_mask(mask),
-        pixel_key=task.keyring.key("pixels", f"{height}x{width}:{hashlib.sha256(image).hexdigest()}"),
+        pixel_key=task.keyring.key("pixels", f"{height}x{width}:{hashlib.sha256(image.tobytes()).hexdigest()}"),
     )
     return record, (*sentences.flags, *(name for name, raised in flags.items() if raised))
 
@@ -172,7 +173,7 @@ def _write_records(task: ShardTask, draft: Path, advance: Callable[[int], None])
 def _made_from(task: ShardTask) -> str:
     """SHA-256 over options, rows, package versions, and sizes and times of the files behind the rows."""
     digest = hashlib.sha256()
-    options = [task.source.name, task.source.settings(), task.short_side, task.quality, task.equalize, task.versions]
+    options = [task.source.name, task.settings, task.short_side, task.quality, task.equalize, task.versions]
     digest.update(json.dumps([*options, task.keyring.check], sort_keys=True).encode())
     for row in task.rows:
         stamps = [_stamp(path) for path in task.source.files(row)]

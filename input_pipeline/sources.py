@@ -144,6 +144,10 @@ class Source(Protocol):
         """Reads the tables, not the images; where they are wrong, raises UserError or DataError, or notes it where `lenient`."""
         ...
 
+    def for_workers(self) -> "Source":
+        """The same source without what only `scan` needs: it is pickled with every shard."""
+        ...
+
     def files(self, row: ImageRow) -> tuple[Path, ...]:
         """Files that a row is made from: a finished shard is kept while they are unchanged."""
         ...
@@ -163,6 +167,10 @@ class Source(Protocol):
 
 class ImagesOnly:
     """What sources without reports and segmentations share."""
+
+    def for_workers(self) -> Any:
+        """The source itself: paths and options are small."""
+        return self
 
     def sentences(self, row: ImageRow) -> Sentences:
         """The phrase of a grounding row; nothing otherwise."""

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.sources import SPLITS
@@ -33,6 +32,7 @@ NIH_LABEL_NAMES = (
 CHEXPERT_LABEL_NAMES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 RSNA_LABEL_NAMES = ("Pneumonia",)
 
+OFFICIAL_NIH = {"train": "train_val_list.txt", "test": "test_list.txt"}
 VARIANTS = ("as_published", "clean")
 PatientOf = Callable[[str], str] | Mapping[str, str]  # the patient of an image's name
 _LISTS = {"train": "train_list", "validate": "val_list", "test": "test_list"}
@@ -294,35 +294,13 @@ def keys_of(names: Collection[str], key_of: PatientOf, where: str) -> list[str]:
 
 
 def official_nih(folder: Path) -> dict[str, tuple[str, ...]]:
-    """The official splits of NIH ChestX-ray14, "train" (train_val_list.txt) and "test" (test_list.txt); see `patient_splits.with_validation`.
+    """The official splits of NIH ChestX-ray14, "train" (train_val_list.txt) and "test" (test_list.txt).
 
     The published test_list of MaCo and MRM has the same name and other images.
 
     Raises:
       UserError, DataError: as in `read_list`.
     """
-    lists = {"train": "train_val_list.txt", "test": "test_list.txt"}
-    return {split: tuple(entry.name for entry in read_list(folder / name, labels=0)) for split, name in lists.items()}
-
-
-def official_chexpert(
-    names: Collection[str], *, valid_as: Literal["validate", "test"] = "test"
-) -> dict[str, tuple[str, ...]]:
-    """The official splits of CheXpert, by the folders train, valid and test of the paths.
-
-    Args:
-      names: paths as in train.csv and valid.csv.
-      valid_as: what the 234 images of valid are: "test" as in GLoRIA, MGCA, MRM and MaCo (then see `patient_splits.with_validation`), or "validate".
-
-    Raises:
-      DataError: a path is none of CheXpert's.
-      UserError: there are images of the folder test, and valid is to be "test" too.
-    """
-    split_of = {"train": "train", "valid": valid_as, "test": "test"}
-    folders = keys_of(names, lambda name: _chexpert_parts(name)[1], "CheXpert")
-    if valid_as == "test" and {"valid", "test"} <= set(folders):
-        raise UserError("found images of CheXpert's test; expected valid to be 'validate' then")
-    splits: dict[str, list[str]] = {}
-    for name, folder in zip(names, folders, strict=True):
-        splits.setdefault(split_of[folder], []).append(name)
-    return {split: tuple(splits[split]) for split in SPLITS if split in splits}
+    return {
+        split: tuple(entry.name for entry in read_list(folder / name, labels=0)) for split, name in OFFICIAL_NIH.items()
+    }

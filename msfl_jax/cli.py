@@ -10,27 +10,19 @@ from typing import Annotated
 import typer
 
 from input_pipeline.errors import MsflError
+from msfl_jax.cli_data import Seed, data
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Chest radiographs and reports, in JAX.")
-data = typer.Typer(no_args_is_help=True, help="Make and build data sets.")
-build = typer.Typer(no_args_is_help=True, help="Turn a data set as released into shards that training reads.")
 evaluate = typer.Typer(no_args_is_help=True, help="Evaluate a run directory.")
 app.add_typer(data, name="data")
-data.add_typer(build, name="build")
 app.add_typer(evaluate, name="eval")
 
-Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 takes all cores.")]
 ConfigName = Annotated[str, typer.Option("--config", help="Path or bare name of a configuration, with :argument.")]
 RunDirectory = Annotated[Path, typer.Argument(help="Run directory of `msfl pretrain`.")]
 BuildDirectory = Annotated[Path, typer.Option("--data", help="Folder made by `msfl data build`.")]
 Split = Annotated[str, typer.Option(help="Split to evaluate.")]
-Output = Annotated[Path, typer.Option("--out", help="Folder to write.")]
-JpgDirectory = Annotated[Path, typer.Option("--jpg", help="Root of MIMIC-CXR-JPG (holds files/ and the tables).")]
-ShortSide = Annotated[int, typer.Option(min=16, help="Short side of stored images in pixels.")]
-Quality = Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of stored images.")]
 
 
 def main() -> None:
@@ -92,96 +84,6 @@ def pretrain(
     from msfl_jax.config_files import load_config
 
     run_pretraining(load_config(config, context.args), workdir, init_from=init_from)
-
-
-@data.command()
-def synthesize(
-    directory: Annotated[Path, typer.Argument(help="Folder to write; MIMIC-CXR-JPG's layout.")],
-    studies: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 6600,
-    seed: Seed = 0,
-    workers: Workers = 0,
-) -> None:
-    """Make a synthetic chest-radiograph study in MIMIC-CXR-JPG's layout."""
-    from input_pipeline.datasets.synthetic import synthesize as make
-
-    print(make(directory, studies=studies, seed=seed, workers=workers or None))
-
-
-@build.command("mimic-cxr")
-def build_mimic_cxr(
-    jpg: JpgDirectory,
-    reports: Annotated[Path, typer.Option(help="Folder or zip of the reports.")],
-    out: Output,
-    views: Annotated[str, typer.Option(help="frontal, lateral or all.")] = "frontal",
-    exclude: Annotated[
-        Path | None, typer.Option(help="MS-CXR's boxes, CSV or JSON: their patients are left out of train.")
-    ] = None,
-    keep_grounding_patients: Annotated[
-        bool, typer.Option("--keep-grounding-patients", help="Train on MS-CXR's patients as well.")
-    ] = False,
-    labels: Annotated[str, typer.Option(help="Labeller of the reports: chexpert or negbio.")] = "chexpert",
-    radiologist_labels: Annotated[bool, typer.Option(help="Prefer radiologists' labels of test studies.")] = True,
-    splits: Annotated[
-        Path | None, typer.Option(help="CSV of dicom_id,split or subject_id,split instead of the official split.")
-    ] = None,
-    sections: Annotated[str, typer.Option(help="Sections of a report to read, in order.")] = "findings,impression",
-    fallback: Annotated[str, typer.Option(help="Section to read where they have no text, or none.")] = "last_paragraph",
-    equalize: Annotated[
-        bool, typer.Option("--equalize", help="Equalise histograms; the release's are already.")
-    ] = False,
-    short_side: ShortSide = 512,
-    quality: Quality = 95,
-    workers: Workers = 0,
-) -> None:
-    """MIMIC-CXR-JPG and its reports."""
-    from input_pipeline.build import build as write
-    from input_pipeline.datasets.mimic_cxr import MimicCxr
-
-    source = MimicCxr(
-        jpg,
-        reports,
-        views=views,
-        policy=tuple(name.strip() for name in sections.split(",") if name.strip()),
-        fallback=None if fallback == "none" else fallback,
-        exclude=exclude,
-        keep_grounding_patients=keep_grounding_patients,
-        labels=labels,
-        radiologist_labels=radiologist_labels,
-        splits=splits,
-    )
-    stored = {"short_side": short_side, "quality": quality, "equalize": equalize}
-    print(write(source, out, **stored, workers=workers or os.cpu_count() or 1))
-
-
-@build.command("ms-cxr")
-def build_ms_cxr(
-    jpg: JpgDirectory,
-    boxes: Annotated[Path, typer.Option(help="MS-CXR's CSV of phrases and boxes.")],
-    out: Output,
-    short_side: ShortSide = 512,
-    quality: Quality = 95,
-    workers: Workers = 0,
-) -> None:
-    """MS-CXR: phrases and boxes on images of MIMIC-CXR-JPG."""
-    from input_pipeline.build import build as write
-    from input_pipeline.datasets.ms_cxr import MsCxr
-
-    source = MsCxr(jpg, boxes)
-    print(write(source, out, short_side=short_side, quality=quality, workers=workers or os.cpu_count() or 1))
-
-
-@data.command()
-def tokenizer(
-    directory: Annotated[Path, typer.Argument(help="Folder made by `msfl data build mimic-cxr`.")],
-    out: Output,
-    vocab_size: Annotated[int, typer.Option(min=32, help="Largest number of words and word pieces.")] = 30000,
-) -> None:
-    """Train a WordPiece tokenizer on the training reports of a build."""
-    from input_pipeline.loader import text_sentences
-    from input_pipeline.tokenizer import train_tokenizer
-
-    made = train_tokenizer(text_sentences(directory, "train"), out, vocab_size=vocab_size)
-    print(f"{out}  {made.vocab_size} tokens  sha256 {made.hash}")
 
 
 @evaluate.command("zero-shot")

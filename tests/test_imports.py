@@ -19,13 +19,14 @@ ALLOWED = {
     "metrics": set(),
     "heads": {"encoders"},
     "model": {"config", "encoders", "heads", "vectors"},
-    "objective": {"config", "losses", "model"},
+    "objective": {"config", "losses", "model", "vectors"},
     "parallel": {"config"},
     "train": {"config", "model", "objective", "parallel"},
     "tasks": {"config", "metrics", "model", "train", "parallel"},
     "results": {"config", "metrics", "tasks"},
     "commands": {"config", "config_files", "model", "objective", "parallel", "train", "tasks", "metrics", "results"},
-    "cli": {"commands", "config", "config_files"},
+    "cli_data": set(),
+    "cli": {"cli_data", "commands", "config", "config_files"},
     "__init__": set(),
 }
 LIBRARIES_OF_ARRAYS = {"vectors", "encoders", "losses", "metrics"}

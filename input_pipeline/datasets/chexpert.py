@@ -86,6 +86,11 @@ class Chexpert(LabelledImages):
         distribute(scan, self._found(scan), self.plan, _image_of_name)
         return scan
 
+    def train_table(self) -> Path:
+        """Where train.csv is or should be."""
+        home = self._home()
+        return tables.find_table(home, "train.csv") or home / "train.csv"
+
     def _check_options(self) -> None:
         known = {
             "views": ("frontal", "all"),

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from input_pipeline import tables
 from input_pipeline.errors import DataError, UserError
+from input_pipeline.leaks import Overlaps, find_overlaps
+from input_pipeline.patient_splits import nested_fractions, seeded_splits
 from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, ImageRow, ImagesOnly, Scan, read_image
 
 Box = tuple[float, float, float, float]
@@ -28,17 +30,30 @@ class SplitPlan:
       subsets: image names of parts of splits; "train_1" is a part of "train".
       rest: where `splits` are given, the split of the images that they do not name; otherwise those are counted as "no_split".
       allow_leak: accepts images and patients in two splits. Such an image becomes a record of either, and counts as two input rows.
+      validation, test: shares of the training images, by patient, that become these splits where the source has none.
+      fractions: shares of the training images, by patient and nested, that become subsets "train_10_seed0" for each of `seeds`.
+      seeds: of the fractions; the first is also that of the shares.
     """
 
     splits: Mapping[str, Collection[str]] | None = None
     subsets: Mapping[str, Collection[str]] = field(default_factory=dict)
     rest: str = NO_SPLIT
     allow_leak: bool = False
+    validation: float = 0.0
+    test: float = 0.0
+    fractions: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0,)
 
     def settings(self) -> dict[str, Any]:
         """What a manifest says of the plan; the names themselves are only hashed."""
         kind = "official" if self.splits is None else "listed"
-        return {"splits": kind, "rest": self.rest, "allow_leak": self.allow_leak}
+        drawn = {
+            "validation": self.validation,
+            "test": self.test,
+            "fractions": list(self.fractions),
+            "seeds": list(self.seeds),
+        }
+        return {"splits": kind, "rest": self.rest, "allow_leak": self.allow_leak, **drawn}
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the lists for `Scan.inputs`, whatever the order of their names; empty where there are none."""
@@ -67,6 +82,10 @@ class LabelledImages(ImagesOnly):
 
     root: Path
     plan: SplitPlan = field(default_factory=SplitPlan)
+
+    def for_workers(self) -> Any:
+        """Without the names of the plan, which are megabytes."""
+        return dataclasses.replace(self, plan=SplitPlan())
 
     def files(self, row: ImageRow) -> tuple[Path, ...]:
         """The image."""
@@ -144,23 +163,21 @@ def _lists_of_images(lists: Mapping[str, Collection[str]], key: Callable[[str], 
 
 
 def _check_images(scan: Scan, listed: Mapping[str, Sequence[str]], plan: SplitPlan) -> None:
-    leaks = sum(len(splits) > 1 for splits in listed.values())
-    if leaks and not plan.allow_leak:
-        found = f"{leaks:,} images are in two splits; expected each in one"
-        scan.refuse(DataError(f"{found}; use --variant clean, or --allow-leak", code="image_in_two_splits"))
+    images = {split: [image for image, splits in listed.items() if split in splits] for split in SPLITS}
+    _refuse_overlaps(scan, find_overlaps(images, patient_of=None), plan, "image_in_two_splits")
 
 
 def _check_patients(scan: Scan, plan: SplitPlan) -> None:
-    split_of: dict[str, str] = {}
-    leaks = {
-        row.patient
-        for split, rows in scan.rows.items()
-        for row in rows
-        if split_of.setdefault(row.patient, split) != split
-    }
-    if leaks and not plan.allow_leak:
-        found = f"{len(leaks):,} patients are in two splits; expected each in one"
-        scan.refuse(DataError(f"{found}; use --variant clean, or --allow-leak", code="patient_in_two_splits"))
+    images = {split: [row.image for row in scan.rows.get(split, ())] for split in SPLITS}
+    patient_of = {row.image: row.patient for rows in scan.rows.values() for row in rows}
+    _refuse_overlaps(scan, find_overlaps(images, patient_of=patient_of), plan, "patient_in_two_splits")
+
+
+def _refuse_overlaps(scan: Scan, overlaps: Overlaps, plan: SplitPlan, code: str) -> None:
+    if overlaps.found and not plan.allow_leak:
+        found = ", ".join(map(str, overlaps.found))
+        advice = "use --variant clean, or --allow-leak, which every table will say"
+        scan.refuse(DataError(f"{found}; expected nothing in two splits; {advice}", code=code))
 
 
 def _place(scan: Scan, row: ImageRow, split: str, reason: str, subsets: tuple[str, ...]) -> None:
@@ -174,17 +191,38 @@ def _place(scan: Scan, row: ImageRow, split: str, reason: str, subsets: tuple[st
 
 def _finish(scan: Scan, plan: SplitPlan) -> None:
     scan.inputs.update(plan.hashes())
+    _hold_out(scan, plan)
     for rows in scan.rows.values():
         rows.sort(key=lambda row: (row.patient, row.study, row.image, row.phrase))
+    _add_fractions(scan, plan)
 
 
-def read_names(path: Path) -> tuple[str, ...]:
-    """The first word of each line of a list; blank lines and line ends of any system do not matter; raises UserError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: cannot be read; expected a list with one image name a line") from None
-    return tuple(line.split()[0] for line in lines if line.strip())
+def _hold_out(scan: Scan, plan: SplitPlan) -> None:
+    """Moves whole patients from train to the splits that the source lacks."""
+    shares = {split: share for split, share in (("test", plan.test), ("validate", plan.validation)) if share}
+    for split in shares:
+        if scan.rows.get(split):
+            raise UserError(f"the splits have '{split}' already; expected none where a share of train is held out")
+    if not shares:
+        return
+    train = scan.rows.get("train", [])
+    for split, members in seeded_splits([row.patient for row in train], shares, seed=plan.seeds[0]).items():
+        scan.rows[split] = [
+            train[index] if split == "train" else dataclasses.replace(train[index], subsets=())
+            for index in sorted(members)
+        ]
+
+
+def _add_fractions(scan: Scan, plan: SplitPlan) -> None:
+    train = scan.rows.get("train", [])
+    if not train:
+        return
+    patients = [row.patient for row in train]
+    for seed in plan.seeds if plan.fractions else ():
+        for fraction, members in nested_fractions(patients, plan.fractions, seed=seed).items():
+            name = f"train_{100 * fraction:g}_seed{seed}"
+            for index in members:
+                train[index] = dataclasses.replace(train[index], subsets=(*train[index].subsets, name))
 
 
 def find_images(root: Path, folders: Sequence[str]) -> dict[str, str]:

@@ -23,11 +23,11 @@ from input_pipeline.datasets.labelled import (
     find_images,
     find_one_table,
     parse_box,
-    read_names,
     record_hash,
 )
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.sources import NO_SPLIT, ImageRow, Scan
+from input_pipeline.splits import OFFICIAL_NIH, official_nih
 
 LABEL_NAMES = (
     "Atelectasis",
@@ -48,7 +48,6 @@ LABEL_NAMES = (
 _KNOWN = frozenset(LABEL_NAMES)
 _NO_FINDING = "No Finding"
 _OTHER_NAMES = {"Infiltrate": "Infiltration"}  # the table of boxes has the first, that of labels the second
-_OFFICIAL = {"train": "train_val_list.txt", "test": "test_list.txt"}
 _SIDE = 1024  # of the released images, to which the boxes belong
 _IMAGE = re.compile(r"([0-9]{8})_[0-9]{3}\.png")
 
@@ -110,12 +109,11 @@ class NihChestXray14(LabelledImages):
         """The plan, with the official lists where it has none of its own."""
         if self.plan.splits is not None:
             return self.plan
-        for name in _OFFICIAL.values():
+        for name in OFFICIAL_NIH.values():
             if not (self.root / name).is_file():
-                raise UserError(f"{self.root}: no {name}; expected the official lists, or a plan of the splits")
+                raise UserError(f"{self.root}: no {name}; expected the official lists, or published ones (--lists DIR)")
             record_hash(scan, name, self.root / name)
-        lists = {split: read_names(self.root / name) for split, name in _OFFICIAL.items()}
-        return dataclasses.replace(self.plan, splits=lists)
+        return dataclasses.replace(self.plan, splits=official_nih(self.root))
 
 
 @dataclass(frozen=True)

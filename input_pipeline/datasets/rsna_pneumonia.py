@@ -4,6 +4,7 @@ Challenge: kaggle.com/c/rsna-pneumonia-detection-challenge. Its `patientId` is a
 ChestX-ray14, whose patients are not told, so nothing here can keep a patient in one split.
 """
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -64,6 +65,10 @@ class RsnaPneumonia(LabelledImages):
     def label_names(self) -> tuple[str, ...]:
         """The label of the challenge, and with `detailed` those of its classes without opacity."""
         return (*LABEL_NAMES, *(DETAILED_LABELS if self.detailed else ()))
+
+    def for_workers(self) -> Any:
+        """Without the names of the plan and the list."""
+        return dataclasses.replace(super().for_workers(), listed={})
 
     def settings(self) -> Mapping[str, Any]:
         """Options that change the records."""

@@ -156,7 +156,9 @@ def test_published_lists_name_images_of_the_small_release(layout, tmp_path):
 def test_lists_that_share_a_patient_are_refused(root):
     table = rows()
     leaky = {"train": [table[0]["Path"]], "validate": [table[1]["Path"]]}
-    assert "1 patients are in two splits" in refusal(root, DataError, plan=SplitPlan(leaky), views="all")
+    assert "share 0 images and 1 patient; expected nothing in two splits" in refusal(
+        root, DataError, plan=SplitPlan(leaky), views="all"
+    )
     source = Chexpert(root, SplitPlan(leaky, allow_leak=True), views="all")
     assert source.scan().input_rows == 12
     assert source.settings()["allow_leak"] is True

@@ -15,7 +15,6 @@ from input_pipeline.datasets.labelled import (
     find_one_table,
     image_of_name,
     parse_box,
-    read_names,
 )
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.sources import SPLITS, ImageRow, Scan
@@ -58,7 +57,7 @@ def test_without_lists_the_official_splits_hold_and_the_rest_may_be_given_a_spli
 
 def test_an_image_in_two_splits_is_refused_or_is_two_records():
     lists = {"train": ["a", "b"], "test": ["b", "c"], "validate": ["d"]}
-    with pytest.raises(DataError, match=r"^1 images are in two splits; expected each in one"):
+    with pytest.raises(DataError, match=r"^train and test share 1 image; expected nothing in two splits"):
         run("abc", SplitPlan(lists))
     plan = SplitPlan(lists, {"train_1": ["b"]}, allow_leak=True)
     scan = run("abcd", plan)
@@ -66,13 +65,14 @@ def test_an_image_in_two_splits_is_refused_or_is_two_records():
     assert scan.input_rows == 5
     assert [row.subsets for row in scan.rows["train"]] == [(), ("train_1",)]
     assert [row.subsets for row in scan.rows["test"]] == [(), ()]
-    assert plan.settings() == {"splits": "listed", "rest": "none", "allow_leak": True}
+    assert plan.settings()["splits"] == "listed"
+    assert plan.settings()["allow_leak"] is True
 
 
 def test_a_patient_in_two_splits_is_refused_unless_the_leak_is_allowed():
     rows = [row("a", "p"), row("b", "p"), row("c", "q")]
     lists = {"train": ["a"], "test": ["b", "c"]}
-    with pytest.raises(DataError, match=r"^1 patients are in two splits"):
+    with pytest.raises(DataError, match=r"^train and test share 0 images and 1 patient; expected nothing"):
         run(rows, SplitPlan(lists))
     assert run(rows, SplitPlan(lists, allow_leak=True)).input_rows == 3
 
@@ -155,14 +155,6 @@ def test_one_table_is_expected(tmp_path):
     assert find_one_table(tmp_path, ["?.csv"], tmp_path / "b.csv") == tmp_path / "b.csv"
 
 
-def test_lists_are_read_whatever_their_line_ends(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_bytes(b"\xef\xbb\xbfa.png 0 1\r\n\r\nb.png 1 0 \nc.png")
-    assert read_names(path) == ("a.png", "b.png", "c.png")
-    with pytest.raises(UserError, match="cannot be read; expected a list with one image name a line"):
-        read_names(tmp_path / "absent.txt")
-
-
 @given(st.lists(st.one_of(st.floats().map(str), st.integers().map(str), st.text(max_size=5)), min_size=3, max_size=5))
 def test_a_box_has_four_finite_numbers_and_an_area(values):
     try:
@@ -174,3 +166,29 @@ def test_a_box_has_four_finite_numbers_and_an_area(values):
         return
     with pytest.raises(UserError, match=r"^t.csv: row 7 has no box; expected numbers x, y, w, h with w and h above 0$"):
         parse_box("t.csv: row 7", values)
+
+
+def test_shares_of_train_become_the_splits_that_are_missing_by_whole_patients():
+    rows = [row(f"{patient}{image}", f"p{patient}") for patient in range(40) for image in range(patient % 3 + 1)]
+    plan = SplitPlan({"train": [item.image for item in rows]}, {"train_9": [rows[0].image]}, validation=0.2, test=0.1)
+    scan = run(rows, plan)
+    patients = {split: {item.patient for item in members} for split, members in scan.rows.items()}
+    assert not patients["train"] & patients["validate"] | patients["train"] & patients["test"]
+    assert not patients["validate"] & patients["test"]
+    assert scan.input_rows == len(rows)
+    for split, share in (("validate", 0.2), ("test", 0.1)):
+        assert share * len(rows) <= len(scan.rows[split]) < share * len(rows) + 3
+    with pytest.raises(UserError, match="have 'test' already"):
+        run(rows, SplitPlan({"test": [rows[0].image]}, rest="train", test=0.1))
+
+
+def test_fractions_of_train_are_subsets_by_seed_and_nested():
+    rows = [row(f"{patient}{image}", f"p{patient}") for patient in range(40) for image in range(patient % 3 + 1)]
+    plan = SplitPlan({"train": [item.image for item in rows]}, fractions=(0.05, 0.25), seeds=(0, 1))
+    members = {}
+    for item in run(rows, plan).rows["train"]:
+        for name in item.subsets:
+            members.setdefault(name, set()).add(item.patient)
+    assert set(members) == {f"train_{share}_seed{seed}" for share in (5, 25) for seed in (0, 1)}
+    assert all(members[f"train_5_seed{seed}"] < members[f"train_25_seed{seed}"] for seed in (0, 1))
+    assert members["train_25_seed0"] != members["train_25_seed1"]

@@ -119,7 +119,7 @@ def test_official_lists_count_every_row_and_name(root):
 
 def test_without_official_lists_a_plan_is_asked_for(root):
     (root / "test_list.txt").unlink()
-    assert "no test_list.txt; expected the official lists, or a plan of the splits" in refusal(NihChestXray14(root))
+    assert "no test_list.txt; expected the official lists, or published ones" in refusal(NihChestXray14(root))
     assert NihChestXray14(root, ALL).scan().input_rows == 5
 
 

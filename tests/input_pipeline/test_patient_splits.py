@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import math
 import os
-import random
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from input_pipeline import splits
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.patient_splits import hold_out, nested_fractions, seeded_splits, with_validation
+from input_pipeline.patient_splits import hold_out, nested_fractions, seeded_splits
 
 PATIENTS = st.lists(st.integers(0, 30).map(lambda number: f"patient{number:05d}"), min_size=1, max_size=120)
 PERCENT = st.integers(1, 100)
@@ -128,22 +127,6 @@ def test_nothing_to_split_is_refused():
         nested_fractions([], seed=0)
     with pytest.raises(DataError, match="2 patients are too few: none is left for 'train'"):
         seeded_splits(["a", "b", "b"], {"test": 0.5, "validate": 0.5}, seed=0)
-
-
-def test_a_validation_split_is_taken_from_the_training_split_alone():
-    train = tuple(f"{patient:08d}_{image:03d}.png" for patient in range(50) for image in range(patient % 4 + 1))
-    official = {"train": train, "test": ("00000077_000.png",)}
-    found = with_validation(official, 0.2, seed=1, patient_of=splits.nih_patient)
-    assert list(found) == ["train", "validate", "test"]
-    assert found["test"] == official["test"]
-    assert sorted((*found["train"], *found["validate"])) == sorted(train)
-    assert not {name[:8] for name in found["train"]} & {name[:8] for name in found["validate"]}
-    assert 0.2 * len(train) <= len(found["validate"]) < 0.2 * len(train) + 4
-    shuffled = random.Random(0).sample(train, len(train))
-    again = with_validation({**official, "train": shuffled}, 0.2, seed=1, patient_of=splits.nih_patient)
-    assert set(again["validate"]) == set(found["validate"])
-    with pytest.raises(UserError, match="found a split 'validate'"):
-        with_validation(found, 0.2, seed=1, patient_of=splits.nih_patient)
 
 
 def test_fractions_of_real_nih_patients_have_their_size(real_data):

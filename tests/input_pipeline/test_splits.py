@@ -194,17 +194,6 @@ def test_official_nih_lists_are_read_and_those_of_a_paper_refused(tmp_path):
         splits.official_nih(tmp_path)
 
 
-def test_official_chexpert_splits_are_its_folders():
-    train, valid, test = chexpert(1), chexpert(2, "valid"), chexpert(3, "test")
-    assert splits.official_chexpert([valid, train]) == {"train": (train,), "test": (valid,)}
-    found = splits.official_chexpert([train, valid, test], valid_as="validate")
-    assert found == {"train": (train,), "validate": (valid,), "test": (test,)}
-    with pytest.raises(UserError, match="expected valid to be 'validate' then"):
-        splits.official_chexpert([train, valid, test])
-    with pytest.raises(DataError, match="CheXpert: image 2: the image's path is none of CheXpert's"):
-        splits.official_chexpert([train, "secret"])
-
-
 def raw_names(path):
     """Names of a list, by nothing but splitting its bytes."""
     return [line.split()[0].decode() for line in path.read_bytes().splitlines() if line.strip()]

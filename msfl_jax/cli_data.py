@@ -1,0 +1,323 @@
+"""The commands `msfl data ...`: parse options, call one function, print what it returns."""
+
+import itertools
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from input_pipeline.errors import DataError, UserError
+
+data = typer.Typer(no_args_is_help=True, help="Make, build and examine data sets.")
+build = typer.Typer(no_args_is_help=True, help="Turn a data set as released into shards that training reads.")
+data.add_typer(build, name="build")
+
+Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 takes all cores.")]
+Output = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Root = Annotated[Path, typer.Argument(help="Folder of the release.")]
+JpgDirectory = Annotated[Path, typer.Option("--jpg", help="Root of MIMIC-CXR-JPG (holds files/ and the tables).")]
+ShortSide = Annotated[int, typer.Option(min=16, help="Short side of stored images in pixels.")]
+Quality = Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of stored images.")]
+Equalize = Annotated[
+    bool, typer.Option("--equalize", help="Equalise histograms, as MIMIC-CXR-JPG and CheXpert are already.")
+]
+Lists = Annotated[
+    Path | None, typer.Option("--lists", help="Folder of published lists: train_list, val_list, test_list, train_1 ...")
+]
+Variant = Annotated[
+    str, typer.Option("--variant", help="Of the lists: as_published, or clean (nothing in two splits).")
+]
+Validation = Annotated[float, typer.Option("--validation", help="Share of train, by patient, to validate on.")]
+Test = Annotated[float, typer.Option("--test", help="Share of train, by patient, to test on.")]
+Fractions = Annotated[str, typer.Option("--fractions", help="Percentages of train that become subsets, nested.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Of the fractions; the first also of the shares.")]
+AllowLeak = Annotated[
+    bool, typer.Option("--allow-leak", help="Accept images and patients in two splits; every table will say so.")
+]
+
+
+_COVERED_SENTENCES = 50_000
+
+
+@data.command()
+def synthesize(
+    directory: Annotated[Path, typer.Argument(help="Folder to write; MIMIC-CXR-JPG's layout.")],
+    studies: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 6600,
+    seed: Seed = 0,
+    workers: Workers = 0,
+) -> None:
+    """Make a synthetic chest-radiograph study in MIMIC-CXR-JPG's layout."""
+    from input_pipeline.datasets.synthetic import synthesize as make
+
+    print(make(directory, studies=studies, seed=seed, workers=workers or None))
+
+
+@build.command("mimic-cxr")
+def build_mimic_cxr(
+    jpg: JpgDirectory,
+    reports: Annotated[Path, typer.Option(help="Folder or zip of the reports.")],
+    out: Output,
+    views: Annotated[str, typer.Option(help="frontal, lateral or all.")] = "frontal",
+    exclude: Annotated[
+        Path | None, typer.Option(help="MS-CXR's boxes, CSV or JSON: their patients are left out of train.")
+    ] = None,
+    keep_grounding_patients: Annotated[
+        bool, typer.Option("--keep-grounding-patients", help="Train on MS-CXR's patients as well.")
+    ] = False,
+    labels: Annotated[str, typer.Option(help="Labeller of the reports: chexpert or negbio.")] = "chexpert",
+    radiologist_labels: Annotated[bool, typer.Option(help="Prefer radiologists' labels of test studies.")] = True,
+    splits: Annotated[
+        Path | None, typer.Option(help="CSV of dicom_id,split or subject_id,split instead of the official split.")
+    ] = None,
+    sections: Annotated[str, typer.Option(help="Sections of a report to read, in order.")] = "findings,impression",
+    fallback: Annotated[str, typer.Option(help="Section to read where they have no text, or none.")] = "last_paragraph",
+    equalize: Equalize = False,
+    short_side: ShortSide = 512,
+    quality: Quality = 95,
+    workers: Workers = 0,
+) -> None:
+    """MIMIC-CXR-JPG and its reports."""
+    from input_pipeline.datasets.mimic_cxr import MimicCxr
+
+    source = MimicCxr(
+        jpg,
+        reports,
+        views=views,
+        policy=tuple(name.strip() for name in sections.split(",") if name.strip()),
+        fallback=None if fallback == "none" else fallback,
+        exclude=exclude,
+        keep_grounding_patients=keep_grounding_patients,
+        labels=labels,
+        radiologist_labels=radiologist_labels,
+        splits=splits,
+    )
+    _write(source, out, short_side, quality, equalize, workers)
+
+
+@build.command("ms-cxr")
+def build_ms_cxr(
+    jpg: JpgDirectory,
+    boxes: Annotated[Path, typer.Option(help="MS-CXR's CSV or JSON of phrases and boxes, or its folder.")],
+    out: Output,
+    equalize: Equalize = False,
+    short_side: ShortSide = 512,
+    quality: Quality = 95,
+    workers: Workers = 0,
+) -> None:
+    """MS-CXR: phrases and boxes on images of MIMIC-CXR-JPG."""
+    from input_pipeline.datasets.ms_cxr import MsCxr
+
+    _write(MsCxr(jpg, boxes), out, short_side, quality, equalize, workers)
+
+
+@build.command("chexpert")
+def build_chexpert(
+    root: Root,
+    out: Output,
+    views: Annotated[str, typer.Option(help="frontal, or all as the published lists have it.")] = "frontal",
+    uncertain: Annotated[str, typer.Option(help="What -1 becomes: keep, ones, zeros, ignore or published.")] = "keep",
+    blank: Annotated[str, typer.Option(help="What is not mentioned: unknown or absent.")] = "unknown",
+    valid_as: Annotated[str, typer.Option(help="The 234 images of valid are test or validate.")] = "test",
+    lists: Lists = None,
+    variant: Variant = "as_published",
+    validation: Validation = 0.0,
+    test: Test = 0.0,
+    fractions: Fractions = "1,10",
+    seeds: Seeds = "0,1,2",
+    allow_leak: AllowLeak = False,
+    equalize: Equalize = False,
+    short_side: ShortSide = 512,
+    quality: Quality = 95,
+    workers: Workers = 0,
+) -> None:
+    """CheXpert 1.0, full or small."""
+    from input_pipeline.datasets import releases
+
+    choice = _choice(lists, variant, validation, test, fractions, seeds, allow_leak)
+    options = {"views": views, "uncertain": uncertain, "blank": blank, "valid_as": valid_as}
+    _write(releases.chexpert(root, choice, **options), out, short_side, quality, equalize, workers)
+
+
+@build.command("nih")
+def build_nih(
+    root: Root,
+    out: Output,
+    boxes: Annotated[bool, typer.Option("--boxes", help="One record per image and finding with boxes.")] = False,
+    table: Annotated[Path | None, typer.Option(help="Data_Entry_2017*.csv, where there are two vintages.")] = None,
+    lists: Lists = None,
+    variant: Variant = "as_published",
+    validation: Validation = 0.0,
+    test: Test = 0.0,
+    fractions: Fractions = "1,10",
+    seeds: Seeds = "0,1,2",
+    allow_leak: AllowLeak = False,
+    equalize: Equalize = False,
+    short_side: ShortSide = 512,
+    quality: Quality = 95,
+    workers: Workers = 0,
+) -> None:
+    """NIH ChestX-ray14: labels, or with --boxes its 984 boxes."""
+    from input_pipeline.datasets import releases
+
+    choice = _choice(lists, variant, validation, test, "" if boxes else fractions, seeds, allow_leak)
+    source = releases.nih_boxes(root, choice) if boxes else releases.nih_chestxray14(root, choice, table=table)
+    _write(source, out, short_side, quality, equalize, workers)
+
+
+@build.command("rsna")
+def build_rsna(
+    root: Root,
+    out: Output,
+    detailed: Annotated[
+        bool, typer.Option("--detailed", help="Adds the challenge's two classes without opacity.")
+    ] = False,
+    lists: Lists = None,
+    variant: Variant = "as_published",
+    validation: Validation = 0.0,
+    test: Test = 0.0,
+    fractions: Fractions = "1,10",
+    seeds: Seeds = "0,1,2",
+    allow_leak: AllowLeak = False,
+    equalize: Equalize = False,
+    short_side: ShortSide = 512,
+    quality: Quality = 95,
+    workers: Workers = 0,
+) -> None:
+    """RSNA Pneumonia Detection Challenge, stage 2 (DICOM; extra `dicom`)."""
+    from input_pipeline.datasets import releases
+
+    choice = _choice(lists, variant, validation, test, fractions, seeds, allow_leak)
+    _write(releases.rsna_pneumonia(root, choice, detailed=detailed), out, short_side, quality, equalize, workers)
+
+
+@build.command("siim")
+def build_siim(
+    root: Root,
+    out: Output,
+    table: Annotated[Path | None, typer.Option(help="The table of run-length codes, where there are two.")] = None,
+    lists: Lists = None,
+    variant: Variant = "as_published",
+    validation: Validation = 0.0,
+    test: Test = 0.0,
+    fractions: Fractions = "1,10",
+    seeds: Seeds = "0,1,2",
+    allow_leak: AllowLeak = False,
+    equalize: Equalize = False,
+    short_side: ShortSide = 512,
+    quality: Quality = 95,
+    workers: Workers = 0,
+) -> None:
+    """SIIM-ACR Pneumothorax Segmentation (DICOM; extra `dicom`)."""
+    from input_pipeline.datasets import releases
+
+    choice = _choice(lists, variant, validation, test, fractions, seeds, allow_leak)
+    _write(releases.siim_acr(root, choice, table=table), out, short_side, quality, equalize, workers)
+
+
+@data.command()
+def doctor(
+    root: Root,
+    out: Output = Path("doctor"),
+    reports: Annotated[Path | None, typer.Option(help="Reports of MIMIC-CXR, folder or zip.")] = None,
+    jpg: Annotated[Path | None, typer.Option(help="MIMIC-CXR-JPG's folder, for MS-CXR.")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Rows of each split to look at, evenly spread; 0 is all.")] = 0,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of unusable rows that is accepted.")] = 0.005,
+    reveal: Annotated[str, typer.Option(help="Print the file behind this key of quarantine.jsonl, and end.")] = "",
+    workers: Workers = 0,
+) -> None:
+    """Examine a data set as released: everything that is wrong with it, counted, and what to do; exit code 3 above the threshold."""
+    from input_pipeline.datasets.releases import detect
+    from input_pipeline.doctor import examine, find_path
+
+    source = detect(root, reports=reports, jpg=jpg)
+    if reveal:
+        path = find_path(source, out, reveal)
+        if path is None:
+            raise UserError(
+                f"found no image with this key; expected one of {out}/quarantine.jsonl, made with this --out"
+            )
+        print(path)
+        return
+    report = examine(source, out, workers=workers or os.cpu_count() or 1, sample=sample, threshold=threshold)
+    print(report)
+    if report.refused:
+        raise DataError(
+            f"{source.name}: {report.unusable_share:.2%} of the rows are unusable; expected at most {threshold:.2%}; see {out}"
+        )
+
+
+@data.command()
+def leaks(
+    pretraining: Annotated[Path, typer.Argument(help="Build that a model was pretrained on.")],
+    other: Annotated[Path, typer.Argument(help="Build that it will be tested on.")],
+    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Report, and end with exit code 0.")] = False,
+) -> None:
+    """Images and patients that two builds share; exit code 3 where a split to test on shares any with training."""
+    from input_pipeline.leaks import compare_builds, refuse_shared
+
+    comparison = compare_builds(pretraining, other)
+    print(comparison)
+    refuse_shared(comparison, allow_leak=allow_leak)
+
+
+@data.command()
+def tokenizer(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Folder made by `msfl data build mimic-cxr`; its training reports are read.")
+    ] = None,
+    out: Output = Path("tokenizer"),
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Import instead: vocab.txt, tokenizer.json, or a BERT folder.")
+    ] = None,
+    lowercase: Annotated[
+        bool | None, typer.Option("--lowercase/--cased", help="Of an imported vocabulary; default what its files say.")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(min=32, help="Largest number of words and word pieces.")] = 30000,
+) -> None:
+    """Train a WordPiece tokenizer on a build, or import one (--from); with a build, its words are looked up in it."""
+    from input_pipeline.loader import text_sentences
+    from input_pipeline.token_coverage import check_coverage, coverage
+    from input_pipeline.tokenizer import train_tokenizer
+    from input_pipeline.tokenizer_import import import_tokenizer
+
+    if source is not None:
+        imported = import_tokenizer(source, out, lowercase=lowercase)
+        made, notes = imported.tokenizer, imported.notes
+    elif directory is not None:
+        made, notes = train_tokenizer(text_sentences(directory, "train"), out, vocab_size=vocab_size), ()
+    else:
+        raise UserError("found neither a build to train on nor --from; expected one of them")
+    print("\n".join([f"{out}  {made.vocab_size} tokens  sha256 {made.hash}", *notes]))
+    if directory is not None:
+        found = coverage(made, itertools.islice(text_sentences(directory, "train"), _COVERED_SENTENCES))
+        print(
+            f"{found.unknown_share:.2%} of {found.words:,} words unknown, {found.pieces_per_word:.2f} pieces per word"
+        )
+        if warning := check_coverage(found):
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+def _choice(
+    lists: Path | None, variant: str, validation: float, test: float, fractions: str, seeds: str, allow_leak: bool
+) -> Any:
+    from input_pipeline.datasets.releases import SplitChoice
+
+    shares = tuple(number / 100 for number in _numbers("--fractions", fractions, float))
+    return SplitChoice(lists, variant, validation, test, shares, tuple(_numbers("--seeds", seeds, int)), allow_leak)
+
+
+def _numbers(option: str, text: str, kind: type) -> list[Any]:
+    try:
+        return [kind(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"found {option} '{text}'; expected numbers joined by commas") from None
+
+
+def _write(source: Any, out: Path, short_side: int, quality: int, equalize: bool, workers: int) -> None:
+    from input_pipeline.build import build as write
+
+    workers = workers or os.cpu_count() or 1
+    print(write(source, out, short_side=short_side, quality=quality, equalize=equalize, workers=workers))

@@ -30,6 +30,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "wrong_checksum": _fault("the file that SHA256SUMS.txt names", f"{_FETCH}; {_REVEAL}"),
     "wrong_size": _fault("images in their released size, in which boxes and masks are given", "use the original files"),
     "not_listed": _fault("every image of the tables in IMAGE_FILENAMES", "use tables and lists of one release"),
+    "stored_as_released": _note("nothing", "nothing: a grey JPEG of the wanted size is stored as it is"),
     "blank_image": _note("more than one grey level", f"look at it, and exclude it if it shows nothing; {_REVEAL}"),
     "duplicate_pixels": _note("each picture once", f"look at the pair, and exclude one; {_REVEAL}"),
     "duplicate_pixels_across_splits": _fault(

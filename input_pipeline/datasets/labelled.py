@@ -162,10 +162,10 @@ def _lists_of_images(lists: Mapping[str, Collection[str]], key: Callable[[str], 
 
 
 def _check_images(scan: Scan, listed: Mapping[str, Sequence[str]], plan: SplitPlan) -> None:
-    leaks = sum(len(splits) > 1 for splits in listed.values())
-    if leaks and not plan.allow_leak:
-        found = f"{leaks:,} images are in two splits; expected each in one"
-        scan.refuse(DataError(f"{found}; use --variant clean, or --allow-leak", code="image_in_two_splits"))
+    leaks = [image for image, splits in listed.items() if len(splits) > 1]
+    found = f"{len(leaks):,} images are in two splits; expected each in one"
+    for image in () if plan.allow_leak else leaks:
+        scan.refuse(DataError(f"{found}; use --variant clean, or --allow-leak", code="image_in_two_splits"), image)
 
 
 def _check_patients(scan: Scan, plan: SplitPlan) -> None:

@@ -60,22 +60,20 @@ def _note(expected: str, advice: str) -> Diagnosis:
 _FETCH = "fetch the file again; where the release has checksums, compare them (sha256sum -c SHA256SUMS.txt)"
 _TABLE = "fetch the table again; quarantine.jsonl has the number of every such row"
 _LEAK = "correct the splits, or accept it by --allow-leak where the build has that; its tables will say so"
-_REVEAL = "to see which file a key is: msfl data doctor ... --reveal KEY"
+_LOOK = "look at it, and exclude it if it shows nothing"
 
 DIAGNOSES: dict[str, Diagnosis] = {
     # files of images
     "missing_image": _fault("every image of the tables on disk", "fetch the missing files; a build leaves them out"),
-    "bad_image": _fault("a whole JPEG, PNG or DICOM file that decodes", f"{_FETCH}; {_REVEAL}"),
-    "wrong_checksum": _fault("the file that SHA256SUMS.txt names", f"{_FETCH}; {_REVEAL}"),
+    "bad_image": _fault("a whole JPEG, PNG or DICOM file that decodes", _FETCH),
+    "wrong_checksum": _fault("the file that SHA256SUMS.txt names", _FETCH),
     "wrong_size": _fault("images in their released size, in which boxes and masks are given", "use the original files"),
     "not_listed": _fault("every image of the tables in IMAGE_FILENAMES", "use tables and lists of one release"),
-    "blank_image": _note("more than one grey level", f"look at it, and exclude it if it shows nothing; {_REVEAL}"),
-    "nearly_blank_image": _note(
-        "more than 1 % of the pixels unlike the rest", f"look at it, and exclude it if it shows nothing; {_REVEAL}"
-    ),
-    "duplicate_pixels": _note("each picture once", f"look at both, and exclude one; {_REVEAL}"),
+    "blank_image": _note("more than one grey level", _LOOK),
+    "nearly_blank_image": _note("more than 1 % of the pixels unlike the rest", _LOOK),
+    "duplicate_pixels": _note("each picture once", "look at both, and exclude one"),
     "duplicate_pixels_across_splits": _fault(
-        "no picture in two splits", f"leave it out of train, with a split file or list of your own; {_REVEAL}"
+        "no picture in two splits", "leave it out of train, with a split file or list of your own"
     ),
     # reports
     "no_report": _fault("a report for every study", "unpack mimic-cxr-reports.zip again, or read it as it is"),

@@ -45,7 +45,7 @@ class Report:
       input_rows: rows of its tables that could be read, kept or left out.
       looked_at: rows whose image and text were read; fewer than the rows kept where only a sample was asked for.
       records: rows that a build would turn into records, of those that were looked at.
-      findings: the unusable first, then the most frequent.
+      findings: first those that stop a build, then others that make rows unusable; of these the most frequent first.
       prevalence: of each label, beside the published one.
       checksums: what no checksum of the release vouches for, or "" where it has none at all or vouches for all.
       threshold: share of unusable rows above which `refused` is true.
@@ -76,7 +76,8 @@ class Report:
     @property
     def unusable_share(self) -> float:
         """Share of unusable rows, each kind of fault as a share of what was looked at for it."""
-        return sum(finding.count / max(1, finding.of) for finding in self.findings if finding.diagnosis.unusable)
+        shares = (finding.count / max(1, finding.of) for finding in self.findings if finding.diagnosis.unusable)
+        return sum(shares, 0.0)
 
     @property
     def refused(self) -> bool:
@@ -94,6 +95,9 @@ class Report:
             lines.append(f"{'a build stops':<16}at {', '.join(stopping)}: correct these first")
         if self.checksums:
             lines.append(f"{'not checked':<16}{self.checksums}: damage that still decodes would not be found")
+        if self.findings:
+            kept = f"{QUARANTINE_NAME} (stop, fault) and {NOTES_NAME} (note)"
+            lines.append(f"{'every one':<16}by its key in {kept}; --reveal KEY prints the file behind a key")
         blocks = ["\n".join(lines), *map(str, self.findings), "\n".join(map(str, self.prevalence))]
         return "\n\n".join(block for block in blocks if block)
 
@@ -128,7 +132,7 @@ def examine(
     _write_faults([*in_tables, *in_files], out)
     total = max(1, scan.input_rows + len(scan.problems))  # a row with a problem is mostly lost to the scan
     findings = [*_count(in_tables, total), *_count(in_files, len(looked)), *_count_dropped(scan, total)]
-    findings.sort(key=lambda finding: (not finding.diagnosis.unusable, -finding.count, finding.code))
+    findings.sort(key=lambda finding: (not finding.stops, not finding.diagnosis.unusable, -finding.count, finding.code))
     return Report(
         name=source.name,
         input_rows=scan.input_rows,
@@ -263,7 +267,8 @@ def _shows_nothing(jpeg: bytes) -> bool:
     """Whether nearly all pixels have nearly the same level."""
     levels = np.bincount(images.decode_gray(jpeg).reshape(-1), minlength=256)
     most = int(levels.argmax())
-    return levels[max(0, most - _SAME_LEVELS) : most + _SAME_LEVELS + 1].sum() > _SAME_SHARE * levels.sum()
+    same = levels[max(0, most - _SAME_LEVELS) : most + _SAME_LEVELS + 1]
+    return bool(same.sum() > _SAME_SHARE * levels.sum())
 
 
 def _table_faults(scan: Scan, keyring: Keyring) -> Iterator[_Fault]:

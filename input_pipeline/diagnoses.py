@@ -90,7 +90,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "no_split": _note("every image in a split", "nothing: a build leaves them out; a split file can place them"),
     "not_in_table": _fault("every image of the split lists in the table", "use lists made for this release"),
     "duplicate_image": _fault("each image once in a table", _TABLE),
-    "tables_disagree": _fault("one study for an image in all tables", "use tables of one release"),
+    "tables_disagree": _fault("rows and tables that agree on an image", "use tables of one release"),
     "bad_row": _fault("rows as the release has them", _TABLE),
     "bad_identifier": _fault("identifiers that can name a file", _TABLE),
     "unknown_split": _fault("train, validate or test", _TABLE),

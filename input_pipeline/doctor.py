@@ -47,7 +47,7 @@ class Report:
       records: rows that a build would turn into records, of those that were looked at.
       findings: first those that stop a build, then others that make rows unusable; of these the most frequent first.
       prevalence: of each label, beside the published one.
-      checksums: what no checksum of the release vouches for, or "" where it has none at all or vouches for all.
+      unchecked: what no SHA256SUMS.txt vouches for; "" where it vouches for all, or where the release never had one.
       threshold: share of unusable rows above which `refused` is true.
     """
 
@@ -57,7 +57,7 @@ class Report:
     records: int
     findings: tuple[Finding, ...]
     prevalence: tuple[Prevalence, ...]
-    checksums: str
+    unchecked: str
     threshold: float
 
     @property
@@ -90,14 +90,14 @@ class Report:
             f"{self.name:<16}{self.input_rows:,} input rows, {self.looked_at:,} looked at, {self.records:,} would be records",
             f"{'unusable':<16}{self.unusable:,} ({self.unusable_share:.2%}; limit {self.threshold:.2%})",
         ]
-        stopping = [finding.code for finding in self.findings if finding.stops]
+        stopping = dict.fromkeys(finding.code for finding in self.findings if finding.stops)
         if stopping:
             lines.append(f"{'a build stops':<16}at {', '.join(stopping)}: correct these first")
-        if self.checksums:
-            lines.append(f"{'not checked':<16}{self.checksums}: damage that still decodes would not be found")
+        if self.unchecked:
+            lines.append(f"{'not checked':<16}{self.unchecked}: damage that still decodes would not be found")
         if self.findings:
-            kept = f"{QUARANTINE_NAME} (stop, fault) and {NOTES_NAME} (note)"
-            lines.append(f"{'every one':<16}by its key in {kept}; --reveal KEY prints the file behind a key")
+            files = f"{QUARANTINE_NAME} (stop, fault) and {NOTES_NAME} (note)"
+            lines.append(f"{'each by its key':<16}in {files}; --reveal KEY prints the file behind a key")
         blocks = ["\n".join(lines), *map(str, self.findings), "\n".join(map(str, self.prevalence))]
         return "\n\n".join(block for block in blocks if block)
 
@@ -140,7 +140,7 @@ def examine(
         records=sum(not check.reason for check in looked),
         findings=tuple(findings),
         prevalence=compare_prevalence(source.name, source.label_names(), scan.rows),
-        checksums=_unchecked(scan),
+        unchecked=_unchecked(scan),
         threshold=threshold,
     )
 
@@ -367,7 +367,8 @@ def _count_dropped(scan: Scan, total: int) -> list[Finding]:
 def _unchecked(scan: Scan) -> str:
     if scan.inputs.get("checksums") == ABSENT:
         return "no SHA256SUMS.txt"
-    return scan.inputs.get("unchecked", "")
+    unlisted = scan.inputs.get("unchecked")
+    return f"{unlisted} are not in SHA256SUMS.txt" if unlisted else ""
 
 
 def _write_faults(faults: Sequence[_Fault], out: Path) -> None:

@@ -63,7 +63,8 @@ def picture(seed, height=44, width=52):
     """Clouds that no other seed gives."""
     rng = np.random.default_rng(seed)
     coarse = cv2.GaussianBlur(rng.integers(0, 256, (12, 12), dtype=np.uint8), (0, 0), 1)
-    return cv2.normalize(cv2.resize(coarse, (width, height)), None, 0, 255, cv2.NORM_MINMAX)
+    levels = cv2.resize(coarse, (width, height)).astype(np.float32)
+    return ((levels - levels.min()) * (255 / np.ptp(levels))).astype(np.uint8)
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:

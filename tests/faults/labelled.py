@@ -45,7 +45,7 @@ def write_chexpert(root: Path, seed: int, level: str) -> Corpus:
     rows = {"train": [], "valid": []}
     for place in range(140):
         folder, side = ("train", "valid")[place >= 120], ("frontal", "lateral")[place % 2]
-        path = f"{folder}/patient{place // 2 + 1:05d}/study1/view1_{side}.jpg"
+        path = f"{folder}/patient{place // 2 + 101:05d}/study1/view1_{side}.jpg"
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(list(JPEGS.values())[place % len(JPEGS)](place))
         labels = [("1.0", "0.0", "-1.0", "")[(place + column) % 4] for column in range(14)]

@@ -1,6 +1,10 @@
 """What each reason and flag of a build means to a user: whether the row is unusable, what was expected, and what to do."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
+
+_KINDS_SHOWN = 5
 
 
 class Diagnosis(NamedTuple):
@@ -11,6 +15,40 @@ class Diagnosis(NamedTuple):
     advice: str
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault: how often, at whom first, and what to do.
+
+    Attributes:
+      code: one word, the reason in `quarantine.jsonl` and in the counts of a build.
+      count: rows, images, studies or patients concerned.
+      of: how many were looked at: a sample of the images, or all rows of the tables.
+      where: the key of the first of them, or the split.
+      kinds: the first message of each kind, and how many there are that differ from it by numbers alone.
+      stops: whether a build ends at the first of them; else it goes on without the row.
+      diagnosis: whether it makes rows unusable, what is expected, and what to do.
+    """
+
+    code: str
+    count: int
+    of: int
+    where: str
+    kinds: Mapping[str, int]
+    stops: bool
+    diagnosis: Diagnosis
+
+    def __str__(self) -> str:
+        """The count, then how it shows, what is expected and what to do."""
+        mark = "stop" if self.stops else "fault" if self.diagnosis.unusable else "note"
+        lines = [f"{mark:<7}{self.code:<32}{self.count:>9,} of {self.of:,}{'   ' if self.where else ''}{self.where}"]
+        shown = list(self.kinds.items())[:_KINDS_SHOWN]
+        lines += [f"{'':7}{count:,} x {message}" for message, count in shown]
+        if others := sum(self.kinds.values()) - sum(count for _, count in shown):
+            lines.append(f"{'':7}{others:,} x something else")
+        lines += [f"{'':7}expected: {self.diagnosis.expected}", f"{'':7}to do:    {self.diagnosis.advice}"]
+        return "\n".join(lines)
+
+
 def _fault(expected: str, advice: str) -> Diagnosis:
     return Diagnosis(True, expected, advice)
 
@@ -19,22 +57,24 @@ def _note(expected: str, advice: str) -> Diagnosis:
     return Diagnosis(False, expected, advice)
 
 
-_FETCH = "fetch the file again and compare with the release's checksums (sha256sum -c SHA256SUMS.txt)"
-_TABLE = "fetch the table again; its row is in the message"
-_REVEAL = "to see which file a key is: msfl data doctor ... --reveal KEY"
+_FETCH = "fetch the file again; where the release has checksums, compare them (sha256sum -c SHA256SUMS.txt)"
+_TABLE = "fetch the table again; quarantine.jsonl has the number of every such row"
+_LEAK = "correct the splits, or accept it by --allow-leak where the build has that; its tables will say so"
+_LOOK = "look at it, and exclude it if it shows nothing"
 
 DIAGNOSES: dict[str, Diagnosis] = {
     # files of images
     "missing_image": _fault("every image of the tables on disk", "fetch the missing files; a build leaves them out"),
-    "bad_image": _fault("a whole JPEG, PNG or DICOM file that decodes", f"{_FETCH}; {_REVEAL}"),
-    "wrong_checksum": _fault("the file that SHA256SUMS.txt names", f"{_FETCH}; {_REVEAL}"),
+    "bad_image": _fault("a whole JPEG, PNG or DICOM file that decodes", _FETCH),
+    "wrong_checksum": _fault("the file that SHA256SUMS.txt names", _FETCH),
     "wrong_size": _fault("images in their released size, in which boxes and masks are given", "use the original files"),
     "not_listed": _fault("every image of the tables in IMAGE_FILENAMES", "use tables and lists of one release"),
     "stored_as_released": _note("nothing", "nothing: a grey JPEG of the wanted size is stored as it is"),
-    "blank_image": _note("more than one grey level", f"look at it, and exclude it if it shows nothing; {_REVEAL}"),
-    "duplicate_pixels": _note("each picture once", f"look at the pair, and exclude one; {_REVEAL}"),
+    "blank_image": _note("more than one grey level", _LOOK),
+    "nearly_blank_image": _note("more than 1 % of the pixels unlike the rest", _LOOK),
+    "duplicate_pixels": _note("each picture once", "look at both, and exclude one"),
     "duplicate_pixels_across_splits": _fault(
-        "no picture in two splits", f"remove it from training with a split file (--splits FILE); {_REVEAL}"
+        "no picture in two splits", "leave it out of train, with a split file or list of your own"
     ),
     # reports
     "no_report": _fault("a report for every study", "unpack mimic-cxr-reports.zip again, or read it as it is"),
@@ -45,25 +85,28 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "truncated_report": _note("reports of at most 64 KB", "nothing: the rest was cut"),
     "replaced_characters": _note("reports in UTF-8", "nothing: other bytes were replaced"),
     # tables
+    "no_rows": _fault("rows below the header of the tables", "fetch the tables again"),
     "no_metadata": _fault("every image of the split table in the metadata table", "use tables of one release"),
     "in_no_table": _note("every image of IMAGE_FILENAMES in the tables", "use tables and lists of one release"),
     "no_split": _note("every image in a split", "nothing: a build leaves them out; a split file can place them"),
     "not_in_table": _fault("every image of the split lists in the table", "use lists made for this release"),
     "duplicate_image": _fault("each image once in a table", _TABLE),
-    "tables_disagree": _fault("one study for an image in all tables", "use tables of one release"),
-    "bad_row": _fault("as many fields as the header has", _TABLE),
+    "tables_disagree": _fault("rows and tables that agree on an image", "use tables of one release"),
+    "bad_row": _fault("rows as the release has them", _TABLE),
     "bad_identifier": _fault("identifiers that can name a file", _TABLE),
     "unknown_split": _fault("train, validate or test", _TABLE),
     "unknown_label": _fault("labels 1, 0, -1 or blank, or the names of the release", _TABLE),
-    "path_outside": _fault("paths inside the data folder", "correct the table; nothing outside the folder is read"),
-    "image_in_two_splits": _fault("each image in one split", "clean the lists, or build with --allow-leak"),
-    "patient_in_two_splits": _fault("each patient in one split", "clean the lists, or build with --allow-leak"),
-    "wrong_table_checksum": _fault("the table that SHA256SUMS.txt names", _TABLE),
+    "path_outside": _fault(
+        "paths and links inside the data folder",
+        "correct the table, or replace the link by its file; nothing outside is read",
+    ),
+    "image_in_two_splits": _fault("each image in one split", _LEAK),
+    "patient_in_two_splits": _fault("each patient in one split", _LEAK),
+    "wrong_table_checksum": _fault("the table that SHA256SUMS.txt names", _FETCH),
     # boxes and segmentations
     "bad_box": _fault("numbers x, y, w, h with w and h above 0", _TABLE),
     "box_outside_image": _fault("boxes inside the image", "use the images for which the boxes were drawn"),
     "clipped_box": _note("boxes inside the image", "nothing: a build cuts them at the edge"),
-    "size_differs": _note("images as large as the table says", "use the original files"),
     "bad_runs": _fault("pairs of start and length inside the image, or -1", _TABLE),
     # choices of the build
     "not_frontal": _note("PA and AP views", "nothing, or --views all"),

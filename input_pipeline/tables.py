@@ -90,9 +90,13 @@ def file_hash(path: Path) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`, nearest 'x'` for the known word most like `word`, or an empty string."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", nearest '{close[0]}'" if close else ""
+    """`, nearest 'x'` for the known name most like `word`, or an empty string.
+
+    Where a table has no header, `known` is its first row: only what spells `word` but for a few letters may be shown.
+    """
+    names = {name.casefold(): name for name in reversed(known)}
+    close = difflib.get_close_matches(word.casefold(), names, n=1, cutoff=0.75)
+    return f", nearest '{names[close[0]]}'" if close else ""
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

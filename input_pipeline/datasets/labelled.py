@@ -164,7 +164,8 @@ def _lists_of_images(lists: Mapping[str, Collection[str]], key: Callable[[str], 
 
 def _check_images(scan: Scan, listed: Mapping[str, Sequence[str]], plan: SplitPlan) -> None:
     images = {split: [image for image, splits in listed.items() if split in splits] for split in SPLITS}
-    _refuse_overlaps(scan, find_overlaps(images, patient_of=None), plan, "image_in_two_splits")
+    shared = [image for image, splits in listed.items() if len(splits) > 1]
+    _refuse_overlaps(scan, find_overlaps(images, patient_of=None), plan, "image_in_two_splits", shared)
 
 
 def _check_patients(scan: Scan, plan: SplitPlan) -> None:
@@ -173,11 +174,15 @@ def _check_patients(scan: Scan, plan: SplitPlan) -> None:
     _refuse_overlaps(scan, find_overlaps(images, patient_of=patient_of), plan, "patient_in_two_splits")
 
 
-def _refuse_overlaps(scan: Scan, overlaps: Overlaps, plan: SplitPlan, code: str) -> None:
+def _refuse_overlaps(
+    scan: Scan, overlaps: Overlaps, plan: SplitPlan, code: str, identifiers: Sequence[str] = ("",)
+) -> None:
+    """Refuses what is shared, once for each of `identifiers`."""
     if overlaps.found and not plan.allow_leak:
         found = ", ".join(map(str, overlaps.found))
         advice = "use --variant clean, or --allow-leak, which every table will say"
-        scan.refuse(DataError(f"{found}; expected nothing in two splits; {advice}", code=code))
+        for identifier in identifiers:
+            scan.refuse(DataError(f"{found}; expected nothing in two splits; {advice}", code=code), identifier)
 
 
 def _place(scan: Scan, row: ImageRow, split: str, reason: str, subsets: tuple[str, ...]) -> None:

@@ -129,7 +129,7 @@ def read_official_splits(path: Path, scan: Scan) -> OfficialSplits:
             _check_identifiers(path, number, image, patient, study)
             _check_split(path, number, split)
             if image in places:
-                raise _twice(path, number, "dicom_id", image)
+                raise _twice(scan, path, number, "dicom_id", image)
             if split_of_patient.setdefault(patient, split) != split:
                 found = f"{path.name}: the patient of row {number} is in two splits; expected one per patient"
                 scan.refuse(DataError(found, code="patient_in_two_splits"), image)
@@ -176,7 +176,7 @@ def read_images(path: Path, scan: Scan) -> Iterator[Image]:
         with scan.row(image):
             _check_identifiers(path, number, image, patient, study)
             if image in seen:
-                raise _twice(path, number, "dicom_id", image)
+                raise _twice(scan, path, number, "dicom_id", image)
             image = sys.intern(image)
             seen.add(image)
             view = view.upper() or _VIEW_OF_MEANING.get(meaning.lower(), "")
@@ -196,7 +196,7 @@ def read_labels(path: Path, scan: Scan) -> dict[str, tuple[float, ...]]:
     for number, (study, *values) in tables.read_table(path, columns, refuse=scan.refuse):
         with scan.row(study):
             if study in labels:
-                raise _twice(path, number, "study_id", study)
+                raise _twice(scan, path, number, "study_id", study)
             pattern = tuple(values)
             if pattern not in shared:
                 shared[pattern] = _label_values(path, number, pattern)
@@ -259,11 +259,14 @@ def _check_identifiers(path: Path, number: int, image: str, patient: str, study:
         )
 
 
-def _twice(path: Path, number: int, column: str, value: str) -> DataError:
-    """Names both rows; the first is looked up again, so that no row's number is kept for it."""
-    first = next(row for row, (name,) in tables.read_table(path, [column]) if name == value)
+def _twice(scan: Scan, path: Path, number: int, column: str, value: str) -> DataError:
+    """Names both rows; the first is looked up again, so that no row's number is kept for it. A lenient scan may meet many: it names one."""
+    first = "" if scan.lenient else f", first in row {_first_row(path, column, value)}"
     what = "image" if column == "dicom_id" else "study"
     return DataError(
-        f"{path.name}: the {what} of row {number} is listed twice, first in row {first}; expected once",
-        code="duplicate_image",
+        f"{path.name}: the {what} of row {number} is listed twice{first}; expected once", code="duplicate_image"
     )
+
+
+def _first_row(path: Path, column: str, value: str) -> int:
+    return next(row for row, (name,) in tables.read_table(path, [column]) if name == value)

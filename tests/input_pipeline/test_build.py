@@ -267,7 +267,7 @@ def test_progress_goes_to_stderr_in_plain_lines(mimic_root, tmp_path, capfd):
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert lines[-1].startswith("records  24/24 images")
-    assert 2 <= len(lines) <= 13
+    assert len(lines) <= 11
 
 
 def test_a_manifest_of_another_version_is_refused(mimic_root, tmp_path):

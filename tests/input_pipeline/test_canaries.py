@@ -1,4 +1,4 @@
-"""Two hundred strings and identifiers planted in a corpus: none comes out of a build but in its records, whatever goes wrong."""
+"""Two hundred strings and identifiers planted in a corpus: none comes out of a build but in its records, nor out of the doctor."""
 
 import gzip
 import json
@@ -18,6 +18,7 @@ from input_pipeline import reading
 from input_pipeline.build import build
 from input_pipeline.datasets.mimic_cxr import LABEL_NAMES, MimicCxr
 from input_pipeline.datasets.ms_cxr import MsCxr
+from input_pipeline.doctor import examine
 from input_pipeline.errors import MsflError
 
 STUDIES = 40
@@ -251,6 +252,25 @@ def test_a_killed_worker_and_a_damaged_build_quote_nothing(corpus, tmp_path, cap
         build(Killed(corpus, corpus), tmp_path / "data" / "other", workers=2, progress=False, **OPTIONS)
     output = capfd.readouterr()
     assert leaks("".join(traceback.format_exception(error.value)) + output.out + output.err) == []
+
+
+@pytest.mark.parametrize("fault", ["none", *FAULTS])
+def test_the_doctor_quotes_nothing_of_what_it_reads(corpus, tmp_path, capfd, caplog, fault):
+    root, out = tmp_path / "in" / "root", tmp_path / "out"
+    shutil.copytree(corpus, root)
+    options = None if fault == "none" else FAULTS[fault](root)
+    options = options if isinstance(options, dict) else {}
+    caplog.set_level(logging.DEBUG)
+    try:
+        told = str(examine(MimicCxr(**{"jpg": root, "reports": root, **options}), out, workers=1))
+    except MsflError as error:
+        told = "".join(traceback.format_exception(error))
+    output = capfd.readouterr()
+    spread = written(out) if out.exists() else ""
+    assert leaks(told + output.out + output.err + caplog.text + spread) == []
+    if fault == "none":
+        for code in ("missing_image", "bad_image", "no_report", "no_text"):
+            assert f"{code} " in told
 
 
 class Killed(MimicCxr):

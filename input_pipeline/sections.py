@@ -5,11 +5,13 @@ Section rules are those of MIMIC-CXR's own parser (MIT-LCP/mimic-cxr, txt/sectio
 one, is not repeated. Its hand-made exceptions for single studies are not applied.
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 DEIDENTIFIED = "[DEID]"
+VIEW = "view"  # a section whose header names a view ("PORTABLE AP CHEST"): findings under another name
 
 
 class Section(NamedTuple):
@@ -35,43 +37,31 @@ _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 _SECTION_NAMES = {
     "conclusion": "impression",
     "conclusions": "impression",
-    "impresion": "impression",
-    "impresson": "impression",
-    "impressoin": "impression",
-    "imprssion": "impression",
-    "imoression": "impression",
-    "impession": "impression",
-    "mpression": "impression",
     "opinion": "impression",
-    "finding": "findings",
-    "findngs": "findings",
-    "findins": "findings",
-    "fidings": "findings",
-    "findigns": "findings",
-    "comparsion": "comparison",
-    "comparision": "comparison",
-    "comparisons": "comparison",
-    "comaprison": "comparison",
+    "mpression": "impression",
     "compared to": "comparison",
     "prior": "comparison",
     "pfi": "history",
     "clinical information": "history",
-    "ndication": "indication",
-    "indications": "indication",
     "indication for study": "indication",
     "reason for exam": "indication",
     "reason for examination": "indication",
     "exam": "examination",
+    "reference exam": "comparison",
     "study": "examination",
     "type of examination": "examination",
-    "techniques": "technique",
     "procedure": "technique",
-    "recommendations": "recommendation",
     "recommendation(s)": "recommendation",
-    "notifications": "notification",
     "wetread": "wet read",
     "addenda": "addendum",
 }
+# A single word that is spelled almost like one of these is it: reports are dictated in a hurry ("IMPERSSION", "FINIDNGS", "IMPRESSIONS").
+_USUAL_WORDS = (
+    *("impression", "findings", "comparison", "indication", "technique", "examination", "history", "recommendation"),
+    "notification",
+)
+_ONE_WORD = re.compile("[a-z]{6,16}")
+_ALIKE = 0.85  # ratio of `difflib`; a letter lost, doubled or swapped leaves more
 _NAME_PARTS = ("impression", "findings", "history", "comparison", "addendum")  # the first that a name contains decides
 _VIEW_NAME = re.compile(r"\b(?:chest|portable|frontal|lateral|ap|pa|(?:single|one|two) views?|ribs)\b")
 
@@ -90,7 +80,8 @@ def parse_sections(text: str) -> list[Section]:
     sections = [_trim_section("preamble", text, 0, headers[0].start())]
     ends = [header.start() for header in headers[1:]] + [len(text)]
     for header, end in zip(headers, ends, strict=True):
-        sections.append(_trim_section(normalise_name(header[1]), text, header.end(), end))
+        name = normalise_name(header[1])
+        sections.append(_trim_section("findings" if name == VIEW else name, text, header.end(), end))
     if sections[0].start == sections[0].end:
         sections.pop(0)
     if not any(name in ("findings", "impression") and start < end for name, start, end in sections):
@@ -106,21 +97,36 @@ def report_sentences(
     Args:
       text: the whole report file.
       policy: names of the sections to read, in this order; of several with one name the last that has text counts, because
-        addenda and preliminary readings come first in a file.
+        addenda and preliminary readings come first in a file. Sections whose headers name a view are read behind the findings: in
+        MIMIC-CXR's parser the last of them replaces the findings.
       fallback: section to read where none of `policy` has text; a report without any header is then read whole. None: neither.
 
     Returns:
       Sentences as `clean_sentence` makes them. Those of at most one word are dropped, and so is a report of fewer than three
       words in all (the rule of MGCA); de-identified names are no words.
     """
-    bodies = {name: text[start:end] for name, start, end in parse_sections(text) if start < end}
-    chosen = [bodies[name] for name in policy if name in bodies]
+    bodies = _bodies(text)
+    order = [part for name in policy for part in ((name, VIEW) if name == "findings" else (name,))]
+    chosen = [bodies[name] for name in order if name in bodies]
     if not chosen and fallback is not None:
         chosen = [bodies[name] for name in (fallback, "full report") if name in bodies][:1]
     sentences = [clean_sentence(body[start:end]) for body in chosen for start, end in split_sentences(body)]
     counts = [len(_WORD.findall(sentence.replace(DEIDENTIFIED, " "))) for sentence in sentences]
     kept = [(sentence, count) for sentence, count in zip(sentences, counts, strict=True) if count > 1]
     return [sentence for sentence, _ in kept] if sum(count for _, count in kept) >= 3 else []
+
+
+def _bodies(text: str) -> dict[str, str]:
+    """The text of each section that has any, by name; all those under headers of views together."""
+    headers = (header for header in _HEADER.finditer(text) if normalise_name(header[1]) == VIEW)
+    views = {first.start() for header in headers if (first := _VISIBLE.search(text, header.end()))}
+    bodies: dict[str, str] = {}
+    for name, start, end in parse_sections(text):
+        if start < end and start in views:
+            bodies[VIEW] = "\n\n".join(body for body in (bodies.get(VIEW), text[start:end]) if body)
+        elif start < end:
+            bodies[name] = text[start:end]
+    return bodies
 
 
 def clean_sentence(sentence: str) -> str:
@@ -146,6 +152,7 @@ def split_sentences(text: str) -> list[Span]:
 
 
 _CONTENT = re.compile(r"\w")
+_VISIBLE = re.compile(r"\S")
 _WORD = re.compile(r"\w+")
 _UNDERSCORES = re.compile(r"_{2,}")
 _BREAK_LINE = re.compile(r"^[^\S\n]*(?:$|(?:_{4,}|FINAL REPORT|FINAL ADDENDUM|WET READ)[^\S\n]*$)", re.MULTILINE)
@@ -269,4 +276,7 @@ def normalise_name(header: str) -> str:
     for part in _NAME_PARTS:
         if part in name:
             return part
-    return "findings" if _VIEW_NAME.search(name) else name
+    if _VIEW_NAME.search(name):
+        return VIEW
+    close = difflib.get_close_matches(name, _USUAL_WORDS, n=1, cutoff=_ALIKE) if _ONE_WORD.fullmatch(name) else []
+    return close[0] if close else name

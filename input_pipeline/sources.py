@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from input_pipeline.errors import MsflError, UserError
 
 SPLITS = ("train", "validate", "test")
+MAX_IMAGE_BYTES = 512 * 2**20
 NO_SPLIT = "none"  # rows of the input that belong to no split are counted here
 
 
@@ -185,11 +186,14 @@ def read_image(root: Path, path: str) -> bytes:
     """Reads an image file of a data set.
 
     Raises:
-      Dropped: "missing_image", or "bad_image" where the file cannot be read.
+      Dropped: "missing_image", or "bad_image" where the file cannot be read, is no plain file, or is larger than any radiograph.
       UserError: the path leads out of the data set's folder.
     """
+    file = inside(root, path)
     try:
-        return inside(root, path).read_bytes()
+        if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_IMAGE_BYTES):
+            raise Dropped("bad_image")
+        return file.read_bytes()
     except FileNotFoundError:
         raise Dropped("missing_image") from None
     except OSError:
@@ -197,16 +201,16 @@ def read_image(root: Path, path: str) -> bytes:
 
 
 def inside(root: Path, path: str) -> Path:
-    """`root / path`, refused where it leads out of `root`; `root/files` itself may be a link to another disk.
+    """`root / path`, refused where it leads out of `root`; the first folder of the path may itself be a link to another disk.
 
     Raises:
       UserError: the path is absolute, climbs with "..", or passes through a link to somewhere else.
     """
     target = root / path
-    if not is_relative(path) or not any(
-        target.resolve().is_relative_to(base.resolve()) for base in (root, root / "files")
-    ):
-        raise UserError("a path in the tables leads out of the data folder; expected relative paths without links")
+    bases = (root, root / PurePosixPath(path).parts[0]) if is_relative(path) else ()
+    if not any(target.resolve().is_relative_to(base.resolve()) for base in bases if base == root or base.is_dir()):
+        found = "a path in the tables leads out of the data folder"
+        raise UserError(f"{found}; expected relative paths without links", code="path_outside")
     return target
 
 

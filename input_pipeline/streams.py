@@ -221,6 +221,8 @@ def report_permutation(patients: Sequence[str], seed: int) -> Int64[np.ndarray, 
 
 
 def _subset(sentences: tuple[str, ...], rng: np.random.Generator) -> tuple[str, ...]:
+    if not sentences:  # images without reports
+        return ()
     count = rng.integers(1, len(sentences), endpoint=True)
     return tuple(sentences[index] for index in rng.permutation(len(sentences))[:count])
 

@@ -136,6 +136,10 @@ def distribute(scan: Scan, found: Iterable[Found], plan: SplitPlan, key: Callabl
 
 
 def _check_plan(plan: SplitPlan) -> None:
+    if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
+        raise UserError(f"found seeds {list(plan.seeds)}; expected one or more, each once")
+    if len({_percent(fraction) for fraction in plan.fractions}) < len(plan.fractions):
+        raise UserError(f"found fractions {list(plan.fractions)}; expected each once, to six digits of a percentage")
     for split in (*(plan.splits or ()), *(() if plan.rest == NO_SPLIT else (plan.rest,))):
         if split not in SPLITS:
             raise UserError(f"found split '{split}'; expected one of {', '.join(SPLITS)}")
@@ -218,6 +222,10 @@ def _hold_out(scan: Scan, plan: SplitPlan) -> None:
         ]
 
 
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:g}"
+
+
 def _add_fractions(scan: Scan, plan: SplitPlan) -> None:
     train = scan.rows.get("train", [])
     if not train:
@@ -225,7 +233,7 @@ def _add_fractions(scan: Scan, plan: SplitPlan) -> None:
     patients = [row.patient for row in train]
     for seed in plan.seeds if plan.fractions else ():
         for fraction, members in nested_fractions(patients, plan.fractions, seed=seed).items():
-            name = f"train_{100 * fraction:g}_seed{seed}"
+            name = f"train_{_percent(fraction)}_seed{seed}"
             for index in members:
                 train[index] = dataclasses.replace(train[index], subsets=(*train[index].subsets, name))
 

@@ -22,7 +22,7 @@ class Grounding(NamedTuple):
 
 def find_boxes(folder: Path) -> tuple[Path, ...]:
     """MS-CXR's box files in a folder, CSV and JSON, of any release."""
-    return tuple(sorted(path for path in folder.glob(_PATTERN) if path.suffix in (".csv", ".json")))
+    return tuple(sorted(path for path in folder.glob(_PATTERN) if path.name.endswith((".csv", ".csv.gz", ".json"))))
 
 
 def read_grounding(files: Iterable[Path]) -> Grounding:

@@ -20,6 +20,7 @@ from pathlib import Path
 from input_pipeline.datasets import mimic_tables
 from input_pipeline.datasets.mimic_cxr import LABEL_NAMES, MimicCxr
 from input_pipeline.reports import open_reports
+from input_pipeline.sources import Scan
 
 IMAGES = 377_110
 EVERY = 100_000
@@ -75,8 +76,8 @@ def report_progress() -> None:
     """Makes the reader of the metadata say how much memory the scan holds, every 100,000 rows."""
     read = mimic_tables.read_images
 
-    def counted(path: Path) -> Iterator[mimic_tables.Image]:
-        for number, image in enumerate(read(path)):
+    def counted(path: Path, scan: Scan) -> Iterator[mimic_tables.Image]:
+        for number, image in enumerate(read(path, scan)):
             if number % EVERY == 0:
                 print(f"{number:>12,}{resident():>12,.0f}{peak():>12,.0f}", flush=True)
             yield image

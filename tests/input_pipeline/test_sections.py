@@ -91,10 +91,17 @@ def test_a_header_within_a_line_stays_in_its_section():
     assert sections("x\n HISTORY: cough.  COMPARISON: none.")[1] == ("history", "cough.  COMPARISON: none.")
 
 
-def test_a_header_that_names_a_view_is_findings_and_the_last_of_a_name_counts():
+def test_a_header_that_names_a_view_is_findings_and_replaces_none():
     text = "x\n FINDINGS: a small effusion.\n IMPRESSION: an effusion.\n PORTABLE AP VIEW: a clear chest."
     assert [name for name, _ in sections(text)] == ["preamble", "findings", "impression", "findings"]
-    assert report_sentences(text) == ["a clear chest.", "an effusion."]
+    assert report_sentences(text) == ["a small effusion.", "a clear chest.", "an effusion."]
+    text = "x\n PA VIEW: a small effusion.\n LATERAL VIEW: a clear chest."
+    assert report_sentences(text) == ["a small effusion.", "a clear chest."]
+
+
+def test_the_last_findings_count():
+    text = "x\n FINDINGS: a preliminary reading.\n IMPRESSION: an effusion.\n FINDINGS: the final reading."
+    assert report_sentences(text) == ["the final reading.", "an effusion."]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +111,16 @@ def test_a_header_that_names_a_view_is_findings_and_the_last_of_a_name_counts():
         ("FINDINGS AND IMPRESSION", "impression"),
         ("IMPRESSON", "impression"),
         ("IMORESSION", "impression"),
+        ("IMPERSSION", "impression"),
+        ("IMPRRESSION", "impression"),
+        ("FINIDNGS", "findings"),
+        ("FINDGINGS", "findings"),
+        ("COMPARRISON", "comparison"),
+        ("IDICATION", "indication"),
+        ("COMPARISON FILM", "comparison"),
+        ("REFERENCE EXAM", "comparison"),
+        ("MEDICATION", "medication"),
+        ("EXAMINATIONS", "examination"),
         ("CONCLUSION", "impression"),
         ("NDICATION", "indication"),
         ("PFI", "history"),

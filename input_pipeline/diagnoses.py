@@ -69,6 +69,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "wrong_checksum": _fault("the file that SHA256SUMS.txt names", _FETCH),
     "wrong_size": _fault("images in their released size, in which boxes and masks are given", "use the original files"),
     "not_listed": _fault("every image of the tables in IMAGE_FILENAMES", "use tables and lists of one release"),
+    "stored_as_released": _note("nothing", "nothing: a grey JPEG of the wanted size is stored as it is"),
     "blank_image": _note("more than one grey level", _LOOK),
     "nearly_blank_image": _note("more than 1 % of the pixels unlike the rest", _LOOK),
     "duplicate_pixels": _note("each picture once", "look at both, and exclude one"),

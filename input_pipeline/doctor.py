@@ -234,6 +234,7 @@ def _check(task: ShardTask, split: str, row: ImageRow) -> _Check:
         if not _leads_out(task.source, row):
             raise
         return _Check(key, split, "path_outside", str(error), stops=True)
+    flags = tuple(flag for flag in flags if flag != "stored_as_released")  # of no concern before a build
     if "blank_image" not in flags and _shows_nothing(record.image):
         flags = (*flags, "nearly_blank_image")
     return _Check(key, split, flags=flags, pixels=record.pixel_key)

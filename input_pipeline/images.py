@@ -220,8 +220,8 @@ def _inspect_png(data: bytes) -> tuple[int, int]:
 def _inspect_jpeg(data: bytes) -> tuple[int, int]:
     """Returns (height, width) after checking that an end marker follows the first scan."""
     size, scan = _read_jpeg_header(data)
-    # An embedded thumbnail has an end marker of its own, so only one after the scan's start counts.
-    if scan < 0 or data.find(b"\xff\xd9", scan) < 0:
+    # An embedded thumbnail has an end marker of its own, so only one after the scan's start counts. It is the last bytes of nearly every file.
+    if scan < 0 or data.rfind(b"\xff\xd9", scan) < 0:
         raise DataError(
             f"JPEG is truncated: {len(data)} bytes without an end marker; expected a whole file; fetch it again"
         )
@@ -307,11 +307,19 @@ def _render_turned(
 
 def _cut(image: UInt8[np.ndarray, "H W"], top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
     """The pixels of a rectangle; outside the image its edge is repeated."""
-    if top >= 0 and left >= 0 and top + height <= image.shape[0] and left + width <= image.shape[1]:
-        return image[top : top + height, left : left + width]
-    rows = np.clip(np.arange(top, top + height), 0, image.shape[0] - 1)
-    columns = np.clip(np.arange(left, left + width), 0, image.shape[1] - 1)
-    return image[np.ix_(rows, columns)]
+    rows, above, below = _clamp(top, height, image.shape[0])
+    columns, before, after = _clamp(left, width, image.shape[1])
+    inside = image[rows, columns]
+    if not (above or below or before or after):
+        return inside
+    return np.asarray(cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_REPLICATE))
+
+
+def _clamp(start: int, length: int, end: int) -> tuple[slice, int, int]:
+    """Returns what of `length` places from `start` lies in 0..`end`, at least one, and how often its ends are repeated to fill up."""
+    first, last = min(max(start, 0), end - 1), max(min(start + length, end), 1)
+    before = min(max(-start, 0), length - 1)
+    return slice(first, last), before, length - before - (last - first)
 
 
 def _resize(image: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

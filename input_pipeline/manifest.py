@@ -105,7 +105,7 @@ class Manifest:
                 f"{name:<12}{split.records:>10,} records" + (f"; dropped {dropped}" if dropped else "") + flagged
             )
         for name, subset in self.subsets.items():
-            lines.append(f"{name:<12}{subset.records:>10,} records of {subset.split}")
+            lines.append(f"{name:<16}{subset.records:>6,} records of {subset.split}")
         return "\n".join(lines)
 
     def readable_splits(self) -> tuple[str, ...]:

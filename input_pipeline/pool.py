@@ -13,10 +13,12 @@ from input_pipeline.progress import Progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Work = Callable[[Task, Callable[[int], None]], Result]
+Advance = Callable[[int], None]
 
 
-def run_tasks(work: Work, tasks: Sequence[Task], workers: int, progress: Progress) -> Iterator[Result]:
+def run_tasks(
+    work: Callable[[Task, Advance], Result], tasks: Sequence[Task], workers: int, progress: Progress
+) -> Iterator[Result]:
     """Results in the order of the tasks.
 
     Args:
@@ -32,7 +34,7 @@ def run_tasks(work: Work, tasks: Sequence[Task], workers: int, progress: Progres
     return iter(_in_processes(work, tasks, workers, progress)) if workers > 1 else _here(work, tasks, progress)
 
 
-def _here(work: Work, tasks: Sequence[Task], progress: Progress) -> Iterator[Result]:
+def _here(work: Callable[[Task, Advance], Result], tasks: Sequence[Task], progress: Progress) -> Iterator[Result]:
     done = 0
 
     def advance(count: int) -> None:
@@ -44,7 +46,9 @@ def _here(work: Work, tasks: Sequence[Task], progress: Progress) -> Iterator[Res
         yield work(task, advance)
 
 
-def _in_processes(work: Work, tasks: Sequence[Task], workers: int, progress: Progress) -> list[Result]:
+def _in_processes(
+    work: Callable[[Task, Advance], Result], tasks: Sequence[Task], workers: int, progress: Progress
+) -> list[Result]:
     """Spawned, not forked: the caller may hold threads and an accelerator."""
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
@@ -78,7 +82,7 @@ def _start_worker(counter: Any) -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _work(work: Work, task: Task) -> Result:
+def _work(work: Callable[[Task, Advance], Result], task: Task) -> Result:
     def advance(count: int) -> None:
         with _counter.get_lock():
             _counter.value += count

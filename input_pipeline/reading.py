@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int64
+from tensorflow_datasets.proto import tf_example_pb2
 
 from input_pipeline import records
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.manifest import Manifest, SplitEntry, read_manifest
 from input_pipeline.subsets import read_subset
+
+_LISTS = frozenset({"original_size", "sentences", "labels", "boxes"})  # other fields hold one value
 
 
 class SplitRecords:
@@ -19,9 +23,9 @@ class SplitRecords:
     def __init__(self, directory: Path, split: str, indices: Int64[np.ndarray, "n"] | None = None):
         """Opens a split whose shards are known to be there, or its records at `indices`; `open_split` checks first."""
         builder = tfds.builder_from_directory(directory)
-        decoders = {"image": tfds.decode.SkipDecoding()}
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
         # TFDS hides the signature behind a decorator.
-        self._source = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]
+        self._source = builder.as_data_source(split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]
         self._name = f"{directory}: split '{split}'"
         self._indices = indices
 
@@ -31,12 +35,26 @@ class SplitRecords:
     def __getitem__(self, index: int) -> records.Record:
         index = index if self._indices is None else int(self._indices[index])
         try:
-            return records.decode(self._source[index])
+            return records.decode(parse_example(self._source[index]))
         except RuntimeError:  # a checksum of ArrayRecord
             raise DataError(f"{self._name}: record {index} is damaged; run the same `msfl data build` again") from None
 
     def __iter__(self) -> Iterator[records.Record]:
         return (self[index] for index in range(len(self)))
+
+
+def parse_example(data: bytes) -> dict[str, Any]:
+    """The fields of a serialised `tf.train.Example`, as `records.decode` takes them.
+
+    TFDS's own parser, made for features of any shape, takes three times as long: a tenth of the loader's whole time.
+    """
+    fields = {}
+    example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # made when the module is imported
+    for name, feature in example.FromString(data).features.feature.items():
+        kind = feature.WhichOneof("kind")
+        values = getattr(feature, kind).value if kind else []
+        fields[name] = values if name in _LISTS else values[0]
+    return fields
 
 
 def open_split(directory: Path | str, split: str) -> SplitRecords:

@@ -18,6 +18,7 @@ from jaxtyping import Float32, UInt8
 from input_pipeline import images, records, tables
 from input_pipeline.errors import DataError
 from input_pipeline.keys import Keyring
+from input_pipeline.passthrough import bare_jpeg
 from input_pipeline.sources import Dropped, ImageRow, Source
 
 
@@ -89,11 +90,11 @@ def set_hash(members: Iterable[str]) -> str:
 def make_record(task: ShardTask, row: ImageRow) -> tuple[records.Record, tuple[str, ...]]:
     """One record and what was odd about it; raises Dropped where there is no record to make."""
     sentences = task.source.sentences(row)
-    image, jpeg = _images(task, row)
+    image, jpeg, untouched = _images(task, row)
     height, width = image.shape
     boxes, clipped = clip_boxes(row.boxes, height, width)
     mask = task.source.mask(row, height, width)
-    flags = {"clipped_box": clipped, "blank_image": image.min() == image.max()}
+    flags = {"clipped_box": clipped, "blank_image": image.min() == image.max(), "stored_as_released": untouched}
     record = records.Record(
         image=jpeg,
         original_size=(height, width),
@@ -106,20 +107,23 @@ def make_record(task: ShardTask, row: ImageRow) -> tuple[records.Record, tuple[s
         boxes=boxes,
         category=row.category,
         mask=b"" if mask is None else images.encode_mask(mask),
-        pixel_key=task.keyring.key("pixels", f"{height}x{width}:{hashlib.sha256(image).hexdigest()}"),
+        pixel_key=task.keyring.key("pixels", f"{height}x{width}:{hashlib.sha256(image.tobytes()).hexdigest()}"),
     )
     return record, (*sentences.flags, *(name for name, raised in flags.items() if raised))
 
 
-def _images(task: ShardTask, row: ImageRow) -> tuple[UInt8[np.ndarray, "H W"], bytes]:
-    """The decoded source image of a row, and the file that its record stores; raises Dropped."""
+def _images(task: ShardTask, row: ImageRow) -> tuple[UInt8[np.ndarray, "H W"], bytes, bool]:
+    """The decoded source image of a row, the file that its record stores, and whether that is the source's own; raises Dropped."""
     data = task.source.image(row)
     if row.sha256 and hashlib.sha256(data).hexdigest() != row.sha256:
         raise Dropped("wrong_checksum")
     try:
         image = images.decode_gray(data)
+        own = bare_jpeg(data) if min(image.shape) == task.short_side and not task.equalize else None
+        if own is not None:
+            return image, own, True
         stored = cv2.equalizeHist(image) if task.equalize else image
-        return image, images.encode_jpeg(images.resize_short_side(stored, task.short_side), task.quality)
+        return image, images.encode_jpeg(images.resize_short_side(stored, task.short_side), task.quality), False
     except DataError:
         raise Dropped("bad_image") from None
 

@@ -37,22 +37,25 @@ class ReportTokenizer:
       hash: SHA-256 of `tokenizer.json`, 64 hex digits; what a run's config records.
       vocab_size: number of tokens, special ones included.
       pad_id, unknown_id, cls_id, sep_id, mask_id: ids of the special tokens; `pad_id` is 0.
+      special_ids: those and the id of [DEID], ascending; 0 to 5 where the tokenizer was trained here.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
         self.hash = hashlib.sha256(_read_file(self.directory)).hexdigest()
         self._backend: Tokenizer | None = None
-        backend = self._open()
+        backend = self.open_backend()
         self.vocab_size = backend.get_vocab_size()
-        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = _special_ids(backend, self.directory)
+        ids = _special_ids(backend, self.directory)
+        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id, _ = ids
+        self.special_ids = tuple(sorted(ids))
 
     @classmethod
     def load(cls, directory: Path | str) -> "ReportTokenizer":
         """Loads a tokenizer folder.
 
         Raises:
-          UserError: no `tokenizer.json` there, or special tokens are missing.
+          UserError: no `tokenizer.json` there, special tokens are missing or are read as text, padding is not 0, or ids have gaps.
           CheckpointError: the file is damaged.
         """
         return cls(Path(directory))
@@ -93,13 +96,14 @@ class ReportTokenizer:
 
     def words_unknown(self, text: str) -> list[str]:
         """Returns the words of the text that are no token of the vocabulary, so are spelled from pieces or become [UNK]."""
-        words = dict.fromkeys(_split_words(self._open(), text))
-        return [word for word in words if self._open().token_to_id(word) is None]
+        words = dict.fromkeys(split_words(self.open_backend(), text))
+        return [word for word in words if self.open_backend().token_to_id(word) is None]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_backend": None}
 
-    def _open(self) -> Tokenizer:
+    def open_backend(self) -> Tokenizer:
+        """Returns the tokenizer of the `tokenizers` library behind this one, opened once per process."""
         if self._backend is None:
             # Reports are short: threads of the backend cost more than they gain, and do not survive a fork.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -119,7 +123,9 @@ class ReportTokenizer:
         return self._backend
 
     def _encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        encodings = self._open().encode_batch([_readable(text) for text in sentences], add_special_tokens=False)
+        encodings = self.open_backend().encode_batch_fast(
+            [_readable(text) for text in sentences], add_special_tokens=False
+        )
         return [encoding.ids for encoding in encodings if encoding.ids]
 
     def _assemble(
@@ -170,25 +176,35 @@ def train_tokenizer(sentences: Iterable[str], directory: Path | str, *, vocab_si
     fits = len(base) + len(whole) <= vocab_size
     tokens = base + whole if fits else _train_pieces(corpus, base, vocab_size)
     directory = Path(directory)
-    _write_folder(_build_backend({token: index for index, token in enumerate(tokens)}), directory)
+    write_folder(_build_backend({token: index for index, token in enumerate(tokens)}), directory)
     return ReportTokenizer.load(directory)
 
 
 def _special_ids(backend: Tokenizer, directory: Path) -> list[int]:
-    tokens = list(_ROLES.values())
-    ids = [index for token in tokens if (index := backend.token_to_id(token)) is not None]
-    if len(ids) < len(tokens) or ids[0] != 0:
-        missing = [token for token in tokens if backend.token_to_id(token) is None]
-        found = f"without {', '.join(missing)}" if missing else f"with {PAD} = {ids[0]}"
-        raise UserError(f"{directory}: found a tokenizer {found}; expected {' '.join(tokens)} and {PAD} = 0; train one")
-    return ids
+    """Returns the ids of SPECIAL_TOKENS, in their order, or refuses a tokenizer that batches could not be made with."""
+    ids = [index for token in SPECIAL_TOKENS if (index := backend.token_to_id(token)) is not None]
+    registered = {added.content for added in backend.get_added_tokens_decoder().values() if added.special}
+    missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
+    read_as_text = [token for token in SPECIAL_TOKENS if token not in registered]
+    if missing:
+        found = f"without {', '.join(missing)}"
+    elif ids[0] != 0:
+        found = f"with {PAD} = {ids[0]}"
+    elif read_as_text:
+        found = f"that reads {', '.join(read_as_text)} as text"
+    elif max(backend.get_vocab().values()) >= backend.get_vocab_size():
+        found = f"of {backend.get_vocab_size()} tokens whose ids have gaps"
+    else:
+        return ids
+    expected = f"{' '.join(SPECIAL_TOKENS)} as special tokens, {PAD} = 0, and ids without gaps"
+    raise UserError(f"{directory}: found a tokenizer {found}; expected {expected}; train one, or import this one")
 
 
 def _count_words(corpus: Counter[str]) -> Counter[str]:
     backend = _build_backend({})
     words: Counter[str] = Counter()
     for sentence, count in corpus.items():
-        for word in _split_words(backend, sentence):
+        for word in split_words(backend, sentence):
             words[word] += count
     return words
 
@@ -226,23 +242,30 @@ def _build_backend(vocabulary: dict[str, int]) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     if vocabulary:
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-        ends = [(token, vocabulary[token]) for token in (CLS, SEP)]
-        template = f"{CLS} $A {SEP}"
-        backend.post_processor = processors.TemplateProcessing(
-            single=template, pair=f"{template} $B:1 {SEP}:1", special_tokens=ends
-        )
+        register_special_tokens(backend)
     return backend
 
 
-def _write_folder(backend: Tokenizer, directory: Path) -> None:
+def register_special_tokens(backend: Tokenizer) -> None:
+    """Makes SPECIAL_TOKENS special, those that the vocabulary lacks with new ids at its end, and reports begin and end with them."""
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    template = f"{CLS} $A {SEP}"
+    backend.post_processor = processors.TemplateProcessing(
+        single=template,
+        pair=f"{template} $B:1 {SEP}:1",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (CLS, SEP)],
+    )
+
+
+def write_folder(backend: Tokenizer, directory: Path) -> None:
+    """Writes the folder that `ReportTokenizer.load` reads; `tokenizer.json` comes last, so that a folder that has it is whole."""
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **_ROLES}
     roles = {**_ROLES, "additional_special_tokens": [DEIDENTIFIED]}
     directory.mkdir(parents=True, exist_ok=True)
     texts = {
         "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
         "special_tokens_map.json": json.dumps(roles, indent=2) + "\n",
-        _FILE: backend.to_str(pretty=True) + "\n",  # last: a folder that has it is complete
+        _FILE: backend.to_str(pretty=True) + "\n",
     }
     for name, text in texts.items():
         partial = directory / f"{name}.partial"
@@ -250,8 +273,10 @@ def _write_folder(backend: Tokenizer, directory: Path) -> None:
         partial.replace(directory / name)
 
 
-def _split_words(backend: Tokenizer, text: str) -> list[str]:
-    normalised = backend.normalizer.normalize_str(_readable(text).replace(DEIDENTIFIED, " "))
+def split_words(backend: Tokenizer, text: str) -> list[str]:
+    """Returns the words that the vocabulary is asked for, normalised, punctuation marks among them; [DEID] is no word."""
+    plain = _readable(text).replace(DEIDENTIFIED, " ")
+    normalised = backend.normalizer.normalize_str(plain) if backend.normalizer else plain
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalised)]
 
 

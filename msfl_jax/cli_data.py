@@ -1,6 +1,8 @@
 """The commands `msfl data ...`: parse options, call one function, print what it returns."""
 
+import itertools
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +37,9 @@ Seeds = Annotated[str, typer.Option("--seeds", help="Of the fractions; the first
 AllowLeak = Annotated[
     bool, typer.Option("--allow-leak", help="Accept images and patients in two splits; every table will say so.")
 ]
+
+
+_COVERED_SENTENCES = 50_000
 
 
 @data.command()
@@ -260,16 +265,39 @@ def leaks(
 
 @data.command()
 def tokenizer(
-    directory: Annotated[Path, typer.Argument(help="Folder made by `msfl data build mimic-cxr`.")],
-    out: Output,
+    directory: Annotated[
+        Path | None, typer.Argument(help="Folder made by `msfl data build mimic-cxr`; its training reports are read.")
+    ] = None,
+    out: Output = Path("tokenizer"),
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Import instead: vocab.txt, tokenizer.json, or a BERT folder.")
+    ] = None,
+    lowercase: Annotated[
+        bool | None, typer.Option("--lowercase/--cased", help="Of an imported vocabulary; default what its files say.")
+    ] = None,
     vocab_size: Annotated[int, typer.Option(min=32, help="Largest number of words and word pieces.")] = 30000,
 ) -> None:
-    """Train a WordPiece tokenizer on the training reports of a build."""
+    """Train a WordPiece tokenizer on a build, or import one (--from); with a build, its words are looked up in it."""
     from input_pipeline.loader import text_sentences
+    from input_pipeline.token_coverage import check_coverage, coverage
     from input_pipeline.tokenizer import train_tokenizer
+    from input_pipeline.tokenizer_import import import_tokenizer
 
-    made = train_tokenizer(text_sentences(directory, "train"), out, vocab_size=vocab_size)
-    print(f"{out}  {made.vocab_size} tokens  sha256 {made.hash}")
+    if source is not None:
+        imported = import_tokenizer(source, out, lowercase=lowercase)
+        made, notes = imported.tokenizer, imported.notes
+    elif directory is not None:
+        made, notes = train_tokenizer(text_sentences(directory, "train"), out, vocab_size=vocab_size), ()
+    else:
+        raise UserError("found neither a build to train on nor --from; expected one of them")
+    print("\n".join([f"{out}  {made.vocab_size} tokens  sha256 {made.hash}", *notes]))
+    if directory is not None:
+        found = coverage(made, itertools.islice(text_sentences(directory, "train"), _COVERED_SENTENCES))
+        print(
+            f"{found.unknown_share:.2%} of {found.words:,} words unknown, {found.pieces_per_word:.2f} pieces per word"
+        )
+        if warning := check_coverage(found):
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def _choice(

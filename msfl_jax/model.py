@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt8
 from input_pipeline.errors import UserError
 from msfl_jax import encoders, heads
 from msfl_jax.config import Config
-from msfl_jax.encoders import LAST_SPECIAL_ID, BlockSpec, PatchMasking, TokenMasking, VisionTokens
+from msfl_jax.encoders import TRAINED_HERE, BlockSpec, PatchMasking, SpecialTokens, TokenMasking, VisionTokens
 from msfl_jax.vectors import unit
 
 Params = Mapping[str, Any]
@@ -74,25 +74,28 @@ class Model:
     Attributes:
       config: the run's configuration.
       vocab_size: rows of the word table.
+      special: tokens that masking leaves alone.
     """
 
     config: Config
     vocab_size: int
+    special: SpecialTokens = dataclasses.field(default=TRAINED_HERE, kw_only=True)
 
     @classmethod
-    def create(cls, config: Config, *, vocab_size: int) -> "Model":
+    def create(cls, config: Config, *, vocab_size: int, special: SpecialTokens = TRAINED_HERE) -> "Model":
         """The model of a configuration.
 
         Args:
           config: all of it; sizes and options are read from it, paths are not.
           vocab_size: words of the tokenizer. A larger `model.text.vocab_size` makes room for more.
+          special: the tokenizer's, needed by masking; the default is for one that was trained here.
 
         Raises:
           UserError: parts that do not fit each other.
         """
         rows = config.model.text.vocab_size or vocab_size
         _check(config, rows, vocab_size)
-        return cls(config, rows)
+        return cls(config, rows, special=special)
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Fresh float32 parameters, all of them whatever the objectives: runs that differ in objectives start equal.
@@ -314,9 +317,8 @@ class Model:
         """States for alignment; states of the masked pass, None if there is none; what it hides."""
         options = self.config.text
         shared = options.passes == "shared"
-        masking = encoders.mask_tokens(
-            key, token_ids, rate=options.mask_rate, replacement=options.mask_replacement, vocab_size=self.vocab_size
-        )
+        rules = {"rate": options.mask_rate, "replacement": options.mask_replacement}
+        masking = encoders.mask_tokens(key, token_ids, **rules, vocab_size=self.vocab_size, special=self.special)
         masked = self._read(params, masking.token_ids) if shared or self._reconstructs else None
         states = masked if shared else self._read(params, token_ids)
         return states, masked, masking
@@ -375,7 +377,7 @@ def _check(config: Config, rows: int, vocab_size: int) -> None:
     rules = [
         (rows >= vocab_size, "model.text.vocab_size", rows, f"0, or at least the tokenizer's {vocab_size} words"),
         (
-            vocab_size > LAST_SPECIAL_ID + 1,
+            vocab_size > len(TRAINED_HERE.ids),
             "vocab_size",
             vocab_size,
             "a tokenizer with words beside its special tokens",

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from msfl_jax import losses
 from msfl_jax.config import Config, ObjectiveConfig
 from msfl_jax.model import Features, Keys, Model
+from msfl_jax.vectors import unit
 
 Batch = Mapping[str, Array]
 
@@ -174,7 +175,7 @@ def _reduced(direction: str, reduction: str) -> float:
 
 
 def _cosines(features: Features) -> Float[Array, "B B"]:
-    return losses.unit(features.image_embedding) @ losses.unit(features.report_embedding).T
+    return unit(features.image_embedding) @ unit(features.report_embedding).T
 
 
 def _per_batch(value: Array) -> Tally:

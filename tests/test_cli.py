@@ -30,7 +30,7 @@ def msfl(monkeypatch, capsys, *arguments):
             [
                 "--views",
                 "--exclude",
-                "--keep-grounding",
+                "--keep-",
                 "--labels",
                 "--splits",
                 "--sections",

@@ -19,7 +19,7 @@ ALLOWED = {
     "metrics": set(),
     "heads": {"encoders"},
     "model": {"config", "encoders", "heads", "vectors"},
-    "objective": {"config", "losses", "model"},
+    "objective": {"config", "losses", "model", "vectors"},
     "parallel": {"config"},
     "train": {"config", "model", "objective", "parallel"},
     "tasks": {"config", "metrics", "model", "train", "parallel"},

@@ -10,10 +10,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from input_pipeline.errors import UserError
-from msfl_jax import losses, presets
+from msfl_jax import presets
 from msfl_jax.config import from_config_dict
 from msfl_jax.encoders import stack_layers
 from msfl_jax.model import Features, Keys, Model
+from msfl_jax.vectors import unit
 
 VOCAB = 30
 KEYS = Keys.at(0, 0)
@@ -97,7 +98,7 @@ def test_bfloat16_embeddings_are_close_to_float32_ones(batch):
     params = initialise(make())
     expected, found = (run(make(model__compute_dtype=kind), params, batch) for kind in ("float32", "bfloat16"))
     for name in ("image_embedding", "report_embedding"):
-        cosine = (losses.unit(getattr(expected, name)) * losses.unit(getattr(found, name))).sum(axis=1)
+        cosine = (unit(getattr(expected, name)) * unit(getattr(found, name))).sum(axis=1)
         assert_allclose(cosine, 1, atol=2e-3)
     assert_allclose(found.pixel_prediction, expected.pixel_prediction, atol=0.1)
 

@@ -13,6 +13,7 @@ from msfl_jax import losses, objective
 from msfl_jax.config_files import load_config
 from msfl_jax.model import Keys, Model
 from msfl_jax.objective import Weights
+from msfl_jax.vectors import unit
 
 SMALL = ("image_size=16", "patch_size=4", "width=16", "depth=2", "heads=2")
 OVERRIDES = [f"--config.model.vision.{word}" for word in SMALL] + [
@@ -126,7 +127,7 @@ def test_the_weight_of_instance_matching_rises_between_its_two_shares_of_the_run
 def test_reports_shared_by_two_studies_are_never_negatives_of_each_other(batch):
     _, model, params = made()
     features = model.features(params, batch, Keys.at(0, 0))
-    cosines = losses.unit(features.image_embedding) @ losses.unit(features.report_embedding).T
+    cosines = unit(features.image_embedding) @ unit(features.report_embedding).T
     exclude = batch["study_key"][:, None] == batch["study_key"][None, :]
     for seed in range(20):
         drawn = losses.sample_hard_negatives(cosines, jax.random.key(seed), exclude=exclude)

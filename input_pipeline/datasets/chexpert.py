@@ -27,7 +27,6 @@ LABEL_NAMES = (
     "Fracture",
     "Support Devices",
 )
-COMPETITION_LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 # What GLoRIA, MGCA, MRM and MaCo make of uncertain labels; they use no others than the five of the competition.
 _PUBLISHED = {"Atelectasis": 1.0, "Cardiomegaly": 0.0, "Consolidation": 0.0, "Edema": 1.0, "Pleural Effusion": 1.0}
 _UNKNOWN = float("nan")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from input_pipeline import tables
 from input_pipeline.errors import DataError, UserError
+from input_pipeline.leaks import Overlaps, find_overlaps
 from input_pipeline.patient_splits import nested_fractions, seeded_splits
 from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, ImageRow, ImagesOnly, Scan, read_image
 
@@ -162,23 +163,26 @@ def _lists_of_images(lists: Mapping[str, Collection[str]], key: Callable[[str], 
 
 
 def _check_images(scan: Scan, listed: Mapping[str, Sequence[str]], plan: SplitPlan) -> None:
-    leaks = [image for image, splits in listed.items() if len(splits) > 1]
-    found = f"{len(leaks):,} images are in two splits; expected each in one"
-    for image in () if plan.allow_leak else leaks:
-        scan.refuse(DataError(f"{found}; use --variant clean, or --allow-leak", code="image_in_two_splits"), image)
+    images = {split: [image for image, splits in listed.items() if split in splits] for split in SPLITS}
+    shared = [image for image, splits in listed.items() if len(splits) > 1]
+    _refuse_overlaps(scan, find_overlaps(images, patient_of=None), plan, "image_in_two_splits", shared)
 
 
 def _check_patients(scan: Scan, plan: SplitPlan) -> None:
-    split_of: dict[str, str] = {}
-    leaks = {
-        row.patient
-        for split, rows in scan.rows.items()
-        for row in rows
-        if split_of.setdefault(row.patient, split) != split
-    }
-    if leaks and not plan.allow_leak:
-        found = f"{len(leaks):,} patients are in two splits; expected each in one"
-        scan.refuse(DataError(f"{found}; use --variant clean, or --allow-leak", code="patient_in_two_splits"))
+    images = {split: [row.image for row in scan.rows.get(split, ())] for split in SPLITS}
+    patient_of = {row.image: row.patient for rows in scan.rows.values() for row in rows}
+    _refuse_overlaps(scan, find_overlaps(images, patient_of=patient_of), plan, "patient_in_two_splits")
+
+
+def _refuse_overlaps(
+    scan: Scan, overlaps: Overlaps, plan: SplitPlan, code: str, identifiers: Sequence[str] = ("",)
+) -> None:
+    """Refuses what is shared, once for each of `identifiers`."""
+    if overlaps.found and not plan.allow_leak:
+        found = ", ".join(map(str, overlaps.found))
+        advice = "use --variant clean, or --allow-leak, which every table will say"
+        for identifier in identifiers:
+            scan.refuse(DataError(f"{found}; expected nothing in two splits; {advice}", code=code), identifier)
 
 
 def _place(scan: Scan, row: ImageRow, split: str, reason: str, subsets: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,14 +52,10 @@ def _json_paths(file: Path) -> Iterator[tuple[int, str]]:
     try:
         images = json.loads(file.read_text(encoding="utf-8"))["images"]
         paths = [image.get("path") or image["file_name"] for image in images]
+        if not all(isinstance(path, str) for path in paths):
+            raise ValueError
     except FileNotFoundError:
         raise UserError(f"{file.name}: no such file in {file.parent}; expected MS-CXR's boxes") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        paths = [None]
-    if not _are_strings(paths):
-        raise UserError(f"{file.name}: not MS-CXR's boxes; expected JSON with 'images', each with a 'path'")
+        raise UserError(f"{file.name}: not MS-CXR's boxes; expected JSON with 'images', each with a 'path'") from None
     return enumerate(paths, 1)
-
-
-def _are_strings(values: Sequence[object]) -> bool:
-    return all(isinstance(value, str) for value in values)

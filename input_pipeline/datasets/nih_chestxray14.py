@@ -27,24 +27,9 @@ from input_pipeline.datasets.labelled import (
 )
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.sources import NO_SPLIT, ImageRow, Scan
-from input_pipeline.splits import OFFICIAL_NIH, official_nih
+from input_pipeline.splits import NIH_LABEL_NAMES, OFFICIAL_NIH, official_nih
 
-LABEL_NAMES = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
-)
+LABEL_NAMES = NIH_LABEL_NAMES
 _KNOWN = frozenset(LABEL_NAMES)
 _NO_FINDING = "No Finding"
 _OTHER_NAMES = {"Infiltrate": "Infiltration"}  # the table of boxes has the first, that of labels the second

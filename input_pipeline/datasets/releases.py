@@ -17,7 +17,10 @@ from input_pipeline.datasets.siim_acr import SiimAcr
 from input_pipeline.errors import UserError
 from input_pipeline.sources import Source
 from input_pipeline.splits import (
+    CHEXPERT_LABEL_NAMES,
+    NIH_LABEL_NAMES,
     OFFICIAL_NIH,
+    RSNA_LABEL_NAMES,
     PatientOf,
     PublishedSplits,
     chexpert_patient,
@@ -72,18 +75,18 @@ def chexpert(root: Path, choice: SplitChoice, **options: Any) -> Chexpert:
         return Chexpert(root, choice.plan(None), **options)
     source = Chexpert(root)
     names = [path for _, (path,) in tables.read_table(source.train_table(), ["Path"])]
-    return Chexpert(root, choice.plan(choice.published(5, chexpert_patient, names)), **options)
+    return Chexpert(root, choice.plan(choice.published(len(CHEXPERT_LABEL_NAMES), chexpert_patient, names)), **options)
 
 
 def nih_chestxray14(root: Path, choice: SplitChoice, **options: Any) -> NihChestXray14:
     """NIH ChestX-ray14."""
-    published = choice.published(14, nih_patient) if choice.lists else None
+    published = choice.published(len(NIH_LABEL_NAMES), nih_patient) if choice.lists else None
     return NihChestXray14(root, choice.plan(published), **options)
 
 
 def nih_boxes(root: Path, choice: SplitChoice) -> NihBoxes:
     """The boxes of NIH ChestX-ray14."""
-    published = choice.published(14, nih_patient) if choice.lists else None
+    published = choice.published(len(NIH_LABEL_NAMES), nih_patient) if choice.lists else None
     return NihBoxes(root, choice.plan(published))
 
 
@@ -91,7 +94,7 @@ def rsna_pneumonia(root: Path, choice: SplitChoice, **options: Any) -> RsnaPneum
     """RSNA Pneumonia; published lists also bring the labels of the challenge's own test images."""
     if choice.lists is None:
         return RsnaPneumonia(root, choice.plan(None), **options)
-    published = choice.published(1, None)
+    published = choice.published(len(RSNA_LABEL_NAMES), None)
     listed = {name: published.labels[name][0] for name in published.splits["test"] if "stage_2_test_images" in name}
     return RsnaPneumonia(root, choice.plan(published), listed=listed, **options)
 

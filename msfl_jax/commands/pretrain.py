@@ -9,7 +9,7 @@ from typing import Any
 from input_pipeline.errors import UserError
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config
-from msfl_jax.model import Model
+from msfl_jax.model import Model, SpecialTokens
 from msfl_jax.parallel import distributed
 from msfl_jax.tasks.grounding import evaluate_grounding
 from msfl_jax.tasks.prompts import load_prompts
@@ -57,7 +57,9 @@ def with_tokenizer(config: Config, init_from: Path | None) -> Config:
 def evaluate_in_loop(config: Config, workdir: Path, params: Any, step: int) -> Mapping[str, float]:
     """Zero-shot and, where a build with boxes is named, grounding numbers of the parameters at one step, by the names of the metrics file."""
     tokenizer = ReportTokenizer.load(Path(config.data.tokenizer))
-    model = Model.create(config, vocab_size=tokenizer.vocab_size)
+    model = Model.create(
+        config, vocab_size=tokenizer.vocab_size, special=SpecialTokens(tokenizer.mask_id, tokenizer.special_ids)
+    )
     run = Run(workdir, config, model, params, tokenizer, step)
     zero_shot = evaluate_zero_shot(
         run,

@@ -16,14 +16,15 @@ from msfl_jax.encoders.pixel_decoder import PixelDecoder
 from msfl_jax.encoders.pooling import pool_image, pool_report, pool_sentences, separate_sentences
 from msfl_jax.encoders.positions import sincos_positions, window_mask
 from msfl_jax.encoders.text import TextTransformer
-from msfl_jax.encoders.token_masking import LAST_SPECIAL_ID, TokenMasking, mask_tokens
+from msfl_jax.encoders.token_masking import TRAINED_HERE, SpecialTokens, TokenMasking, mask_tokens
 from msfl_jax.encoders.vision import VisionTokens, VisionTransformer
 
 __all__ = [
-    "LAST_SPECIAL_ID",
+    "TRAINED_HERE",
     "BlockSpec",
     "PatchMasking",
     "PixelDecoder",
+    "SpecialTokens",
     "TextTransformer",
     "TokenMasking",
     "VisionTokens",

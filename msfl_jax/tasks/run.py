@@ -18,7 +18,7 @@ from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.loader import BatchSpec
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, from_config_dict
-from msfl_jax.model import Model, Params
+from msfl_jax.model import Model, Params, SpecialTokens
 from msfl_jax.parallel.mesh import BATCH_AXES, batch_sharding
 from msfl_jax.train.checkpoint import restore_parameters
 from msfl_jax.train.provenance import read_caveats
@@ -77,7 +77,9 @@ def open_run(workdir: Path | str, *, step: int | str | None = None) -> Run:
     workdir = Path(workdir)
     config = _read_config(workdir)
     tokenizer = ReportTokenizer.load(workdir / TOKENIZER_DIRECTORY)
-    model = Model.create(config, vocab_size=tokenizer.vocab_size)
+    model = Model.create(
+        config, vocab_size=tokenizer.vocab_size, special=SpecialTokens(tokenizer.mask_id, tokenizer.special_ids)
+    )
     params, meta = restore_parameters(workdir, jax.eval_shape(model.init, jax.random.key(0)), step=step)
     if meta["tokenizer_hash"] != tokenizer.hash:
         raise CheckpointError(

@@ -19,7 +19,7 @@ from input_pipeline.loader import BatchSpec, train_batches
 from input_pipeline.manifest import read_manifest
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, config_hash, to_dict
-from msfl_jax.model import Model
+from msfl_jax.model import Model, SpecialTokens
 from msfl_jax.objective import Weights
 from msfl_jax.parallel import distributed
 from msfl_jax.parallel.mesh import check_batch_size, make_mesh
@@ -133,7 +133,9 @@ class _Run:
             config=config,
             workdir=workdir,
             mesh=mesh,
-            model=Model.create(config, vocab_size=tokenizer.vocab_size),
+            model=Model.create(
+                config, vocab_size=tokenizer.vocab_size, special=SpecialTokens(tokenizer.mask_id, tokenizer.special_ids)
+            ),
             optimizer=make_optimizer(config.optimizer, config.train.steps),
             meta=describe(config, tokenizer),
             evaluate=evaluate,
@@ -258,18 +260,19 @@ def describe(config: Config, tokenizer: ReportTokenizer) -> dict[str, Any]:
     Raises:
       UserError: the build does not exist or has no such split.
     """
-    splits = read_manifest(Path(config.data.directory)).splits
-    if config.data.split not in splits:
-        raise UserError(f"{config.data.directory}: no split '{config.data.split}'; found {', '.join(splits)}")
-    split = splits[config.data.split]
-    shards = hashlib.sha256("".join(shard.sha256 for shard in split.shards).encode()).hexdigest()[:16]
+    manifest = read_manifest(Path(config.data.directory))
+    if config.data.split not in manifest.readable_splits():
+        found = ", ".join(manifest.readable_splits())
+        raise UserError(f"{config.data.directory}: no split '{config.data.split}'; found {found}")
+    whole = manifest.splits[manifest.split_of(config.data.split)]
+    shards = hashlib.sha256("".join(shard.sha256 for shard in whole.shards).encode()).hexdigest()[:16]
     return {
         "seed": config.seed,
         "config_hash": config_hash(config),
         "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "batch_size": config.data.batch_size,
-        "data": {"split": config.data.split, "records": split.records, "shards": shards},
+        "data": {"split": config.data.split, "records": manifest.record_count(config.data.split), "shards": shards},
     }
 
 

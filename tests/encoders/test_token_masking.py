@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from msfl_jax.encoders import LAST_SPECIAL_ID, mask_tokens
+from msfl_jax.encoders import TRAINED_HERE, SpecialTokens, mask_tokens
 
 VOCAB = 50
+LAST_SPECIAL_ID = TRAINED_HERE.ids[-1]
+IMPORTED = SpecialTokens(mask=13, ids=(0, 10, 11, 12, 13, 49))  # as BERT numbers them, [DEID] appended
 MASK = 4
 
 
@@ -26,7 +28,7 @@ def reports(lengths, tokens=20, seed=0):
     return jnp.asarray(rows, jnp.int32)
 
 
-jitted = jax.jit(mask_tokens, static_argnames=("rate", "replacement", "vocab_size"))
+jitted = jax.jit(mask_tokens, static_argnames=("rate", "replacement", "vocab_size", "special"))
 
 
 def mask(token_ids, seed=0, rate=0.15, replacement="bert"):
@@ -85,6 +87,23 @@ def test_every_word_is_chosen_equally_often(many):
     counts = np.bincount(positions, minlength=20)
     assert not counts[[0, 17, 18, 19]].any()
     assert all(within(count / 3000, 0.5, 3000) for count in counts[1:17])
+
+
+def test_special_tokens_of_an_imported_vocabulary_are_left_alone_too():
+    words = np.setdiff1d(np.arange(VOCAB), IMPORTED.ids)
+    drawn = np.random.default_rng(0).choice(words, (2000, 16))
+    ends = np.full((2000, 1), 11), np.full((2000, 1), 12)
+    token_ids = jnp.asarray(
+        np.concatenate([ends[0], drawn, np.full((2000, 1), 49), ends[1], ends[1] * 0], 1), jnp.int32
+    )
+    rules = {"rate": 0.5, "replacement": "bert", "vocab_size": VOCAB, "special": IMPORTED}
+    masking = jax.tree.map(np.asarray, jitted(jax.random.key(0), token_ids, **rules))
+    keep = masking.weights == 1
+    shown = np.take_along_axis(masking.token_ids, masking.positions, axis=1)[keep]
+    assert set(masking.positions[keep]) == set(range(1, 17))
+    assert within((shown == IMPORTED.mask).mean(), 0.8, len(shown))
+    replaced = shown[(shown != IMPORTED.mask) & (shown != masking.targets[keep])]
+    assert set(replaced) == set(words)
 
 
 def test_mask_only_shows_nothing_but_mask():

@@ -223,11 +223,11 @@ def test_damaged_archives_are_refused_or_read_as_they_were_but_never_otherwise(s
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data[: rng.choice((len(data), len(data), rng.randrange(len(data))))])
         try:
-            archive = open_archive(path, PATTERN, ("",))
-        except DataError:
+            archive = opened(path)
+        except (DataError, AssertionError):  # or no name is one of a text any more
             outcomes.add("refused")
             continue
-        for name in () if archive is None else archive.names.tolist():
+        for name in archive.names.tolist():
             try:
                 outcomes.add("read" if archive.read(name.decode(), LIMIT) == texts.get(name.decode()) else "other")
             except BadMember:

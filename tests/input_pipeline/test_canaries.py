@@ -8,6 +8,7 @@ import random
 import shutil
 import traceback
 import zipfile
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,7 +30,7 @@ WORDS = [f"canary{RNG.randrange(10**12):012d}" for _ in range(200 - len(IDENTIFI
 CANARIES = [*IDENTIFIERS, *WORDS]
 BOX_FILE = "MS_CXR_Local_Alignment_v1.1.0.csv"
 SPLIT, METADATA, LABELS = (f"mimic-cxr-2.0.0-{role}.csv.gz" for role in ("split", "metadata", "chexpert"))
-OPTIONS = {"short_side": 32, "shard_records": 8}
+OPTIONS: dict[str, Any] = {"short_side": 32, "shard_records": 8}
 
 
 def place(study):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from input_pipeline.build import build
-from input_pipeline.datasets.chexpert import COMPETITION_LABELS, LABEL_NAMES, Chexpert
+from input_pipeline.datasets.chexpert import LABEL_NAMES, Chexpert
 from input_pipeline.datasets.labelled import SplitPlan
 from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.reading import label_names, open_split
+from input_pipeline.splits import CHEXPERT_LABEL_NAMES
 
 HEADER = (
     "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,"
@@ -115,7 +116,7 @@ def test_the_published_mixture(layout, root):
     rewrite(layout, root, [doubtful])
     (row,) = Chexpert(root, uncertain="published").scan().rows["train"]
     found = dict(zip(LABEL_NAMES, row.labels, strict=True))
-    assert [found.pop(name) for name in COMPETITION_LABELS] == [1, 0, 0, 1, 1]
+    assert [found.pop(name) for name in CHEXPERT_LABEL_NAMES] == [1, 0, 0, 1, 1]
     assert len(found) == 9
     assert np.isnan(list(found.values())).all()
 
@@ -156,7 +157,9 @@ def test_published_lists_name_images_of_the_small_release(layout, tmp_path):
 def test_lists_that_share_a_patient_are_refused(root):
     table = rows()
     leaky = {"train": [table[0]["Path"]], "validate": [table[1]["Path"]]}
-    assert "1 patients are in two splits" in refusal(root, DataError, plan=SplitPlan(leaky), views="all")
+    assert "share 0 images and 1 patient; expected nothing in two splits" in refusal(
+        root, DataError, plan=SplitPlan(leaky), views="all"
+    )
     source = Chexpert(root, SplitPlan(leaky, allow_leak=True), views="all")
     assert source.scan().input_rows == 12
     assert source.settings()["allow_leak"] is True

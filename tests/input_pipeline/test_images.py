@@ -263,6 +263,28 @@ def test_training_views_repeat_the_edge_outside_the_picture():
     np.testing.assert_array_equal(view, np.tile(columns, (20, 1)))
 
 
+@given(
+    sides=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    shift=st.floats(0, 3),
+    zoom=st.floats(0.01, 9),
+    size=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_training_views_equal_a_gather_of_clipped_places(sides, shift, zoom, size, seed):
+    image = np.random.default_rng(seed).integers(0, 256, sides, dtype=np.uint8)
+    view = images.training_view(image, size, np.random.default_rng(seed), scale=(zoom, zoom), shift=shift)
+    rng = np.random.default_rng(seed)
+    grown = np.sqrt(rng.uniform(zoom, zoom))
+    moved = rng.uniform(-shift, shift, size=2)
+    side = float(min(sides))
+    places = []
+    for end, move in zip(sides, moved, strict=True):
+        start = int(np.floor((end - side) / 2 + side * (move + (1 - grown) / 2)))
+        places.append(np.clip(np.arange(start, start + max(1, round(side * grown))), 0, end - 1))
+    gathered = image[np.ix_(*places)]
+    np.testing.assert_array_equal(view, images.evaluation_view(gathered, size, "squash"))
+
+
 def test_training_views_never_flip():
     ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
     rng = np.random.default_rng(0)

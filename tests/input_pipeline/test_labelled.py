@@ -57,7 +57,7 @@ def test_without_lists_the_official_splits_hold_and_the_rest_may_be_given_a_spli
 
 def test_an_image_in_two_splits_is_refused_or_is_two_records():
     lists = {"train": ["a", "b"], "test": ["b", "c"], "validate": ["d"]}
-    with pytest.raises(DataError, match=r"^1 images are in two splits; expected each in one"):
+    with pytest.raises(DataError, match=r"^train and test share 1 image; expected nothing in two splits"):
         run("abc", SplitPlan(lists))
     plan = SplitPlan(lists, {"train_1": ["b"]}, allow_leak=True)
     scan = run("abcd", plan)
@@ -72,7 +72,7 @@ def test_an_image_in_two_splits_is_refused_or_is_two_records():
 def test_a_patient_in_two_splits_is_refused_unless_the_leak_is_allowed():
     rows = [row("a", "p"), row("b", "p"), row("c", "q")]
     lists = {"train": ["a"], "test": ["b", "c"]}
-    with pytest.raises(DataError, match=r"^1 patients are in two splits"):
+    with pytest.raises(DataError, match=r"^train and test share 0 images and 1 patient; expected nothing"):
         run(rows, SplitPlan(lists))
     assert run(rows, SplitPlan(lists, allow_leak=True)).input_rows == 3
 

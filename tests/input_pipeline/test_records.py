@@ -5,11 +5,13 @@ import sys
 
 import cv2
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
 from input_pipeline import records
+from input_pipeline.reading import parse_example
 
 JPEG = cv2.imencode(".jpg", np.arange(48, dtype=np.uint8).reshape(6, 8))[1].tobytes()
 
@@ -32,6 +34,8 @@ def record_fields(draw):
         "image_key": draw(key),
         "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
         "category": draw(text),
+        "mask": draw(st.binary(max_size=9)),
+        "pixel_key": draw(st.just("") | key),
     }
 
 
@@ -42,10 +46,16 @@ def through_tfds(record):
     return records.decode(features.deserialize_example_np(records.encode(record), decoders=decoders))
 
 
-@given(record_fields())
-def test_decoding_undoes_encoding(fields):
+def through_reading(record):
+    """What the loader makes of them."""
+    return records.decode(parse_example(records.encode(record)))
+
+
+@pytest.mark.parametrize("decode", [through_tfds, through_reading])
+@given(fields=record_fields())
+def test_decoding_undoes_encoding(decode, fields):
     record = records.Record(**fields)
-    found = through_tfds(record)
+    found = decode(record)
     for name in records.Record.__slots__:
         expected, value = getattr(record, name), getattr(found, name)
         if isinstance(expected, np.ndarray):

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import shutil
 from collections import Counter
 
 import cv2
@@ -15,7 +16,7 @@ from input_pipeline.build import build
 from input_pipeline.datasets.labelled import SplitPlan
 from input_pipeline.datasets.siim_acr import SiimAcr, decode_runs, encode_runs
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.images import decode_mask
+from input_pipeline.images import decode_gray, decode_mask
 from input_pipeline.reading import open_split
 
 IMAGES = [f"1.2.276.0.7230010.3.1.4.8323329.{number}.1517875{number}.85081{number}" for number in range(101, 106)]
@@ -185,7 +186,7 @@ def test_images_are_found_nested_flattened_or_converted(tmp_path):
 
 def test_published_lists_of_bare_identifiers(tmp_path):
     plan = SplitPlan({"train": IMAGES[:2], "test": [IMAGES[1], IMAGES[4]]}, {"train_10": IMAGES[:1]})
-    with pytest.raises(DataError, match="1 images are in two splits"):
+    with pytest.raises(DataError, match=r"share 1 image; expected nothing in two splits"):
         SiimAcr(write(tmp_path), plan).scan()
     leaky = SplitPlan(plan.splits, plan.subsets, allow_leak=True)
     scan = SiimAcr(tmp_path, leaky).scan()
@@ -241,9 +242,34 @@ def test_the_published_lists_are_refused_for_their_leak(real_data):
     folder = real_data / "splits" / "SIIM-ACR_Pneumothorax"
     lists = {"train": "train_list", "validate": "val_list", "test": "test_list"}
     splits = {split: (folder / f"{name}.txt").read_text().split() for split, name in lists.items()}
-    with pytest.raises(DataError, match="images are in two splits"):
+    with pytest.raises(
+        DataError,
+        match="train and validate share 478 images, train and test share 494 images, validate and test share 124 images",
+    ):
         SiimAcr(real_data / "siim_acr", SplitPlan(splits)).scan()
     scan = SiimAcr(real_data / "siim_acr", SplitPlan(splits, allow_leak=True)).scan()
     found = {split: len(rows) for split, rows in scan.rows.items()}
     assert found == {"train": 7_969, "validate": 1_898, "test": 1_904}
     assert scan.dropped == {"none": Counter(no_split=12_047 - 10_675)}
+
+
+def test_both_real_dicoms_become_records_with_the_same_picture(real_data, tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    root = tmp_path / "siim"
+    names = ("1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819", "Fake_MONOHR1")
+    for number, name in enumerate(names):
+        folder = root / "dicom-images-train" / f"study{number}" / f"series{number}"
+        folder.mkdir(parents=True)
+        shutil.copy(real_data / "siim_acr" / f"{name}.dcm", folder)
+    (root / "train-rle.csv").write_text(f"ImageId, EncodedPixels\n{names[0]}, -1\n{names[1]}, 387620 23 996 33\n")
+    manifest = build(SiimAcr(root), tmp_path / "out", short_side=256, workers=1, progress=False)
+    assert manifest.counts == {"train": 2}
+    found = {float(record.labels[0]): record for record in open_split(tmp_path / "out", "train")}
+    pixels = pydicom.dcmread(real_data / "siim_acr" / f"{names[0]}.dcm").pixel_array
+    small = cv2.resize(pixels, (256, 256), interpolation=cv2.INTER_AREA).astype(int)
+    for record, inverted in ((found[0.0], False), (found[1.0], True)):
+        stored = decode_gray(record.image).astype(int)
+        assert np.abs(stored - (255 - small if inverted else small)).mean() < 2
+        assert record.original_size == (SIDE, SIDE)
+    assert decode_mask(found[1.0].mask).sum() == 23 + 33
+    assert not decode_mask(found[0.0].mask).any()

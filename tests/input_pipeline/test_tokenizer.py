@@ -273,6 +273,33 @@ def test_folders_that_are_no_tokenizer_are_refused_in_one_line(tmp_path):
         ReportTokenizer.load(tmp_path)
 
 
+def test_folders_that_no_batch_could_be_made_with_are_refused_in_one_line(tmp_path):
+    train_tokenizer(CORPUS, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+
+    def refuses(change, message):
+        changed = json.loads(json.dumps(whole))
+        change(changed, changed["model"]["vocab"])
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(UserError, match=message) as refused:
+            ReportTokenizer.load(tmp_path)
+        assert "\n" not in str(refused.value)
+
+    def without_deid(stored, vocabulary):
+        stored["added_tokens"].pop()
+        vocabulary["word"] = vocabulary.pop("[DEID]")
+
+    def exchange(stored, vocabulary):
+        vocabulary["[PAD]"], vocabulary["[UNK]"] = 1, 0
+
+    refuses(without_deid, r"without \[DEID\]; .* or import this one")
+    refuses(exchange, r"with \[PAD\] = 1")
+    refuses(lambda stored, _: stored["added_tokens"].pop(), r"reads \[DEID\] as text")
+    refuses(lambda stored, _: stored["added_tokens"][3].update(special=False), r"reads \[SEP\] as text")
+    refuses(lambda _, vocabulary: vocabulary.update(late=len(vocabulary) + 1), "ids have gaps")
+
+
 def test_a_corpus_without_words_and_a_vocabulary_without_room_are_refused(tmp_path):
     with pytest.raises(DataError, match="no words"):
         train_tokenizer(["", "[DEID]"], tmp_path)

@@ -99,22 +99,28 @@ except MsflError as error:
 """
 
 
-@pytest.fixture
-def command(tmp_path, compilation_cache):
-    """The command line of a run in a process of its own, and the environment it needs."""
+@pytest.fixture(scope="session")
+def command_in(compilation_cache):
+    """The command line of a run in a process of its own, whose files lie in a folder, and the environment it needs."""
 
-    def make(config: Config, workdir) -> tuple[list[str], dict[str, str]]:
-        (tmp_path / "driver.py").write_text(DRIVER)
-        (tmp_path / "run.json").write_text(json.dumps(to_dict(config)))
+    def make(folder: Path, config: Config, workdir: Path) -> tuple[list[str], dict[str, str]]:
+        (folder / "driver.py").write_text(DRIVER)
+        (folder / "run.json").write_text(json.dumps(to_dict(config)))
         environment = {
             "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
-        return [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "run.json"), str(workdir)], environment
+        return [sys.executable, str(folder / "driver.py"), str(folder / "run.json"), str(workdir)], environment
 
     return make
+
+
+@pytest.fixture
+def command(tmp_path, command_in):
+    """`command_in` the test's own folder."""
+    return lambda config, workdir: command_in(tmp_path, config, workdir)
 
 
 @pytest.fixture(scope="session")

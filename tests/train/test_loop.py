@@ -20,6 +20,7 @@ from input_pipeline.errors import CheckpointError, DivergedError, RetryError
 from input_pipeline.manifest import read_manifest
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.model import Model
+from msfl_jax.parallel.sharding import path_name
 from msfl_jax.train.checkpoint import Checkpoints, read_meta, restore_parameters
 from msfl_jax.train.loop import pretrain, training_spec
 from msfl_jax.train.state import TrainState
@@ -189,21 +190,18 @@ def test_a_signal_ends_the_command_with_75(run_config, uninterrupted, command, t
     assert all(row == expected[step] for step, row in logged(tmp_path / "run").items())
 
 
-def test_two_processes_log_the_losses_of_one(run_config, changed, uninterrupted, command, tmp_path):
-    arguments, environment = command(changed(run_config, train__checkpoint_every=2), tmp_path / "run")
-    launcher = [
-        sys.executable,
-        str(ROOT / "launch" / "local_processes.py"),
-        "-n",
-        "2",
-        "--devices-per-process",
-        "1",
-        "--",
-    ]
-    process = subprocess.Popen([*launcher, *arguments], env=os.environ | environment, stdout=subprocess.PIPE, text=True)
-    checkpoint = tmp_path / "run" / "checkpoints" / "2"
+@pytest.fixture(scope="module", params=["data", "tensor"])
+def run_of_two_processes(request, run_config, changed, command_in, tmp_path_factory):
+    """Axis over which two processes shared the mesh, and the run directory, with a checkpoint after step 2."""
+    folder = tmp_path_factory.mktemp(f"two_{request.param}")
+    axes = {"mesh__data": 1, "mesh__tensor": 2} if request.param == "tensor" else {}
+    arguments, environment = command_in(folder, changed(run_config, train__checkpoint_every=2, **axes), folder / "run")
+    launcher = [sys.executable, str(ROOT / "launch" / "local_processes.py"), "-n", "2", "--devices-per-process", "1"]
+    process = subprocess.Popen(
+        [*launcher, "--", *arguments], env=os.environ | environment, stdout=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 240
-    while not checkpoint.exists():
+    while not (folder / "run" / "checkpoints" / "2").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -212,14 +210,35 @@ def test_two_processes_log_the_losses_of_one(run_config, changed, uninterrupted,
     assert process.returncode == 75, output
     assert "[0] " in output
     assert "[1] " in output
-    expected = logged(uninterrupted[1])
-    rows = logged(tmp_path / "run")
+    return request.param, folder / "run"
+
+
+def test_two_processes_log_the_losses_of_one(uninterrupted, run_of_two_processes):
+    _, workdir = run_of_two_processes
+    expected, rows = logged(uninterrupted[1]), logged(workdir)
     assert max(rows) >= 3
     for step in (1, 2, 3):
         for name, value in rows[step].items():
             if name.startswith("loss/"):
                 assert_allclose(value, expected[step][name], rtol=1e-5, err_msg=f"{name} at step {step}")
-    assert read_meta(tmp_path / "run")["processes"] == 2
+    assert read_meta(workdir)["processes"] == 2
+
+
+def test_each_of_two_processes_writes_its_own_part_of_what_is_split(run_config, run_of_two_processes):
+    axis, workdir = run_of_two_processes
+    step = read_meta(workdir)["step"]
+    parts = sorted((workdir / "checkpoints" / str(step) / "params").glob("ocdbt.process_*"))
+    sizes = [sum(file.stat().st_size for file in part.rglob("*") if file.is_file()) for part in parts]
+    params, _ = restore_parameters(workdir, parameters_of(run_config))
+    split = sum(
+        leaf.nbytes
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if any(word in path_name(path) for word in ("/attn/", "/fc1/", "/fc2/kernel"))
+    )
+    assert len(sizes) == 2
+    if axis == "tensor":
+        assert min(sizes) > 0.25 * split, "each process wrote about half of the split kernels"
+        assert max(sizes) < 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - 0.25 * split
 
 
 def test_every_setting_of_the_augmentation_reaches_the_loader(config):

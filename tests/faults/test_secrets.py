@@ -13,6 +13,7 @@ import warnings
 import pydicom
 import pytest
 
+from input_pipeline import doctor
 from input_pipeline.manifest import read_manifest
 from input_pipeline.reading import open_split
 
@@ -65,6 +66,12 @@ class Logged(logging.Handler):
 
     def emit(self, record):
         self.text += self.format(record)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Images are checked at a size that is quicker."""
+    monkeypatch.setattr(doctor, "_SHORT_SIDE", 32)
 
 
 @pytest.fixture
@@ -161,12 +168,12 @@ def test_neither_doctor_nor_build_tells_who_or_what(name, level, tmp_path, msfl,
     out = tmp_path / "out"
     capfd.readouterr()
     log = logged()
-    doctor = msfl("data", "doctor", corpus.root, *corpus.arguments, "--out", out / "doctor", "--workers", 1)
+    examined = msfl("data", "doctor", corpus.root, *corpus.arguments, "--out", out / "doctor", "--workers", 1)
     built = msfl(*build_command(name, corpus, out / "data" / "build"))
-    assert doctor[0] == 3
+    assert examined[0] == 3
     may_stop = level == "all" or name == "nih without lists"
     assert (built[0] != 0) == may_stop
-    told = told_of(out) + "".join(doctor[1:] + built[1:]) + log.text
+    told = told_of(out) + "".join(examined[1:] + built[1:]) + log.text
     assert len(planted) > 5050
     assert [word for word in planted if word in told] == []
     if not may_stop:
@@ -200,12 +207,14 @@ def test_no_error_about_a_table_quotes_it(name, spoil, tmp_path, msfl, logged):
             path.write_bytes(gzip.compress(data, 1) if zipped else data)
     options = ("--out", tmp_path / "out" / "doctor", "--workers", 1, "--sample", 1)
     log = logged()
-    doctor = msfl("data", "doctor", corpus.root, *corpus.arguments, *options)
+    examined = msfl("data", "doctor", corpus.root, *corpus.arguments, *options)
     built = msfl(*build_command(name, corpus, tmp_path / "out" / "data" / "build"))
-    assert doctor[0] in (2, 3)
+    assert examined[0] in (2, 3)
     assert built[0] in (2, 3)
     told = (
-        "".join(doctor[1:] + built[1:]) + log.text + (told_of(tmp_path / "out") if (tmp_path / "out").exists() else "")
+        "".join(examined[1:] + built[1:])
+        + log.text
+        + (told_of(tmp_path / "out") if (tmp_path / "out").exists() else "")
     )
     assert len(planted) >= 50
     assert [word for word in planted if word in told] == []

@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import reading
+from input_pipeline import doctor, reading
 from input_pipeline.build import build
 from input_pipeline.datasets.mimic_cxr import LABEL_NAMES, MimicCxr
 from input_pipeline.datasets.ms_cxr import MsCxr
-from input_pipeline.doctor import examine
 from input_pipeline.errors import MsflError
 
 STUDIES = 40
@@ -255,14 +254,15 @@ def test_a_killed_worker_and_a_damaged_build_quote_nothing(corpus, tmp_path, cap
 
 
 @pytest.mark.parametrize("fault", ["none", *FAULTS])
-def test_the_doctor_quotes_nothing_of_what_it_reads(corpus, tmp_path, capfd, caplog, fault):
+def test_the_doctor_quotes_nothing_of_what_it_reads(corpus, tmp_path, capfd, caplog, monkeypatch, fault):
+    monkeypatch.setattr(doctor, "_SHORT_SIDE", 32)  # quicker
     root, out = tmp_path / "in" / "root", tmp_path / "out"
     shutil.copytree(corpus, root)
     options = None if fault == "none" else FAULTS[fault](root)
     options = options if isinstance(options, dict) else {}
     caplog.set_level(logging.DEBUG)
     try:
-        told = str(examine(MimicCxr(**{"jpg": root, "reports": root, **options}), out, workers=1))
+        told = str(doctor.examine(MimicCxr(**{"jpg": root, "reports": root, **options}), out, workers=1))
     except MsflError as error:
         told = "".join(traceback.format_exception(error))
     output = capfd.readouterr()

@@ -16,7 +16,7 @@ FILES = sorted(
     if not file.name.startswith("tokenizer")  # their flags are those of tokens
 )
 # Calls that name a code, and which argument that is: a place or a keyword.
-CALLS = {"Dropped": 0, "drop": 1, "_Fault": 0, "_Check": 2, "Found": 2}
+CALLS = {"Dropped": 0, "drop": 1, "_Fault": 0, "_Check": 2, "Found": 2, "_refuse_overlaps": 3}
 FLAGS = ("flags", "reasons")  # dictionaries of these names have codes as keys
 # Codes that come from elsewhere, by the text that names them; each is explained by another pattern of this file.
 PASSED_ON = {
@@ -117,7 +117,10 @@ def test_every_diagnosis_can_be_given():
 @pytest.mark.parametrize(
     "file, expected",
     [
-        ("shards.py", {"wrong_checksum", "bad_image", "box_outside_image", "clipped_box", "blank_image"}),
+        (
+            "shards.py",
+            {"wrong_checksum", "bad_image", "box_outside_image", "clipped_box", "blank_image", "stored_as_released"},
+        ),
         ("reports.py", {"no_report", "bad_report"}),
         ("sources.py", {"missing_image", "bad_image"}),
         ("datasets/siim_acr.py", {"bad_identifier", "bad_runs", "duplicate_image"}),

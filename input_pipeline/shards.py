@@ -1,6 +1,7 @@
 """One shard from its rows: decode, resize, encode, write under a temporary name, rename, and note beside it what it was made from."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float32, UInt8
 
 from input_pipeline import images, records, tables
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, RetryError
 from input_pipeline.keys import Keyring
 from input_pipeline.passthrough import bare_jpeg
 from input_pipeline.sources import Dropped, ImageRow, Source
@@ -65,8 +66,12 @@ def write_shard(task: ShardTask, advance: Callable[[int], None]) -> ShardResult:
     """Writes a shard, or returns the earlier result where the file is there, whole, and made from the same.
 
     Args:
-      task: rows that fail become counts, never exceptions.
+      task: rows that fail become counts.
       advance: called with the number of rows done since the last call.
+
+    Raises:
+      RetryError: the disk is full.
+      UserError: pydicom is not installed, or a file of a row is a link out of the data set.
     """
     cv2.setNumThreads(0)
     made_from = _made_from(task)
@@ -75,7 +80,13 @@ def write_shard(task: ShardTask, advance: Callable[[int], None]) -> ShardResult:
         advance(len(task.rows))
         return finished
     draft = task.stem.with_name(f"{task.stem.name}.{os.getpid()}.tmp")
-    counts = _write_records(task, draft, advance)
+    try:
+        counts = _write_records(task, draft, advance)
+    except (OSError, RuntimeError, ValueError) as error:  # the two latter are ArrayRecord's
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        found = f"{task.path.parent}: no space left"
+        raise RetryError(f"{found}; free some and run the same command again, finished shards stay") from None
     result = ShardResult(made_from=made_from, bytes=draft.stat().st_size, sha256=tables.file_hash(draft), **counts)
     os.replace(draft, task.path)
     _write_sidecar(task, result)

@@ -103,8 +103,14 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, numbered by line; every way of failing to read becomes one line."""
     try:
         with _open(path) as file:
-            reader = csv.reader(file)
-            yield from ((reader.line_num, row) for row in reader if row)
+            # Not strict, a stray quote would join all lines up to the next one into one field, without a word.
+            reader = csv.reader(file, strict=True)
+            for row in reader:
+                if any("\n" in field for field in row):
+                    found = f"{path.name}: the row that ends in line {reader.line_num} has a line break in a field"
+                    raise UserError(f"{found}; expected one row a line; look for a stray quotation mark")
+                if row:
+                    yield reader.line_num, row
     except FileNotFoundError:
         raise UserError(f"{path.name}: no such file in {path.parent}; expected a CSV table") from None
     except (UnicodeDecodeError, csv.Error) as error:

@@ -162,6 +162,8 @@ def build_nih(
     """NIH ChestX-ray14: labels, or with --boxes its 984 boxes."""
     from input_pipeline.datasets import releases
 
+    if boxes and table is not None:
+        raise UserError("found --table with --boxes; the boxes have a table of their own")
     choice = _choice(lists, variant, validation, test, "" if boxes else fractions, seeds, allow_leak)
     source = releases.nih_boxes(root, choice) if boxes else releases.nih_chestxray14(root, choice, table=table)
     _write(source, out, short_side, quality, equalize, workers)
@@ -304,7 +306,10 @@ def _choice(
     lists: Path | None, variant: str, validation: float, test: float, fractions: str, seeds: str, allow_leak: bool
 ) -> Any:
     from input_pipeline.datasets.releases import SplitChoice
+    from input_pipeline.splits import VARIANTS
 
+    if variant not in VARIANTS or (lists is None and variant != VARIANTS[0]):
+        raise UserError(f"found --variant {variant}; expected {' or '.join(VARIANTS)}, of the lists of --lists DIR")
     shares = tuple(number / 100 for number in _numbers("--fractions", fractions, float))
     return SplitChoice(lists, variant, validation, test, shares, tuple(_numbers("--seeds", seeds, int)), allow_leak)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from input_pipeline import tables
+from input_pipeline import checksums, tables
 from input_pipeline.datasets.labelled import check_size, parse_box
 from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.sections import clean_sentence
@@ -20,7 +20,7 @@ from input_pipeline.sources import ImageRow, ImagesOnly, Scan, is_relative, read
 _COLUMNS = ["category_name", "label_text", "path", "dicom_id", "x", "y", "w", "h"]
 _OPTIONAL = ["split", "image_width", "image_height"]  # release 0.1 has no split
 _SPLITS = {"train": "train", "val": "validate", "validate": "validate", "test": "test", "": "test"}
-_PATH = re.compile(r"(?:.*/)?p([0-9]{2,20})/s([0-9]{2,20})/[^/]+")
+_PATH = re.compile(r"(?:.*/)?p([0-9]{2,20})/s([0-9]{2,20})/([^/]+)\.[A-Za-z]+")
 _RELEASES = "MS_CXR_Local_Alignment_v*"
 _NO_SIZE = (0, 0)
 
@@ -81,12 +81,14 @@ class MsCxr(ImagesOnly):
           UserError: a column is missing, or a row has no finite box, an unknown split or a path out of the folder.
           DataError: boxes of one group disagree on the split or the size of the image.
         """
-        scan = Scan(inputs={"boxes": tables.file_hash(_file(self.boxes))}, lenient=lenient)
+        scan = Scan(lenient=lenient)
+        inputs = checksums.Inputs.open(self.jpg, scan.refuse)
+        scan.inputs = {"boxes": tables.file_hash(_file(self.boxes)), **inputs.hashes}
         names = self.label_names()
         groups: dict[tuple[str, str, str], tuple[str, SizedRow]] = {}
         for annotation in _read(self.boxes, scan.refuse):
             with scan.row(annotation.image):
-                split, row = _row(annotation, names)
+                split, row = _row(annotation, names, inputs.image(annotation.image))
                 group = row.image, row.phrase, row.category
                 known_split, known = groups.get(group, (split, row))
                 if (known_split, known.size) != (split, row.size):
@@ -151,23 +153,33 @@ def _read_json(file: Path, refuse: tables.Refuse) -> Iterator[_Annotation]:
     """COCO: annotations refer to images and categories by their `id`; annotations are numbered from 1 in messages."""
     content = _load(file)
     try:
-        categories = {item["id"]: str(item["name"]) for item in content["categories"]}
+        categories = {item["id"]: _text(item["name"]) for item in content["categories"]}
         images = {item["id"]: item for item in content["images"]}
         annotations = list(content["annotations"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, UnicodeEncodeError):
         expected = "lists 'images', 'annotations' and 'categories' of objects with an 'id'"
         raise UserError(f"{file.name}: not in COCO's form; expected {expected}") from None
     for row, item in ((f"annotation {number}", item) for number, item in enumerate(annotations, start=1)):
         try:
             image, category = images[item["image_id"]], categories[item["category_id"]]
-            text, box = item["label_text"].strip(), [str(value) for value in item["bbox"]]
-            path, size = image.get("path") or image["file_name"], [image.get("width"), image.get("height")]
-            split = item.get("split") or image.get("split") or ""
+            text, box = _text(item["label_text"]).strip(), [str(value) for value in list(item["bbox"])]
+            path, size = _text(image.get("path") or image["file_name"]), [image.get("width"), image.get("height")]
+            split = _text(item.get("split") or image.get("split") or "")
             sizes = ["" if value is None else str(value) for value in size]
+            if isinstance(item["bbox"], str):
+                raise TypeError
             yield _Annotation(file.name, row, category, text, path, PurePosixPath(path).stem, box, split, *sizes)
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
             expected = "a known image and category, a text and a box"
             refuse(UserError(f"{file.name}: {row} is not complete; expected {expected}; fetch it again"))
+
+
+def _text(value: object) -> str:
+    """A string of JSON that can be written as UTF-8: JSON can spell half a character; raises TypeError or UnicodeEncodeError."""
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()
+    return value
 
 
 def _load(file: Path) -> Any:
@@ -179,20 +191,21 @@ def _load(file: Path) -> Any:
         raise UserError(f"{file.name}: not a JSON file; fetch it again") from None
 
 
-def _row(annotation: _Annotation, names: tuple[str, ...]) -> tuple[str, SizedRow]:
+def _row(annotation: _Annotation, names: tuple[str, ...], sha256: str) -> tuple[str, SizedRow]:
     """The split of an annotation, and its row with its own box alone."""
     file, number, category, text, path, image, box, split, width, height = annotation
     where = f"{file}: {number}"
     if split not in _SPLITS:
         raise UserError(f"{where} has an unknown split; expected train, val or test", code="unknown_split")
-    patient, study = _place(file, number, path)
+    patient, study = _place(file, number, path, image)
     labels = tuple(1.0 if name == category else float("nan") for name in names)
     boxes = (parse_box(where, box),)
     phrase, size = clean_sentence(text), _size(where, height, width)
-    return _SPLITS[split], SizedRow(patient, study, image, path, "", labels, phrase, category, boxes, size=size)
+    row = SizedRow(patient, study, image, path, "", labels, phrase, category, boxes, sha256=sha256, size=size)
+    return _SPLITS[split], row
 
 
-def _place(file: str, row: str, path: str) -> tuple[str, str]:
+def _place(file: str, row: str, path: str, image: str) -> tuple[str, str]:
     """(patient, study) of a path."""
     if not is_relative(path):
         raise UserError(
@@ -201,6 +214,8 @@ def _place(file: str, row: str, path: str) -> tuple[str, str]:
     place = _PATH.fullmatch(path)
     if place is None:
         raise UserError(f"{file}: the path of {row} names no study; expected files/p10/p.../s.../....jpg")
+    if place[3] != image:
+        raise UserError(f"{file}: {row} has the path of another image than its dicom_id", code="tables_disagree")
     return place[1], place[2]
 
 

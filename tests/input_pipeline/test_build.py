@@ -1,6 +1,7 @@
 """Builds are the same bytes whatever happened on the way, account for every row, and keep identifiers to themselves."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from input_pipeline import reading
+from input_pipeline import reading, shards
 from input_pipeline.build import build, read_manifest
 from input_pipeline.datasets.mimic_cxr import MimicCxr
 from input_pipeline.errors import DataError, RetryError, UserError
@@ -259,6 +260,20 @@ def test_no_identifier_or_text_reaches_a_file_beside_the_shards(mimic_build, lay
         secrets += [item.subject.encode(), item.number.encode(), item.image.encode()]
     assert len(everything) > 1000
     assert [secret for secret in secrets if secret in everything] == []
+
+
+def test_a_full_disk_is_one_line_and_the_build_goes_on_from_there(mimic_root, tmp_path, monkeypatch):
+    class FullDisk(shards.ArrayRecordWriter):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    options = {"short_side": 32, "workers": 1, "shard_records": 5, "progress": False}
+    monkeypatch.setattr(shards, "ArrayRecordWriter", FullDisk)
+    with pytest.raises(RetryError, match="no space left; free some and run the same command again"):
+        build(MimicCxr(mimic_root, mimic_root), tmp_path / "out", **options)
+    monkeypatch.undo()
+    build(MimicCxr(mimic_root, mimic_root), tmp_path / "out", **options)
+    assert not list((tmp_path / "out" / ".build").glob("*.tmp"))
 
 
 def test_progress_goes_to_stderr_in_plain_lines(mimic_root, tmp_path, capfd):

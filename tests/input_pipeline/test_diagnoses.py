@@ -122,7 +122,7 @@ def test_every_diagnosis_can_be_given():
             {"wrong_checksum", "bad_image", "box_outside_image", "clipped_box", "blank_image", "stored_as_released"},
         ),
         ("reports.py", {"no_report", "bad_report"}),
-        ("sources.py", {"missing_image", "bad_image"}),
+        ("sources.py", {"missing_image", "bad_image", "path_outside"}),
         ("datasets/siim_acr.py", {"bad_identifier", "bad_runs", "duplicate_image"}),
         ("errors.py", {"bad_row"}),
     ],

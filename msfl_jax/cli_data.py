@@ -225,6 +225,8 @@ def doctor(
     out: Output = Path("doctor"),
     reports: Annotated[Path | None, typer.Option(help="Reports of MIMIC-CXR, folder or zip.")] = None,
     jpg: Annotated[Path | None, typer.Option(help="MIMIC-CXR-JPG's folder, for MS-CXR.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Of NIH or SIIM-ACR, where there are several vintages.")] = None,
+    boxes: Annotated[bool, typer.Option("--boxes", help="NIH's boxes instead of its labels.")] = False,
     sample: Annotated[int, typer.Option(min=0, help="Rows of each split to look at, evenly spread; 0 is all.")] = 0,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of unusable rows that is accepted.")] = 0.005,
     reveal: Annotated[str, typer.Option(help="Print the file behind this key of quarantine.jsonl, and end.")] = "",
@@ -234,7 +236,7 @@ def doctor(
     from input_pipeline.datasets.releases import detect
     from input_pipeline.doctor import examine, find_path
 
-    source = detect(root, reports=reports, jpg=jpg)
+    source = detect(root, reports=reports, jpg=jpg, table=table, boxes=boxes)
     if reveal:
         path = find_path(source, out, reveal)
         if path is None:

@@ -170,6 +170,10 @@ class MimicCxr(ImagesOnly):
             labeller = mimic_tables.read_labels(path, scan)
         elif self.labels != LABELLERS[0]:
             raise UserError(f"{self.jpg}: no {self.labels} table; expected mimic-cxr-2.0.0-{self.labels}.csv.gz")
+        if scan.lenient and (path := self._find(inputs, LABELLERS[self.labels == LABELLERS[0]])):
+            mimic_tables.read_labels(
+                path, scan
+            )  # a build does not need the other labeller's table; the doctor reads it
         if self.radiologist_labels and (path := self._find(inputs, "test-set-labeled")):
             radiologists = mimic_tables.read_labels(path, scan)
         return _Labels(labeller, radiologists)

@@ -9,7 +9,6 @@ from input_pipeline import tables
 from input_pipeline.datasets.chexpert import Chexpert
 from input_pipeline.datasets.labelled import SplitPlan
 from input_pipeline.datasets.mimic_cxr import MimicCxr
-from input_pipeline.datasets.mimic_grounding import find_boxes
 from input_pipeline.datasets.ms_cxr import MsCxr
 from input_pipeline.datasets.nih_chestxray14 import NihBoxes, NihChestXray14
 from input_pipeline.datasets.rsna_pneumonia import RsnaPneumonia
@@ -113,13 +112,22 @@ class _Release(NamedTuple):
     make: Callable[[Path, Mapping[str, Any]], Source]
 
 
-def detect(root: Path, *, reports: Path | None = None, jpg: Path | None = None) -> Source:
-    """The source whose release lies in a folder, with its official splits, for `msfl data doctor`.
+def detect(
+    root: Path,
+    *,
+    reports: Path | None = None,
+    jpg: Path | None = None,
+    table: Path | None = None,
+    boxes: bool = False,
+) -> Source:
+    """The source whose release lies in a folder, with all its images and its official splits, for `msfl data doctor`.
 
     Args:
       root: the folder.
       reports: of MIMIC-CXR, where they do not lie in `root`.
       jpg: MIMIC-CXR-JPG's folder, for MS-CXR.
+      table: of NIH or SIIM-ACR, where there are several vintages.
+      boxes: NIH's boxes instead of its labels.
 
     Raises:
       UserError: none of the data sets is there.
@@ -128,7 +136,7 @@ def detect(root: Path, *, reports: Path | None = None, jpg: Path | None = None) 
         raise UserError(f"{root}: no such folder; expected the root of a data set")
     for release in _RELEASES:
         if any(next(root.glob(f"{sign}{end}"), None) for sign in release.signs for end in ("", ".gz")):
-            return release.make(root, {"reports": reports, "jpg": jpg})
+            return release.make(root, {"reports": reports, "jpg": jpg, "table": table, "boxes": boxes})
     signs = "; ".join(f"{release.name}: {release.signs[0]}" for release in _RELEASES)
     raise UserError(f"{root}: no data set that is known; expected a folder with one of these tables: {signs}")
 
@@ -136,7 +144,8 @@ def detect(root: Path, *, reports: Path | None = None, jpg: Path | None = None) 
 def _mimic_cxr(root: Path, others: Mapping[str, Any]) -> Source:
     zipped = root / "mimic-cxr-reports.zip"
     reports = others["reports"] or (zipped if zipped.is_file() else root)
-    return MimicCxr(root, reports, keep_grounding_patients=not find_boxes(root))
+    # Whatever a build leaves out is looked at as well.
+    return MimicCxr(root, reports, views="all", keep_grounding_patients=True)
 
 
 def _ms_cxr(root: Path, others: Mapping[str, Any]) -> Source:
@@ -145,16 +154,24 @@ def _ms_cxr(root: Path, others: Mapping[str, Any]) -> Source:
     return MsCxr(others["jpg"] or root, root)
 
 
-def _nih(root: Path, _: Mapping[str, Any]) -> Source:
+def _nih(root: Path, others: Mapping[str, Any]) -> Source:
+    if others["boxes"]:
+        return NihBoxes(root)
     official = all((root / name).is_file() for name in OFFICIAL_NIH.values())
-    return NihChestXray14(root, SplitPlan() if official else SplitPlan({}, rest="train"))
+    return NihChestXray14(root, SplitPlan() if official else SplitPlan({}, rest="train"), table=others["table"])
+
+
+def _rsna(root: Path, _: Mapping[str, Any]) -> Source:
+    return RsnaPneumonia(root, detailed=bool(tables.find_table(root, "stage_2_detailed_class_info.csv")))
 
 
 _RELEASES = (
     _Release("MIMIC-CXR-JPG", ("mimic-cxr-*-split.csv", "mimic-cxr-*-metadata.csv"), _mimic_cxr),
     _Release("MS-CXR", ("MS_CXR_Local_Alignment*.csv", "MS_CXR_Local_Alignment*.json"), _ms_cxr),
     _Release("NIH ChestX-ray14", ("Data_Entry_2017*.csv",), _nih),
-    _Release("RSNA Pneumonia", ("stage_2_train_labels.csv",), lambda root, _: RsnaPneumonia(root)),
-    _Release("SIIM-ACR", ("*train-rle.csv", "stage_2_train.csv"), lambda root, _: SiimAcr(root)),
+    _Release("RSNA Pneumonia", ("stage_2_train_labels.csv",), _rsna),
+    _Release(
+        "SIIM-ACR", ("*train-rle.csv", "stage_2_train.csv"), lambda root, others: SiimAcr(root, table=others["table"])
+    ),
     _Release("CheXpert", ("train.csv", "*/train.csv"), lambda root, _: Chexpert(root, views="all")),
 )

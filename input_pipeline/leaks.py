@@ -150,7 +150,9 @@ _NO_PIXELS = (
 )
 
 
-def compare_builds(pretraining: Path | str, other: Path | str) -> BuildComparison:
+def compare_builds(
+    pretraining: Path | str, other: Path | str, *, train: str = "train", splits: Collection[str] | None = None
+) -> BuildComparison:
     """Counts what the training split of one build shares with each split of another.
 
     Patients are compared by their keyed hashes. Images are the same when their keys are, or the hashes of their pixels. Reads every
@@ -159,6 +161,8 @@ def compare_builds(pretraining: Path | str, other: Path | str) -> BuildCompariso
     Args:
       pretraining: folder of the build that a model was pretrained on.
       other: folder of the build that it will be fine-tuned or tested on.
+      train: split of the first that was trained on.
+      splits: of the other; None is all.
 
     Raises:
       UserError, DataError: as in `reading.open_split`.
@@ -166,13 +170,13 @@ def compare_builds(pretraining: Path | str, other: Path | str) -> BuildCompariso
     manifests = read_manifest(pretraining), read_manifest(other)
     if manifests[0].key_check != manifests[1].key_check:
         return BuildComparison(comparable=False, pixels=False, overlaps=Overlaps(()))
-    train = _read_keys(pretraining, "train")
-    pixels = bool(train.pixels)
+    trained = _read_keys(pretraining, train)
+    pixels = bool(trained.pixels)
     pairs = []
-    for split in manifests[1].readable_splits():
+    for split in manifests[1].readable_splits() if splits is None else splits:
         keys = _read_keys(other, split)
         pixels = pixels and bool(keys.pixels)
-        pairs.append(Overlap("pretraining", split, keys.images_in(train), len(keys.patients & train.patients)))
+        pairs.append(Overlap("pretraining", split, keys.images_in(trained), len(keys.patients & trained.patients)))
     return BuildComparison(comparable=True, pixels=pixels, overlaps=Overlaps(tuple(pairs)))
 
 
@@ -197,7 +201,7 @@ def _read_keys(directory: Path | str, split: str) -> _Keys:
     keys = _Keys()
     for record in open_split(directory, split):
         keys.patients.add(record.patient_key)
-        keys.pixels_of[record.image_key] = getattr(record, "pixel_key", "")
+        keys.pixels_of[record.image_key] = record.pixel_key
     return keys
 
 

@@ -22,6 +22,9 @@ app.add_typer(evaluate, name="eval")
 ConfigName = Annotated[str, typer.Option("--config", help="Path or bare name of a configuration, with :argument.")]
 RunDirectory = Annotated[Path, typer.Argument(help="Run directory of `msfl pretrain`.")]
 BuildDirectory = Annotated[Path, typer.Option("--data", help="Folder made by `msfl data build`.")]
+AllowLeak = Annotated[
+    bool, typer.Option("--allow-leak", help="Go on where the split shares images or patients with the training data.")
+]
 Split = Annotated[str, typer.Option(help="Split to evaluate.")]
 
 
@@ -93,11 +96,12 @@ def evaluate_zero_shot(
     split: Split = "test",
     prompts: Annotated[str, typer.Option(help="Prompt set or JSON file; default the run's own.")] = "",
     rule: Annotated[str, typer.Option(help="cosine, maco, chexzero or gloria; default the run's own.")] = "",
+    allow_leak: AllowLeak = False,
 ) -> None:
     """Zero-shot classification: AUC per finding with 95 % patient-bootstrap intervals."""
     from msfl_jax.commands.evaluate import zero_shot_report
 
-    print(zero_shot_report(run, directory, split=split, prompts=prompts, rule=rule))
+    print(zero_shot_report(run, directory, split=split, prompts=prompts, rule=rule, allow_leak=allow_leak))
 
 
 @evaluate.command("grounding")
@@ -107,11 +111,12 @@ def evaluate_grounding(
     split: Split = "test",
     protocol: Annotated[str, typer.Option(help="biovil, maco or afloc; default the run's own.")] = "",
     overlays: Annotated[int, typer.Option(min=0, help="Images for which overlays are drawn.")] = 8,
+    allow_leak: AllowLeak = False,
 ) -> None:
     """Phrase grounding: CNR, mIoU and pointing game with intervals, and overlays per sentence."""
     from msfl_jax.commands.evaluate import grounding_report
 
-    print(grounding_report(run, directory, split=split, protocol=protocol, overlays=overlays))
+    print(grounding_report(run, directory, split=split, protocol=protocol, overlays=overlays, allow_leak=allow_leak))
 
 
 if __name__ == "__main__":

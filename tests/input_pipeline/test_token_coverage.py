@@ -1,13 +1,16 @@
 """Coverage of sentences by a vocabulary, against counts made by hand and by encoding."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from input_pipeline.errors import DataError
 from input_pipeline.token_coverage import Coverage, check_coverage, coverage
 from input_pipeline.tokenizer import train_tokenizer
-from input_pipeline.tokenizer_import import import_tokenizer
+from input_pipeline.tokenizer_import import import_tokenizer, lower_cases, with_case
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "heart", "effus", "##ion", "."]
 
@@ -72,3 +75,29 @@ def test_the_other_case_is_advised_where_it_knows_more():
 def test_sentences_without_words_are_refused():
     with pytest.raises(DataError, match="no words in 2 sentences"):
         check_coverage(Coverage(2, 0, 0, 0, 0))
+
+
+NORMALIZERS = st.recursive(
+    st.sampled_from([{"type": "Lowercase"}, {"type": "NFKD"}, {"type": "StripAccents"}])
+    | st.booleans().map(
+        lambda lowercase: {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": lowercase,
+        }
+    ),
+    lambda parts: st.lists(parts, max_size=3).map(lambda chosen: {"type": "Sequence", "normalizers": chosen}),
+    max_leaves=5,
+)
+
+
+@given(st.none() | NORMALIZERS, st.booleans())
+def test_the_case_of_a_normaliser_can_be_set_whatever_it_is_made_of(normalizer, lowercase):
+    changed = with_case(normalizer, lowercase)
+    assert lower_cases(changed) is lowercase
+    backend = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    backend = Tokenizer.from_str(json.dumps(json.loads(backend.to_str()) | {"normalizer": changed}))
+    text = backend.normalizer.normalize_str("No CT") if backend.normalizer else "No CT"
+    assert text == ("no ct" if lowercase else "No CT")

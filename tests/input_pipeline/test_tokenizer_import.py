@@ -14,7 +14,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.sections import clean_sentence
 from input_pipeline.tokenizer import SPECIAL_TOKENS, ReportTokenizer
-from input_pipeline.tokenizer_import import import_tokenizer, lower_cases, with_case
+from input_pipeline.tokenizer_import import import_tokenizer
 
 UNUSED = [f"[unused{index}]" for index in range(3)]
 PLACED = ["[PAD]", *UNUSED, "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # as in BERT, words from id 8
@@ -384,32 +384,6 @@ def test_a_tokenizer_file_with_one_part_changed_is_loaded_or_refused(pairs, tmp_
     with contextlib.suppress(UserError, DataError):
         made = import_tokenizer(folder, folder / "out").tokenizer
         assert ids(made, "no effusion [DEID]")[0] == made.cls_id
-
-
-NORMALIZERS = st.recursive(
-    st.sampled_from([{"type": "Lowercase"}, {"type": "NFKD"}, {"type": "StripAccents"}])
-    | st.booleans().map(
-        lambda lowercase: {
-            "type": "BertNormalizer",
-            "clean_text": True,
-            "handle_chinese_chars": True,
-            "strip_accents": None,
-            "lowercase": lowercase,
-        }
-    ),
-    lambda parts: st.lists(parts, max_size=3).map(lambda chosen: {"type": "Sequence", "normalizers": chosen}),
-    max_leaves=5,
-)
-
-
-@given(st.none() | NORMALIZERS, st.booleans())
-def test_the_case_of_a_normaliser_can_be_set_whatever_it_is_made_of(normalizer, lowercase):
-    changed = with_case(normalizer, lowercase)
-    assert lower_cases(changed) is lowercase
-    backend = word_piece({"[UNK]": 0})
-    backend = Tokenizer.from_str(json.dumps(json.loads(backend.to_str()) | {"normalizer": changed}))
-    text = backend.normalizer.normalize_str("No CT") if backend.normalizer else "No CT"
-    assert text == ("no ct" if lowercase else "No CT")
 
 
 def test_the_result_is_replaced_whole_and_can_be_loaded_alone(tmp_path):

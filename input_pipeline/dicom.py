@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
-from input_pipeline import images
+from input_pipeline import rasters
 from input_pipeline.errors import DataError, MsflError, UserError
 
 _COMPRESSED = "1.2.840.10008.1.2.4."
@@ -42,16 +42,16 @@ _PACKAGES = {  # what decodes a transfer syntax, by the end of its number; the o
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether a file has the mark that stands after the preamble of a DICOM file (PS3.10, section 7.1)."""
-    return data[128:132] == b"DICM"
+    """Whether a file has the mark that stands after the preamble of a DICOM file (PS3.10, section 7.1), and is no JPEG or PNG."""
+    return data[128:132] == b"DICM" and not rasters.is_raster(data)
 
 
-def decode_dicom(data: bytes, *, max_pixels: int = images.MAX_PIXELS) -> UInt8[np.ndarray, "H W"]:
+def decode_dicom(data: bytes, *, max_pixels: int = rasters.MAX_PIXELS) -> UInt8[np.ndarray, "H W"]:
     """Decodes the one image of a DICOM file to grey levels, bright where it is meant to be bright.
 
     The order is the standard's (PS3.4, annex N.2): unused high bits are masked, the modality LUT or rescaling is applied, then the first VOI
     LUT, else the first window, whose ends become 0 and 255. Without either, 8 bit levels stay as they are and all others are scaled from their
-    own minimum and maximum, as `images.decode_gray` does for 16 bit PNGs. MONOCHROME1 is inverted, padding pixels are black and count for no
+    own minimum and maximum, as `rasters.decode_raster` does for 16 bit PNGs. MONOCHROME1 is inverted, padding pixels are black and count for no
     minimum, and colour becomes luma (ITU-R BT.601).
 
     Args:
@@ -70,7 +70,7 @@ def decode_dicom(data: bytes, *, max_pixels: int = images.MAX_PIXELS) -> UInt8[n
 
 
 def embedded_jpeg(data: bytes) -> bytes | None:
-    """The JPEG file inside a DICOM file, if `images.decode_gray` of it gives the pixels that `decode_dicom` gives; else None.
+    """The JPEG file inside a DICOM file, if `rasters.decode_raster` of it gives the pixels that `decode_dicom` gives; else None.
 
     That takes one frame in 8 bit JPEG Baseline, MONOCHROME2, no padding value, and neither a rescaling nor a window that changes any level. RSNA's
     and SIIM-ACR's files are like this: they can be stored without losing anything, and need no decoding.
@@ -81,7 +81,7 @@ def embedded_jpeg(data: bytes) -> bytes | None:
     """
     with _refusing(data):
         dataset = _read(data)
-        _check_header(dataset, images.MAX_PIXELS)
+        _check_header(dataset, rasters.MAX_PIXELS)
         if not _is_plain_jpeg(dataset) or dataset.PhotometricInterpretation != "MONOCHROME2":
             return None
         if "PixelPaddingValue" in dataset or not _keeps_levels(dataset):
@@ -173,7 +173,7 @@ def _check_header(dataset: Any, max_pixels: int) -> None:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise DataError(f"DICOM has {frames} frames; expected one; exclude it or split it")
-    images.check_size(int(dataset.Rows), int(dataset.Columns), max_pixels)
+    rasters.check_size(int(dataset.Rows), int(dataset.Columns), max_pixels)
     if dataset.PhotometricInterpretation not in _PHOTOMETRIC:
         raise DataError(
             f"DICOM has no known colours; expected one of {', '.join(sorted(_PHOTOMETRIC))}; convert it first"
@@ -192,7 +192,7 @@ def _is_plain_jpeg(dataset: Any) -> bool:
 def _jpeg_frame(dataset: Any) -> bytes:
     frame = _pydicom().encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
     frame = frame[:-1] if frame.endswith(b"\xff\xd9\0") else frame  # padded to an even length
-    if not frame.startswith(b"\xff\xd8") or images.declared_size(frame) != (dataset.Rows, dataset.Columns):
+    if not frame.startswith(b"\xff\xd8") or rasters.declared_size(frame) != (dataset.Rows, dataset.Columns):
         raise DataError("DICOM holds no JPEG of the size that its header says; expected one; fetch it again")
     return frame
 
@@ -200,7 +200,7 @@ def _jpeg_frame(dataset: Any) -> bytes:
 def _stored_pixels(dataset: Any, max_pixels: int) -> Shaped[np.ndarray, "H W"] | Shaped[np.ndarray, "H W C"]:
     """The pixels as stored: integers of BitsStored bits, colours as red, green and blue."""
     if _is_plain_jpeg(dataset):  # needs no Pillow, and gives its pixels ten times as fast
-        return images.decode_gray(_jpeg_frame(dataset), max_pixels=max_pixels)
+        return rasters.decode_raster(_jpeg_frame(dataset), max_pixels=max_pixels)
     syntax = dataset.file_meta.TransferSyntaxUID
     pixels = _pydicom().pixels
     package = _PACKAGES.get(syntax.removeprefix(_COMPRESSED))

@@ -20,7 +20,7 @@ def bare_jpeg(data: bytes) -> bytes | None:
     Raises:
       DataError, UserError: as `dicom.embedded_jpeg`.
     """
-    jpeg = data if data.startswith(_START) else dicom.embedded_jpeg(data) if dicom.is_dicom(data) else None
+    jpeg = dicom.embedded_jpeg(data) if dicom.is_dicom(data) else data
     scan = _bare_header(jpeg) if jpeg is not None else 0
     # Within a scan, a byte of all ones is always followed by a zero or a restart marker, so the first end marker is the end.
     end = jpeg.find(_END, scan) if jpeg is not None and scan else -1

@@ -36,11 +36,6 @@ def nested_fractions(
     return {fraction: ordered.records(0, ordered.end(0, fraction)) for fraction in fractions}
 
 
-def hold_out(patients: Sequence[str], fraction: float, *, seed: int) -> frozenset[int]:
-    """Indices of the records of a validation split: whole patients, drawn as in `seeded_splits`."""
-    return seeded_splits(patients, {"validate": fraction}, seed=seed)["validate"]
-
-
 def seeded_splits(patients: Sequence[str], fractions: Mapping[str, float], *, seed: int) -> dict[str, frozenset[int]]:
     """Splits of whole patients for a source that has none, such as {"test": 0.15, "validate": 0.15}; the rest is "train".
 

@@ -268,6 +268,25 @@ def leaks(
 
 
 @data.command()
+def lists(
+    dataset: Annotated[str, typer.Argument(help="chexpert, nih, rsna or siim.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of its published lists.")],
+    variant: Variant = "as_published",
+    table: Annotated[
+        Path | None, typer.Option(help="CheXpert's train.csv, for the images of the whole train split.")
+    ] = None,
+    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Report, and end with exit code 0.")] = False,
+) -> None:
+    """Images and patients that published lists share between splits; exit code 3 where they share any."""
+    from input_pipeline.datasets.releases import list_overlaps
+    from input_pipeline.leaks import refuse_overlaps
+
+    overlaps = list_overlaps(dataset, folder, variant=variant, table=table)
+    print(overlaps)
+    refuse_overlaps(dataset, overlaps, allow_leak=allow_leak)
+
+
+@data.command()
 def tokenizer(
     directory: Annotated[
         Path | None, typer.Argument(help="Folder made by `msfl data build mimic-cxr`; its training reports are read.")

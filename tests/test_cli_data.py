@@ -82,6 +82,33 @@ def test_published_lists_that_leak_are_refused_cleaned_or_marked(monkeypatch, ca
     assert any("overlap" in caveat for caveat in read_manifest(tmp_path / "leaky").caveats)
 
 
+def test_what_published_lists_share_is_printed_by_pair(monkeypatch, capsys, nih, tmp_path):
+    code, out, error = msfl(monkeypatch, capsys, "lists", "nih", tmp_path / "lists")
+    assert code == 3
+    assert "validate and test share 1 image and 1 patient" in out
+    assert "train and test share 0 images and 0 patients" in out
+    assert "--allow-leak" in error
+    code, out, _ = msfl(monkeypatch, capsys, "lists", "nih", tmp_path / "lists", "--variant", "clean")
+    assert code == 0
+    assert "validate and test share 0 images and 0 patients" in out
+    code, _, error = msfl(monkeypatch, capsys, "lists", "nihh", tmp_path / "lists")
+    assert code == 2
+    assert "expected one of chexpert, nih, rsna, siim" in error
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder", "line"),
+    [
+        ("siim", "SIIM-ACR_Pneumothorax", "train and test share 494 images"),
+        ("chexpert", "CheXpert", "validate and train_10 share 0 images and 1,837 patients"),
+    ],
+)
+def test_the_leaks_of_real_lists_are_printed(monkeypatch, capsys, real_data, dataset, folder, line):
+    code, out, _ = msfl(monkeypatch, capsys, "lists", dataset, real_data / "splits" / folder)
+    assert code == 3
+    assert line in out.splitlines()
+
+
 def test_what_two_builds_share_is_counted_and_refused(monkeypatch, capsys, nih, tmp_path):
     common = ["--short-side", "32", "--workers", "1"]
     msfl(monkeypatch, capsys, "build", "nih", nih, "--out", tmp_path / "a", *common)

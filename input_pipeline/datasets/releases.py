@@ -14,6 +14,7 @@ from input_pipeline.datasets.nih_chestxray14 import NihBoxes, NihChestXray14
 from input_pipeline.datasets.rsna_pneumonia import RsnaPneumonia
 from input_pipeline.datasets.siim_acr import SiimAcr
 from input_pipeline.errors import UserError
+from input_pipeline.leaks import Overlaps, published_overlaps
 from input_pipeline.sources import Source
 from input_pipeline.splits import (
     CHEXPERT_LABEL_NAMES,
@@ -24,7 +25,9 @@ from input_pipeline.splits import (
     PublishedSplits,
     chexpert_patient,
     nih_patient,
+    read_list,
     read_published,
+    rsna_patient,
 )
 
 
@@ -102,6 +105,41 @@ def siim_acr(root: Path, choice: SplitChoice, **options: Any) -> SiimAcr:
     """SIIM-ACR Pneumothorax; its published lists share images between splits, so they need "clean" or `allow_leak`."""
     published = choice.published(0, None) if choice.lists else None
     return SiimAcr(root, choice.plan(published), **options)
+
+
+def list_overlaps(name: str, folder: Path, *, variant: str = "as_published", table: Path | None = None) -> Overlaps:
+    """What the published lists of a data set share between splits.
+
+    Args:
+      name: "chexpert", "nih", "rsna" or "siim".
+      folder: of the lists.
+      variant: "as_published" or "clean".
+      table: CheXpert's train.csv, of which all that is not in val_list is train; without it train is what the lists of fractions name.
+
+    Raises:
+      UserError: an unknown data set, or a list is missing or wrong.
+      DataError: a list is damaged.
+    """
+    if name not in _LISTED:
+        raise UserError(f"found data set '{name}'; expected one of {', '.join(_LISTED)}")
+    labels, patient_of = _LISTED[name]
+    known = None
+    if name == "chexpert" and table is not None:
+        known = [path for _, (path,) in tables.read_table(table, ["Path"])]
+    elif name == "chexpert":
+        lists = [path for word in ("val_list", "train_1", "train_10") for path in folder.glob(f"{word}.txt")]
+        known = list(dict.fromkeys(entry.name for path in lists for entry in read_list(path, labels=labels)))
+    published = read_published(folder, labels=labels, variant=variant, patient_of=patient_of, table=known)
+    return published_overlaps(published, patient_of=patient_of)
+
+
+# Labels in a line of each data set's published lists, and who tells the patient of an image.
+_LISTED: dict[str, tuple[int, PatientOf | None]] = {
+    "chexpert": (len(CHEXPERT_LABEL_NAMES), chexpert_patient),
+    "nih": (len(NIH_LABEL_NAMES), nih_patient),
+    "rsna": (len(RSNA_LABEL_NAMES), rsna_patient),
+    "siim": (0, None),
+}
 
 
 class _Release(NamedTuple):

@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 
 from input_pipeline import splits
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.patient_splits import hold_out, nested_fractions, seeded_splits
+from input_pipeline.patient_splits import nested_fractions, seeded_splits
 
 PATIENTS = st.lists(st.integers(0, 30).map(lambda number: f"patient{number:05d}"), min_size=1, max_size=120)
 PERCENT = st.integers(1, 100)
 SEEDS = st.integers(0, 2**40)
+
+
+def held_out(patients, fraction, *, seed):
+    return seeded_splits(patients, {"validate": fraction}, seed=seed)["validate"]
 
 
 def members(patients, records):
@@ -69,12 +73,12 @@ def test_a_tenth_of_thirty_is_three():
 
 def test_another_process_and_hash_seed_choose_the_same():
     code = (
-        "from input_pipeline.patient_splits import hold_out, nested_fractions;"
+        "from input_pipeline.patient_splits import nested_fractions, seeded_splits;"
         "patients = [f'p{i // 3}' for i in range(500)];"
-        "print(sorted(nested_fractions(patients, seed=7)[0.1]), sorted(hold_out(patients, 0.2, seed=7)))"
+        "print(sorted(nested_fractions(patients, seed=7)[0.1]), sorted(seeded_splits(patients, {'validate': 0.2}, seed=7)['validate']))"
     )
     patients = [f"p{index // 3}" for index in range(500)]
-    expected = f"{sorted(nested_fractions(patients, seed=7)[0.1])} {sorted(hold_out(patients, 0.2, seed=7))}\n"
+    expected = f"{sorted(nested_fractions(patients, seed=7)[0.1])} {sorted(seeded_splits(patients, {'validate': 0.2}, seed=7)['validate'])}\n"
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -91,8 +95,8 @@ def test_another_seed_chooses_others():
 def test_a_fraction_is_no_remainder_of_the_validation_split():
     """Held out and cut by one seed, the fraction must not be those patients that narrowly missed the validation split."""
     patients = [f"p{index}" for index in range(4000)]
-    held = hold_out(patients, 0.5, seed=3)
-    nearly = hold_out(patients, 0.55, seed=3) - held
+    held = held_out(patients, 0.5, seed=3)
+    nearly = held_out(patients, 0.55, seed=3) - held
     rest = [index for index in range(len(patients)) if index not in held]
     found = nested_fractions([patients[index] for index in rest], [0.1], seed=3)[0.1]
     assert 5 < len({rest[index] for index in found} & nearly) < 40  # 20 by chance
@@ -113,7 +117,7 @@ def test_seeded_splits_are_whole_patients_of_the_wanted_sizes(patients, seed):
     wanted = -(-15 * len(patients) // 100)
     for split in ("test", "validate"):
         assert wanted <= len(found[split]) < wanted + largest
-    assert found["test"] == hold_out(patients, 0.15, seed=seed)
+    assert found["test"] == held_out(patients, 0.15, seed=seed)
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan"), float("inf")])

@@ -102,6 +102,7 @@ def build(
             splits=splits,
             settings=dict(source.settings()),
             inputs=dict(sorted(scan.inputs.items())),
+            table_rows=dict(sorted(scan.table_rows.items())),
             key_check=keyring.check,
             versions=_versions(),
             subsets=subsets,

@@ -63,6 +63,7 @@ class Manifest:
       inputs: SHA-256 of the tables, and of the zip file of reports.
       key_check: equal for builds whose patient, study and image keys can be compared.
       versions: of the packages that decide the bytes.
+      table_rows: rows of every table that was read, by its file name; several may be about one image.
       equalize: whether histograms were equalised before images were stored.
       subsets: named parts of splits; `subsets.json` holds their records' indices.
     """
@@ -78,6 +79,7 @@ class Manifest:
     inputs: dict[str, str]
     key_check: str
     versions: dict[str, str]
+    table_rows: dict[str, int] = field(default_factory=dict)
     equalize: bool = False
     subsets: dict[str, SubsetEntry] = field(default_factory=dict)
 

@@ -2,16 +2,18 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
 
+from input_pipeline import tables
 from input_pipeline.errors import MsflError, UserError
 
+Row = TypeVar("Row")
 SPLITS = ("train", "validate", "test")
 MAX_IMAGE_BYTES = 512 * 2**20
 NO_SPLIT = "none"  # rows of the input that belong to no split are counted here
@@ -71,11 +73,13 @@ class Scan:
       rows: per split, in the order in which records are stored.
       dropped: per split (or `NO_SPLIT`), the number of input rows left out, by reason.
       inputs: a hash of every table by its role; what was not hashed says so.
+      table_rows: rows below the header of every table that was read, by its file name.
     """
 
     rows: dict[str, list[ImageRow]] = field(default_factory=dict)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    table_rows: Counter[str] = field(default_factory=Counter)
     lenient: bool = False
     problems: list[Problem] = field(default_factory=list)
 
@@ -98,6 +102,18 @@ class Scan:
         if not self.lenient:
             raise error
         self.problems.append(Problem(error.code, str(error), identifier))
+
+    def read(
+        self, path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()
+    ) -> Iterator[tuple[int, list[str]]]:
+        """`tables.read_table` with rows counted, and those of another length refused as everything is."""
+        return self.counted(path, tables.read_table(path, columns, optional=optional, refuse=self.refuse))
+
+    def counted(self, path: Path, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows of a table as they are, counted in `table_rows`."""
+        for row in rows:
+            self.table_rows[path.name] += 1
+            yield row
 
     @contextlib.contextmanager
     def row(self, identifier: str = "") -> Iterator[None]:

@@ -108,7 +108,7 @@ class Chexpert(LabelledImages):
         uncertain, blank, seen = self._uncertain(), _BLANK[self.blank], set()
         for table in self._tables(scan, home):
             columns = ["Path", "Frontal/Lateral", "AP/PA", *LABEL_NAMES]
-            for number, (path, side, view, *values) in tables.read_table(table, columns, refuse=scan.refuse):
+            for number, (path, side, view, *values) in scan.read(table, columns):
                 with scan.row(path):
                     image, folder, patient, study = _place(table, number, path)
                     labels = _labels(table, number, values, uncertain, blank)

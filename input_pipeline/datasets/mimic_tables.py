@@ -124,7 +124,7 @@ def read_official_splits(path: Path, scan: Scan) -> OfficialSplits:
     places: dict[str, tuple[str, str, str]] = {}
     split_of_patient: dict[str, str] = {}
     columns = ["dicom_id", "subject_id", "study_id", "split"]
-    for number, (image, patient, study, split) in tables.read_table(path, columns, refuse=scan.refuse):
+    for number, (image, patient, study, split) in scan.read(path, columns):
         with scan.row(image):
             _check_identifiers(path, number, image, patient, study)
             _check_split(path, number, split)
@@ -149,7 +149,7 @@ def read_own_splits(path: Path, scan: Scan) -> OwnSplits:
     if key is None:
         raise UserError(f"{path.name}: no column dicom_id or subject_id; expected one of them beside 'split'")
     found: dict[str, str] = {}
-    for number, (name, split) in tables.read_table(path, [key, "split"], refuse=scan.refuse):
+    for number, (name, split) in scan.read(path, [key, "split"]):
         with scan.row(name):
             _check_split(path, number, split)
             if not (_IMAGE_NAME if key == "dicom_id" else _NUMBER).fullmatch(name):
@@ -171,7 +171,7 @@ def read_images(path: Path, scan: Scan) -> Iterator[Image]:
     seen = set()
     columns = ["dicom_id", "subject_id", "study_id", "ViewPosition"]
     optional = ["ViewCodeSequence_CodeMeaning"]
-    for number, values in tables.read_table(path, columns, optional=optional, refuse=scan.refuse):
+    for number, values in scan.read(path, columns, optional=optional):
         image, patient, study, view, meaning = values
         with scan.row(image):
             _check_identifiers(path, number, image, patient, study)
@@ -193,7 +193,7 @@ def read_labels(path: Path, scan: Scan) -> dict[str, tuple[float, ...]]:
     labels: dict[str, tuple[float, ...]] = {}
     shared: dict[tuple[str, ...], tuple[float, ...]] = {}  # some thousand patterns for 227,827 studies
     columns = ["study_id", *_label_columns(path)]
-    for number, (study, *values) in tables.read_table(path, columns, refuse=scan.refuse):
+    for number, (study, *values) in scan.read(path, columns):
         with scan.row(study):
             if study in labels:
                 raise _twice(scan, path, number, "study_id", study)

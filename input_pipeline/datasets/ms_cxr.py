@@ -86,7 +86,7 @@ class MsCxr(ImagesOnly):
         scan.inputs = {"boxes": tables.file_hash(_file(self.boxes)), **inputs.hashes}
         names = self.label_names()
         groups: dict[tuple[str, str, str], tuple[str, SizedRow]] = {}
-        for annotation in _read(self.boxes, scan.refuse):
+        for annotation in scan.counted(_file(self.boxes), _read(self.boxes, scan.refuse)):
             with scan.row(annotation.image):
                 split, row = _row(annotation, names, inputs.image(annotation.image))
                 group = row.image, row.phrase, row.category

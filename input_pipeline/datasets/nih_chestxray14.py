@@ -77,7 +77,7 @@ class NihChestXray14(LabelledImages):
     def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
         paths, seen = _image_paths(self.root), set()
         columns = ["Image Index", "Finding Labels", "Patient ID", "View Position"]
-        for number, (image, findings, patient, view) in tables.read_table(table, columns, refuse=scan.refuse):
+        for number, (image, findings, patient, view) in scan.read(table, columns):
             with scan.row(image):
                 owner = _patient(table, number, image)
                 if not patient.isdecimal() or int(patient) != int(owner):
@@ -145,7 +145,7 @@ class NihBoxes(LabelledImages):
     def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
         paths = _image_paths(self.root)
         groups: dict[tuple[str, str], ImageRow] = {}
-        for number, (image, name, *values) in tables.read_fields(table, 6, refuse=scan.refuse):
+        for number, (image, name, *values) in scan.counted(table, tables.read_fields(table, 6, refuse=scan.refuse)):
             with scan.row(image):
                 finding = _OTHER_NAMES.get(name, name)
                 known = groups.get((image, finding)) or _box_row(table, number, image, finding, paths)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from input_pipeline import tables
 from input_pipeline.datasets.labelled import (
     Box,
     Found,
@@ -126,7 +125,7 @@ class RsnaPneumonia(LabelledImages):
             return {}
         table = record_hash(scan, "classes", find_one_table(self.root, ["stage_2_detailed_class_info.csv"]))
         details: dict[str, tuple[float, ...]] = {}
-        for number, (image, name) in tables.read_table(table, ["patientId", "class"]):
+        for number, (image, name) in scan.read(table, ["patientId", "class"]):
             if name != _OPACITY and name not in DETAILED_LABELS:
                 raise UserError(
                     f"{table.name}: row {number} has an unknown class; expected one of the challenge's three"
@@ -145,7 +144,7 @@ def _boxes(scan: Scan, table: Path) -> dict[str, tuple[Box, ...]]:
     """The boxes of each image, none for images without pneumonia."""
     boxes: dict[str, tuple[Box, ...]] = {}
     columns = ["patientId", "Target", "x", "y", "width", "height"]
-    for number, (image, target, *values) in tables.read_table(table, columns, refuse=scan.refuse):
+    for number, (image, target, *values) in scan.read(table, columns):
         with scan.row(image):
             if not _IMAGE.fullmatch(image):
                 found = f"{table.name}: row {number} has an identifier that cannot name a file"

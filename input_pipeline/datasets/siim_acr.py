@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from input_pipeline import tables
 from input_pipeline.datasets.labelled import (
     Found,
     LabelledImages,
@@ -124,7 +123,7 @@ def _parse(code: str, pixels: int) -> Int64[np.ndarray, "n"]:
 def _codes(scan: Scan, table: Path) -> dict[str, tuple[str, ...]]:
     """The codes of each image, none for images without pneumothorax."""
     codes: dict[str, tuple[str, ...]] = {}
-    for number, (image, code) in tables.read_table(table, ["ImageId", "EncodedPixels"], refuse=scan.refuse):
+    for number, (image, code) in scan.read(table, ["ImageId", "EncodedPixels"]):
         with scan.row(image):
             if not _IMAGE.fullmatch(image):
                 found = f"{table.name}: row {number} has an identifier that cannot name a file"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import gzip
 import json
 import os
 import signal
@@ -49,6 +50,14 @@ def test_counts_add_up_to_the_input(mimic_build):
     assert manifest.splits["none"].dropped == {"no_split": 1}
     assert manifest.readable_splits() == ("train", "validate", "test")
     assert manifest.counts == {"train": 12, "validate": 4, "test": 4}
+
+
+def test_rows_of_tables_are_counted_beside_the_images_that_they_are_about(mimic_root, mimic_build):
+    manifest = read_manifest(mimic_build)
+    metadata = manifest.table_rows["mimic-cxr-2.0.0-metadata.csv.gz"]
+    dropped = sum((Counter(split.dropped) for split in manifest.splits.values()), Counter())
+    assert metadata == sum(1 for _ in gzip.open(mimic_root / "mimic-cxr-2.0.0-metadata.csv.gz")) - 1
+    assert manifest.input_rows == metadata + dropped["no_metadata"] + dropped["in_no_table"]
 
 
 def test_a_manifest_prints_as_one_line_per_split(mimic_build):

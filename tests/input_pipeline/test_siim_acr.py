@@ -224,6 +224,7 @@ def test_the_released_codes_are_decoded_and_encoded_to_themselves(real_data):
         table = [(image.strip(), code.strip()) for image, code in list(csv.reader(file))[1:]]
     assert len(table) == 12_954
     assert scan.input_rows == len(scan.rows["train"]) == 12_047
+    assert scan.table_rows == {"siim-pneumothorax-train-rle.csv.gz": 12_954}
     assert sum(not row.runs for row in scan.rows["train"]) == 9_378
     positives = {image for image, code in table if code != "-1"}
     assert all(row.labels == (float(row.image in positives),) for row in scan.rows["train"])

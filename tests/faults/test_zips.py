@@ -105,7 +105,7 @@ def test_members_that_lie_cost_their_studies_alone(corpus, msfl, tmp_path):
     path.write_bytes(data)
     code, told, _ = msfl("data", "doctor", corpus, "--out", tmp_path / "out", "--workers", 1)
     assert code == 3
-    assert re.search(r"^fault  bad_report +3 of 120 ", told, re.MULTILINE)
+    assert re.search(r"^fault  bad_report +3 of 130 ", told, re.MULTILINE)
 
 
 def test_an_archive_within_the_archive_is_left_alone(corpus, msfl, tmp_path):

@@ -9,25 +9,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
+from input_pipeline.datasets.mimic_tables import LABEL_NAMES
 from input_pipeline.datasets.synthetic.report import Report
 from input_pipeline.datasets.synthetic.study import Study
 
-LABELS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
 SPLIT_COLUMNS = ("dicom_id", "study_id", "subject_id", "split")
 METADATA_COLUMNS = (
     "dicom_id",
@@ -43,7 +28,7 @@ METADATA_COLUMNS = (
     "ViewCodeSequence_CodeMeaning",
     "PatientOrientationCodeSequence_CodeMeaning",
 )
-LABEL_COLUMNS = ("subject_id", "study_id", *LABELS)
+LABEL_COLUMNS = ("subject_id", "study_id", *LABEL_NAMES)
 BOX_COLUMNS = (
     "category_name",
     "label_text",
@@ -91,7 +76,7 @@ def label_row(study: Study, report: Report) -> Row:
         values["Lung Opacity"] = "1.0"
     if not present:
         values["No Finding"] = "1.0"
-    return (study.subject_id, study.study_id, *(values.get(label, "") for label in LABELS))
+    return (study.subject_id, study.study_id, *(values.get(label, "") for label in LABEL_NAMES))
 
 
 def encode_rle(mask: Bool[np.ndarray, "H W"]) -> str:

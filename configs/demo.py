@@ -20,8 +20,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.image.normalisation = "per_image"  # (ours)
     config.text.pool = "mean"  # (ours) small report encoders learn it faster than [CLS]
     config.text.max_sentences = 12  # (ours) 99 % of synthetic reports
-    config.regions.layer = 1  # (ours) final tokens of a small ViT turn into global registers: maps invert
-    config.regions.window_radius = 1  # (ours) a region knows its 3 x 3 neighbours only
+    if (
+        config.objective.lambda_local
+    ):  # the window is there for the local loss; without that loss the encoder is the paper's
+        config.regions.layer = 1  # (ours) final tokens of a small ViT turn into global registers: maps invert
+        config.regions.window_radius = 1  # (ours) a region knows its 3 x 3 neighbours only
     config.regions.projection = "own"  # (ours) the global projection takes mean and maximum
 
     config.objective.global_alignment.temperature = 0.1  # (ours) as measured with batches of 32

@@ -21,20 +21,20 @@ def test_every_shipped_configuration_loads_and_survives_json(name):
     assert from_config_dict(to_dict(config)) == config
 
 
-def test_the_argument_selects_each_of_the_eight_combinations_and_changes_nothing_else():
+def test_the_argument_selects_each_of_the_eight_combinations_and_the_window_of_the_local_loss():
+    """Nothing but the weights changes, and without local alignment the encoder is the paper's: full attention in every block."""
     seen = set()
     everything = load_config("demo")
+    assert (everything.regions.layer, everything.regions.window_radius) == (1, 1)
     for choice in itertools.product([False, True], repeat=3):
         words = ["global", *(w for w, on in zip(("local", "instance", "modality"), choice, strict=True) if on)]
         config = load_config("demo:" + ",".join(words))
         assert weights(config) == (1.0, *map(float, choice))
         seen.add(weights(config))
-        same_weights = {
-            f"lambda_{w}": getattr(everything.objective, f"lambda_{w}") for w in ("local", "instance", "modality")
-        }
-        assert (
-            dataclasses.replace(config, objective=dataclasses.replace(config.objective, **same_weights)) == everything
-        )
+        names = ("lambda_local", "lambda_instance", "lambda_modality")
+        objective = dataclasses.replace(everything.objective, **dict(zip(names, map(float, choice), strict=True)))
+        regions = everything.regions if choice[0] else dataclasses.replace(everything.regions, layer=0, window_radius=0)
+        assert config == dataclasses.replace(everything, objective=objective, regions=regions)
     assert len(seen) == 8
 
 

@@ -20,9 +20,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.image.normalisation = "per_image"  # (ours)
     config.text.pool = "mean"  # (ours) small report encoders learn it faster than [CLS]
     config.text.max_sentences = 12  # (ours) 99 % of synthetic reports
-    if (
-        config.objective.lambda_local
-    ):  # the window is there for the local loss; without that loss the encoder is the paper's
+    # The window is there for the local loss; without that loss the encoder is the paper's.
+    if config.objective.lambda_local:
         config.regions.layer = 1  # (ours) final tokens of a small ViT turn into global registers: maps invert
         config.regions.window_radius = 1  # (ours) a region knows its 3 x 3 neighbours only
     config.regions.projection = "own"  # (ours) the global projection takes mean and maximum

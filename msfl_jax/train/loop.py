@@ -156,7 +156,7 @@ def _train(
             recorder.add(metrics, step)
             due = _Due.after(step, run, stop=preemption.reached(step))
             if due.log:
-                refuse_divergence(recorder.read(step), run.config.train.max_skipped_steps, step)
+                refuse_divergence(recorder.read(step, state.opt_state), run.config.train.max_skipped_steps, step)
             scores = recorder.evaluate(run.evaluate, state.params, step) if run.evaluate and due.evaluate else {}
             recorder.write(step)
             if due.save:

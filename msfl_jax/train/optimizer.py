@@ -38,6 +38,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
 
 
+def updates_taken(opt_state: Any) -> int:
+    """Updates that an optimizer has made, by its own count: fewer than steps where some were skipped."""
+    return max((int(count) for _, count in optax.tree_utils.tree_get_all_with_path(opt_state, "count")), default=0)
+
+
 def decayed(params: Any) -> Any:
     """True for each parameter that weight decay applies to: none that is a bias, norm, position, class or mask token, or temperature."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not NOT_DECAYED.search(path_name(path)), params)

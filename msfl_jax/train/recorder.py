@@ -12,7 +12,7 @@ from clu import metrics as clu_metrics
 from msfl_jax.config import Config
 from msfl_jax.parallel.distributed import is_lead
 from msfl_jax.train.flops import flops_per_pair
-from msfl_jax.train.optimizer import learning_rate
+from msfl_jax.train.optimizer import learning_rate, updates_taken
 from msfl_jax.train.step import merge, readable
 from msfl_jax.train.telemetry import Clock, Progress, Telemetry, throughput, write_parameter_overview
 
@@ -64,14 +64,14 @@ class Recorder:
         if step == self._first:
             self._clock.restart(step)  # the call returned when the step was compiled
 
-    def read(self, step: int) -> Mapping[str, float]:
-        """Waits for the devices and returns all metrics since the last reading, the learning rate and the throughput."""
+    def read(self, step: int, opt_state: Any) -> Mapping[str, float]:
+        """Waits for the devices and returns all metrics since the last reading, the rate of the last update and the throughput."""
         assert self._metrics is not None
         values, self._metrics = readable(self._metrics), None
         rate, remaining = self._clock.rate(step), self._clock.remaining(step)
         self._clock.restart(step)
         devices = jax.devices()
-        values["learning_rate"] = float(np.asarray(self._rate(step - 1)))
+        values["learning_rate"] = float(np.asarray(self._rate(max(0, updates_taken(opt_state) - 1))))
         values |= throughput(rate, self._flops, len(devices), devices[0].device_kind)
         self.values = self._pending = values
         if self._progress:

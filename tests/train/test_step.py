@@ -15,7 +15,7 @@ from msfl_jax.model import Model
 from msfl_jax.objective import Weights
 from msfl_jax.parallel.distributed import global_batch
 from msfl_jax.parallel.sharding import path_name
-from msfl_jax.train.optimizer import make_optimizer
+from msfl_jax.train.optimizer import make_optimizer, updates_taken
 from msfl_jax.train.state import abstract_state, create_state
 from msfl_jax.train.step import jit_train_step, merge, readable
 
@@ -158,6 +158,7 @@ def test_a_batch_without_a_finite_loss_is_skipped_and_counted(parts, mesh_of, ra
         state, third = step(state, batch)
     metrics = readable(merge(merge(first, second), third))
     assert int(state.skipped) == 0
+    assert (int(state.step), updates_taken(state.opt_state)) == (3, 1), "the rate goes by updates"
     assert metrics["skipped"] == 2
     assert metrics["skipped_in_a_row"] == 2
     assert metrics["loss/total"] == readable(third)["loss/total"], "a skipped step counts nothing"

@@ -17,6 +17,7 @@ from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.core import splits as tfds_splits
 
 from input_pipeline import records
+from input_pipeline.compact import Part
 from input_pipeline.errors import DataError, RetryError, UserError
 from input_pipeline.keys import Keyring, open_keyring
 from input_pipeline.manifest import (
@@ -165,7 +166,7 @@ def _tasks(source: Source, scan: Scan, out: Path, keyring: Keyring, stored: "Sto
         count = -(-len(rows) // stored.shard_records)
         for index in range(count):
             name = f"{source.name}-{split}.array_record-{index:05d}-of-{count:05d}"  # the TFDS file name template
-            part = tuple(rows[index * stored.shard_records : (index + 1) * stored.shard_records])
+            part = Part(rows, index * stored.shard_records, (index + 1) * stored.shard_records)
             task = ShardTask(light, part, out / name, out / _STATE / name, *how)
             tasks.setdefault(split, []).append(task)
     return tasks

@@ -16,6 +16,7 @@ import numpy as np
 
 from input_pipeline import images
 from input_pipeline.checksums import ABSENT
+from input_pipeline.compact import Part
 from input_pipeline.diagnoses import DIAGNOSES, Finding
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.keys import Keyring, open_keyring
@@ -190,7 +191,7 @@ class _Task:
     split: str
 
 
-def _sampled(scan: Scan, sample: int) -> dict[str, list[ImageRow]]:
+def _sampled(scan: Scan, sample: int) -> Mapping[str, Sequence[ImageRow]]:
     """Evenly spread rows of each split."""
     if not sample:
         return scan.rows
@@ -206,7 +207,7 @@ def _look(
     nowhere, how = Path(os.devnull), (_SHORT_SIDE, _QUALITY, False, {}, {})
     light = source.for_workers()
     tasks = [
-        _Task(ShardTask(light, tuple(part[i : i + _ROWS_PER_TASK]), nowhere, nowhere, keyring, *how), split)
+        _Task(ShardTask(light, Part(part, i, i + _ROWS_PER_TASK), nowhere, nowhere, keyring, *how), split)
         for split, part in rows.items()
         for i in range(0, len(part), _ROWS_PER_TASK)
     ]

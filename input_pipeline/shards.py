@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class ShardTask:
     """All that a worker needs to write one shard; `stem` is where its sidecar and temporary files go, `settings` are the source's."""
 
     source: Source
-    rows: tuple[ImageRow, ...]
+    rows: Sequence[ImageRow]
     path: Path
     stem: Path
     keyring: Keyring

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -102,8 +103,9 @@ class MsCxr(ImagesOnly):
                 scan.keep(split, row)
             else:
                 scan.drop(split, "no_text")
-        for rows in scan.rows.values():
-            rows.sort(key=lambda row: (row.patient, row.study, row.image, row.phrase, row.category))
+        for split, rows in scan.rows.items():
+            key = operator.attrgetter("patient", "study", "image", "phrase", "category")
+            scan.rows[split] = sorted(rows, key=key)
         return scan
 
     def files(self, row: ImageRow) -> tuple[Path, ...]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import os
 from collections import Counter
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.core import splits as tfds_splits
 
-from input_pipeline import records
+from input_pipeline import images, records
 from input_pipeline.compact import Part
 from input_pipeline.errors import DataError, RetryError, UserError
 from input_pipeline.keys import Keyring, open_keyring
@@ -32,12 +33,13 @@ from input_pipeline.manifest import (
 from input_pipeline.pool import run_tasks
 from input_pipeline.progress import Progress
 from input_pipeline.shards import ShardResult, ShardTask, set_hash, write_shard
-from input_pipeline.sources import NO_SPLIT, SPLITS, Scan, Source
+from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, Scan, Source
 from input_pipeline.subsets import write_subsets
 
 __all__ = ["Manifest", "build", "read_manifest"]
 
 _STATE = ".build"  # sidecars of finished shards, drafts, the lock
+_TRIED = 8  # first images of a split; those that are missing or damaged are counted later
 _VERSION = "1.1.0"  # of the record's features
 
 
@@ -78,13 +80,14 @@ def build(
       progress: shows rate and remaining time on stderr.
 
     Raises:
-      UserError: options or tables are wrong, or `out` holds something else.
+      UserError: options or tables are wrong, `out` holds something else, or what decodes the images is not installed.
       DataError: the data are damaged, or give no record at all.
       RetryError: another command is writing to `out`, or a worker was killed.
     """
     _check_options(short_side, quality, workers, shard_records)
     out = out.absolute()
     scan = source.scan()
+    _check_decoders(source, scan)
     keyring = open_keyring(out.parent)
     stored = Stored(short_side, quality, equalize, shard_records)
     options = {**dataclasses.asdict(stored), **source.settings()}
@@ -118,6 +121,15 @@ def _check_options(short_side: int, quality: int, workers: int, shard_records: i
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise UserError(f"{name} is {value}; expected {low} to {high}")
+
+
+def _check_decoders(source: Source, scan: Scan) -> None:
+    """Reads the first image of each split that can be read: a decoder that is not installed is seen before any shard is written."""
+    for rows in scan.rows.values():
+        for row in itertools.islice(rows, _TRIED):
+            with contextlib.suppress(Dropped, DataError):
+                images.decode_gray(source.image(row))
+                break
 
 
 @contextlib.contextmanager

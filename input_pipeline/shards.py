@@ -71,7 +71,7 @@ def write_shard(task: ShardTask, advance: Callable[[int], None]) -> ShardResult:
 
     Raises:
       RetryError: the disk is full.
-      UserError: pydicom is not installed, or a file of a row is a link out of the data set.
+      UserError: pydicom or a decoder is not installed, or a file of a row is a link out of the data set.
     """
     cv2.setNumThreads(0)
     made_from = _made_from(task)

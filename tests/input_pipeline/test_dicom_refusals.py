@@ -45,7 +45,7 @@ def test_several_frames_and_no_pixels_are_refused_with_the_way_out():
     "syntax, words",
     [
         (uid.JPEGLosslessSV1, "pip install pylibjpeg pylibjpeg-libjpeg"),
-        (uid.JPEG2000, "pip install 'msfl_jax[dicom]'"),
+        (uid.JPEG2000, "pip install pylibjpeg pylibjpeg-openjpeg"),
     ],
 )
 def test_a_decoder_that_is_not_installed_is_no_fault_of_the_file(monkeypatch, syntax, words):

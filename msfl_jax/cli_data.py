@@ -3,6 +3,7 @@
 import itertools
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -302,11 +303,13 @@ def tokenizer(
 ) -> None:
     """Train a WordPiece tokenizer on a build, or import one (--from); with a build, its words are looked up in it."""
     from input_pipeline.loader import text_sentences
-    from input_pipeline.token_coverage import check_coverage, coverage
     from input_pipeline.tokenizer import train_tokenizer
     from input_pipeline.tokenizer_import import import_tokenizer
 
     if source is not None:
+        if directory is not None:
+            with tempfile.TemporaryDirectory() as draft:  # a vocabulary that is refused leaves nothing at --out
+                _coverage(import_tokenizer(source, draft, lowercase=lowercase).tokenizer, directory)
         imported = import_tokenizer(source, out, lowercase=lowercase)
         made, notes = imported.tokenizer, imported.notes
     elif directory is not None:
@@ -315,12 +318,20 @@ def tokenizer(
         raise UserError("found neither a build to train on nor --from; expected one of them")
     print("\n".join([f"{out}  {made.vocab_size} tokens  sha256 {made.hash}", *notes]))
     if directory is not None:
-        found = coverage(made, itertools.islice(text_sentences(directory, "train"), _COVERED_SENTENCES))
-        print(
-            f"{found.unknown_share:.2%} of {found.words:,} words unknown, {found.pieces_per_word:.2f} pieces per word"
-        )
-        if warning := check_coverage(found):
+        found, warning = _coverage(made, directory)
+        print(found)
+        if warning:
             print(f"warning: {warning}", file=sys.stderr)
+
+
+def _coverage(made: Any, directory: Path) -> tuple[str, str]:
+    """What a tokenizer makes of a build's words, and a warning; raises DataError where it knows too few of them."""
+    from input_pipeline.loader import text_sentences
+    from input_pipeline.token_coverage import check_coverage, coverage
+
+    found = coverage(made, itertools.islice(text_sentences(directory, "train"), _COVERED_SENTENCES))
+    told = f"{found.unknown_share:.2%} of {found.words:,} words unknown, {found.pieces_per_word:.2f} pieces per word"
+    return told, check_coverage(found)
 
 
 def _choice(

@@ -4,6 +4,7 @@ Tables are scanned leniently, every image is decoded, every report read, and pix
 hash, and comes with what to do about it.
 """
 
+import itertools
 import json
 import os
 import re
@@ -146,19 +147,19 @@ def examine(
     )
 
 
-def find_path(source: Source, out: Path, key: str) -> Path | None:
-    """The image file behind a key of `quarantine.jsonl`, for the eyes of those who hold the data; None if there is none.
+def reveal(source: Source, out: Path, key: str) -> str | None:
+    """What is behind a key of `quarantine.jsonl`, for the eyes of those who hold the data; None if there is nothing.
 
-    Of a patient's key, it is that patient's first image.
+    That is the image file, of a patient's key the first one; of a row that a fault of its table cost, the table and the row's number.
     """
     if not (out / QUARANTINE_NAME).is_file():
         return None
-    keyring = open_keyring(out)
-    for rows in source.scan(lenient=True).rows.values():
-        for row in rows:
-            if key in (keyring.key("image", row.image), keyring.key("patient", row.patient)):
-                return source.files(row)[0]
-    return None
+    keyring, scan = open_keyring(out), source.scan(lenient=True)
+    found = [p.message for p in scan.problems if p.identifier and keyring.key("image", p.identifier) == key]
+    rows = (row for part in scan.rows.values() for row in part)
+    named = (row for row in rows if key in (keyring.key("image", row.image), keyring.key("patient", row.patient)))
+    found += [str(source.files(row)[0]) for row in itertools.islice(named, 1)]
+    return "\n".join(found) or None
 
 
 @dataclass(frozen=True)

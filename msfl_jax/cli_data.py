@@ -230,21 +230,22 @@ def doctor(
     boxes: Annotated[bool, typer.Option("--boxes", help="NIH's boxes instead of its labels.")] = False,
     sample: Annotated[int, typer.Option(min=0, help="Rows of each split to look at, evenly spread; 0 is all.")] = 0,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of unusable rows that is accepted.")] = 0.005,
-    reveal: Annotated[str, typer.Option(help="Print the file behind this key of quarantine.jsonl, and end.")] = "",
+    reveal: Annotated[str, typer.Option(help="Print the file, or the table's row, behind this key of quarantine.jsonl, and end.")] = "",
     workers: Workers = 0,
 ) -> None:
     """Examine a data set as released: everything that is wrong with it, counted, and what to do; exit code 3 above the threshold."""
     from input_pipeline.datasets.releases import detect
-    from input_pipeline.doctor import examine, find_path
+    from input_pipeline.doctor import examine
+    from input_pipeline.doctor import reveal as find
 
     source = detect(root, reports=reports, jpg=jpg, table=table, boxes=boxes)
     if reveal:
-        path = find_path(source, out, reveal)
-        if path is None:
+        found = find(source, out, reveal)
+        if found is None:
             raise UserError(
-                f"found no image with this key; expected one of {out}/quarantine.jsonl, made with this --out"
+                f"found nothing with this key; expected one of {out}/quarantine.jsonl, made with this --out"
             )
-        print(path)
+        print(found)
         return
     report = examine(source, out, workers=workers or os.cpu_count() or 1, sample=sample, threshold=threshold)
     print(report)

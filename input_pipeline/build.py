@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from input_pipeline.manifest import (
 )
 from input_pipeline.pool import run_tasks
 from input_pipeline.progress import Progress
+from input_pipeline.quarantine import leave_out
 from input_pipeline.shards import ShardResult, ShardTask, set_hash, write_shard
 from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, Scan, Source
 from input_pipeline.subsets import write_subsets
@@ -63,6 +64,8 @@ def build(
     workers: int = 2,
     shard_records: int = 1024,
     progress: bool = True,
+    quarantine: Path | None = None,
+    drop_noted: Collection[str] = (),
 ) -> Manifest:
     """Writes the records of a data set as ArrayRecord shards with TFDS metadata, and `manifest.json` last of all.
 
@@ -78,6 +81,8 @@ def build(
       workers: processes; 1 writes in this process.
       shard_records: input rows per shard; rows that are dropped leave a shard smaller.
       progress: shows rate and remaining time on stderr.
+      quarantine: `quarantine.jsonl` of the doctor, whose rows are left out; see `quarantine.leave_out`.
+      drop_noted: reasons of the doctor's `notes.jsonl` whose rows are left out too.
 
     Raises:
       UserError: options or tables are wrong, `out` holds something else, or what decodes the images is not installed.
@@ -87,6 +92,10 @@ def build(
     _check_options(short_side, quality, workers, shard_records)
     out = out.absolute()
     scan = source.scan()
+    if quarantine is not None:
+        leave_out(scan, quarantine, drop_noted)
+    elif drop_noted:
+        raise UserError("found reasons to drop and no quarantine; expected the doctor's file as well")
     _check_decoders(source, scan)
     keyring = open_keyring(out.parent)
     stored = Stored(short_side, quality, equalize, shard_records)
@@ -178,7 +187,8 @@ def _tasks(source: Source, scan: Scan, out: Path, keyring: Keyring, stored: "Sto
         count = -(-len(rows) // stored.shard_records)
         for index in range(count):
             name = f"{source.name}-{split}.array_record-{index:05d}-of-{count:05d}"  # the TFDS file name template
-            part = Part(rows, index * stored.shard_records, (index + 1) * stored.shard_records)
+            first = index * stored.shard_records
+            part = Part(rows, range(first, min(first + stored.shard_records, len(rows))))
             task = ShardTask(light, part, out / name, out / _STATE / name, *how)
             tasks.setdefault(split, []).append(task)
     return tasks

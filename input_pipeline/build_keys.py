@@ -97,7 +97,9 @@ def _save(keys: SplitKeys, file: Path) -> None:
 
 
 def _pack(keys: Iterable[str]) -> UInt8[np.ndarray, "N 16"]:
-    return np.frombuffer(b"".join(bytes.fromhex(key).rjust(_BYTES, b"\0") for key in keys), np.uint8).reshape(-1, _BYTES)
+    return np.frombuffer(b"".join(bytes.fromhex(key).rjust(_BYTES, b"\0") for key in keys), np.uint8).reshape(
+        -1, _BYTES
+    )
 
 
 def _unpack(keys: UInt8[np.ndarray, "N 16"]) -> list[str]:

@@ -134,10 +134,10 @@ class Digests(Mapping[str, str]):
 
 
 class Part(Sequence[Item]):
-    """Items from `start` to before `end` of a sequence that makes them when asked; pickled as a tuple of them."""
+    """Items at some places of a sequence that makes them when asked; pickled as a tuple of them."""
 
-    def __init__(self, items: Sequence[Item], start: int, end: int):
-        self._items, self._places = items, range(start, min(end, len(items)))
+    def __init__(self, items: Sequence[Item], places: Sequence[int]):
+        self._items, self._places = items, places
 
     def __len__(self) -> int:
         return len(self._places)

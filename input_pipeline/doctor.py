@@ -24,11 +24,10 @@ from input_pipeline.keys import Keyring, open_keyring
 from input_pipeline.pool import run_tasks
 from input_pipeline.prevalence import Prevalence, compare_prevalence
 from input_pipeline.progress import Progress
+from input_pipeline.quarantine import NOTES_NAME, QUARANTINE_NAME
 from input_pipeline.shards import ShardTask, make_record
 from input_pipeline.sources import NO_SPLIT, Dropped, ImageRow, Scan, Source
 
-QUARANTINE_NAME = "quarantine.jsonl"  # what is unusable
-NOTES_NAME = "notes.jsonl"  # what is odd and stays
 THRESHOLD = 0.005  # share of unusable rows above which a data set is refused
 _ROWS_PER_TASK = 256
 _SHORT_SIDE = 512  # as builds have it by default: a strip can be too long for one side and not for another
@@ -208,7 +207,10 @@ def _look(
     nowhere, how = Path(os.devnull), (_SHORT_SIDE, _QUALITY, False, {}, {})
     light = source.for_workers()
     tasks = [
-        _Task(ShardTask(light, Part(part, i, i + _ROWS_PER_TASK), nowhere, nowhere, keyring, *how), split)
+        _Task(
+            ShardTask(light, Part(part, range(i, min(i + _ROWS_PER_TASK, len(part)))), nowhere, nowhere, keyring, *how),
+            split,
+        )
         for split, part in rows.items()
         for i in range(0, len(part), _ROWS_PER_TASK)
     ]

@@ -22,7 +22,6 @@ from input_pipeline.keys import Keyring
 from input_pipeline.passthrough import bare_jpeg
 from input_pipeline.sources import Dropped, ImageRow, Source
 
-
 _SIDECAR = 2  # of what is noted beside a shard: 2 has keyed hashes of its members
 
 

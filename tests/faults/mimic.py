@@ -349,7 +349,13 @@ def _coco(rows) -> dict:
             for name, row in images_of.items()
         ],
         "annotations": [
-            {"image_id": places[row[3]], "category_id": categories[row[0]], "label_text": row[1], "bbox": row[4:8], "split": row[8]}
+            {
+                "image_id": places[row[3]],
+                "category_id": categories[row[0]],
+                "label_text": row[1],
+                "bbox": row[4:8],
+                "split": row[8],
+            }
             for row in rows
         ],
     }

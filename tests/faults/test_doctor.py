@@ -290,7 +290,9 @@ def test_the_key_of_a_study_whose_report_is_a_link_out_can_be_revealed(tmp_path,
 def test_the_key_of_a_row_that_its_table_cost_reveals_the_table_and_the_row(name, tmp_path, msfl):
     corpus = CORPORA[name](tmp_path / "data", 16, "all")
     examined(corpus, tmp_path / "out")
-    lost = [line for line in lines(tmp_path / "out") if "image" in line and re.search(r" row \d+", line.get("message", ""))]
+    lost = [
+        line for line in lines(tmp_path / "out") if "image" in line and re.search(r" row \d+", line.get("message", ""))
+    ]
     assert lost
     command = ["data", "doctor", corpus.root, *corpus.arguments, "--out", tmp_path / "out", "--workers", 1]
     for line in {line["reason"]: line for line in lost}.values():

@@ -272,7 +272,9 @@ def test_many_records_are_read_with_an_estimate(mimic_build, monkeypatch, capfd)
     assert capfd.readouterr().err == ""
 
 
-@given(st.dictionaries(st.binary(min_size=16, max_size=16), st.one_of(st.just(b""), st.binary(min_size=16, max_size=16))))
+@given(
+    st.dictionaries(st.binary(min_size=16, max_size=16), st.one_of(st.just(b""), st.binary(min_size=16, max_size=16)))
+)
 def test_keys_survive_being_kept(tmp_path_factory, images):
     pixels_of = {image.hex(): key.hex() for image, key in images.items() if key != bytes(16)}
     keys = SplitKeys({image[::-1] for image in pixels_of}, pixels_of)

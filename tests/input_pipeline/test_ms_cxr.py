@@ -68,7 +68,9 @@ def test_boxes_of_one_image_and_phrase_are_one_record(mimic_root, layout, tmp_pa
 def test_a_finding_of_no_release_is_refused_with_the_nearest_one(mimic_root, layout, tmp_path, category, close):
     table = [*rows(layout), box_row(layout.studies()[1], "somewhere", category, (1, 2, 3, 4))]
     data = MsCxr(mimic_root, write(layout, tmp_path / "boxes.csv", table))
-    with pytest.raises(UserError, match=f"^boxes.csv: row 6 has an unknown finding{close}; expected one of Atelectasis"):
+    with pytest.raises(
+        UserError, match=f"^boxes.csv: row 6 has an unknown finding{close}; expected one of Atelectasis"
+    ):
         data.scan()
     assert data.label_names() == ("Pleural Effusion", "Pneumonia")
     (problem,) = data.scan(lenient=True).problems

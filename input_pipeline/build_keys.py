@@ -89,10 +89,12 @@ def _load(file: Path) -> SplitKeys | None:
 def _save(keys: SplitKeys, file: Path) -> None:
     """A folder that cannot be written to costs the next check its time, nothing else."""
     draft = file.with_name(f"{file.name}.{os.getpid()}.tmp.npz")
-    arrays = {"patients": sorted(keys.patients), "images": keys.pixels_of, "pixels": keys.pixels_of.values()}
+    patients, images, pixels = (
+        _pack(part) for part in (sorted(keys.patients), keys.pixels_of, keys.pixels_of.values())
+    )
     with contextlib.suppress(OSError):
         file.parent.mkdir(exist_ok=True)
-        np.savez(draft, **{name: _pack(values) for name, values in arrays.items()})
+        np.savez(draft, patients=patients, images=images, pixels=pixels)
         os.replace(draft, file)
 
 

@@ -4,6 +4,7 @@ Tables are scanned leniently, every image is decoded, every report read, and pix
 hash, and comes with what to do about it.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 
 from input_pipeline import images
 from input_pipeline.checksums import ABSENT
+from input_pipeline.commands import command_for
 from input_pipeline.compact import Part
 from input_pipeline.diagnoses import DIAGNOSES, Finding
 from input_pipeline.errors import DataError, UserError
@@ -133,6 +135,7 @@ def examine(
     _write_faults([*in_tables, *in_files], out)
     total = max(1, scan.input_rows + len(scan.problems))  # a row with a problem is mostly lost to the scan
     findings = [*_count(in_tables, total), *_count(in_files, len(looked)), *_count_dropped(scan, total)]
+    findings = [dataclasses.replace(found, command=command_for(found.code, source, out)) for found in findings]
     findings.sort(key=lambda finding: (not finding.stops, not finding.diagnosis.unusable, -finding.count, finding.code))
     return Report(
         name=source.name,

@@ -49,9 +49,8 @@ def leave_out(scan: Scan, quarantine: Path, noted: Collection[str] = ()) -> None
         found += len(rows) - len(places)
         scan.rows[split] = Part(rows, places)
     if reasons and not found:
-        raise UserError(
-            f"{quarantine}: none of its {len(reasons):,} images is of this data set; expected the doctor's file of it"
-        )
+        known = f"{quarantine}: none of its {len(reasons):,} images is among those of this build"
+        raise UserError(f"{known}; expected the doctor's file of this data set; else build without it")
 
 
 def _reasons(file: Path) -> dict[str, str]:

@@ -70,7 +70,11 @@ def test_every_row_that_the_file_names_is_gone_and_no_other(examined, tmp_path):
     "content, noted, words",
     [
         ("nonsense", (), "none of `msfl data doctor`'s files"),
-        ('{"image": "' + "0" * 32 + '", "reason": "bad_image"}\n', (), "none of its 1 images is of this data set"),
+        (
+            '{"image": "' + "0" * 32 + '", "reason": "bad_image"}\n',
+            (),
+            "none of its 1 images is among those of this build",
+        ),
         ("", ("blanc_image",), "no row is noted for blanc_image"),
         (None, (), "No such file"),
     ],

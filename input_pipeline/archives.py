@@ -3,11 +3,13 @@
 The directory says how large a member is and may lie; what limits memory and time is counted while reading.
 """
 
+import itertools
 import re
 import stat
 import struct
 import zipfile
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,15 @@ import numpy as np
 
 from input_pipeline.errors import DataError
 from input_pipeline.sources import is_relative
+from input_pipeline.zip_directory import BadDirectory, Entry, read_entries
 
 MAX_MEMBERS = 400_000
 MAX_TOTAL_BYTES = 10_000_000_000
 MAX_RATIO = 100  # of a member's size to its size in the archive; prose is near 3
 _LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")  # signature, flags, method, length of the name and of the extra field
 _ENCRYPTED = 1
+_LARGEST = 2**32 - 1  # bytes of a member
+_MEMBER = np.dtype([("offset", "Q"), ("packed", "I"), ("size", "I"), ("crc", "I"), ("method", "H")])
 
 
 class BadMember(Exception):
@@ -38,10 +43,15 @@ class Member(NamedTuple):
     crc: int
     method: int
 
+    @classmethod
+    def of(cls, entry: Entry) -> "Member":
+        """What reading a member needs of its entry."""
+        return cls(entry.offset, entry.packed, entry.size, entry.crc, entry.method)
+
 
 @dataclass(frozen=True)
 class Archive:
-    """A checked zip file; the directory is kept as two arrays, a tenth of what `zipfile` holds.
+    """A checked zip file; the directory is kept as two arrays, some 60 bytes a member.
 
     Attributes:
       path: of the zip file.
@@ -95,55 +105,79 @@ def open_archive(path: Path, pattern: re.Pattern[str], prefixes: Sequence[str]) 
       DataError: the file is no zip file, or a member is encrypted, a link, listed twice, compressed in an unusual way or too much,
         or leads out of the archive, or there are too many, or together they are too large.
     """
+    directory = {prefix: _Directory() for prefix in prefixes}
     try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        for entry in _checked(path):
+            for prefix, found in directory.items():
+                if entry.name.startswith(prefix) and pattern.fullmatch(entry.name, len(prefix)):
+                    found.add(entry, entry.name[len(prefix) :])
+    except (BadDirectory, OSError):
         raise DataError(f"{path.name}: not a readable zip file; fetch it again") from None
-    _check_members(path, infos)
-    for prefix in prefixes:
-        found = {
-            info.filename[len(prefix) :].encode(): Member(
-                info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type
-            )
-            for info in infos
-            if info.filename.startswith(prefix) and pattern.fullmatch(info.filename[len(prefix) :])
-        }
-        if found:
-            names = sorted(found)
-            return Archive(path, np.asarray(names), np.asarray([found[name] for name in names], np.int64), prefix)
-    return None
+    return next((found.archive(path, prefix) for prefix, found in directory.items() if found), None)
 
 
-def _check_members(path: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
-    if len(infos) > MAX_MEMBERS:
-        raise DataError(f"{path.name}: {len(infos)} members; expected at most {MAX_MEMBERS}")
-    for number, info in enumerate(infos, 1):
-        for fault in _faults(info):
-            raise DataError(f"{path.name}: member {number} {fault}; use the original file")
-    if len({info.filename for info in infos}) < len(infos):
+class _Directory:
+    """Members as they are read; arrays that grow in place leave no holes in memory."""
+
+    def __init__(self) -> None:
+        self._text, self._ends = bytearray(), array("I", [0])
+        self._fields = [array(_MEMBER[field].char) for field in Member._fields]
+
+    def __bool__(self) -> bool:
+        return len(self._ends) > 1
+
+    def add(self, entry: Entry, name: str) -> None:
+        self._text += name.encode()
+        self._ends.append(len(self._text))
+        for field, value in zip(self._fields, Member.of(entry), strict=True):
+            field.append(value)
+
+    def archive(self, path: Path, prefix: str) -> Archive:
+        count, width = len(self._ends) - 1, int(np.diff(np.frombuffer(self._ends, np.uint32)).max())
+        names = np.fromiter((bytes(self._text[s:e]) for s, e in itertools.pairwise(self._ends)), f"S{width}", count)
+        order = np.argsort(names)
+        members = np.empty(count, _MEMBER)
+        for field, values in zip(Member._fields, self._fields, strict=True):
+            members[field] = np.frombuffer(values, _MEMBER[field])[order]
+        return Archive(path, names[order], members, prefix)
+
+
+def _checked(path: Path) -> Iterator[Entry]:
+    """The entries of the directory; at the first that is hostile, or when all are read and are so together, raises DataError."""
+    hashes = array("q")  # of names, seeded anew in every process: equal ones of two names are as good as impossible
+    total, packed, count, length = 0, 0, 0, path.stat().st_size
+    for count, entry in enumerate(read_entries(path), 1):
+        for fault in _faults(entry, length):
+            raise DataError(f"{path.name}: member {count} {fault}; use the original file")
+        hashes.append(hash(entry.name))
+        total, packed = total + entry.size, packed + entry.packed
+        if count <= MAX_MEMBERS:
+            yield entry
+    if count > MAX_MEMBERS:
+        raise DataError(f"{path.name}: {count} members; expected at most {MAX_MEMBERS}")
+    if len(np.unique(np.frombuffer(hashes, np.int64))) < count:
         raise DataError(f"{path.name}: two members have one name; use the original file")
-    total = sum(info.file_size for info in infos)
     if total > MAX_TOTAL_BYTES:
         raise DataError(f"{path.name}: {total} bytes when unpacked; expected at most {MAX_TOTAL_BYTES}")
-    if sum(info.compress_size for info in infos) > path.stat().st_size:
+    if packed > length:
         raise DataError(f"{path.name}: the members overlap; use the original file")
 
 
-def _faults(info: zipfile.ZipInfo) -> Iterator[str]:
+def _faults(entry: Entry, length: int) -> Iterator[str]:
     """What is wrong with a member by the directory."""
-    # zipfile cuts a name at a zero byte, and keeps what it was.
-    if not is_relative(info.filename) or info.orig_filename != info.filename:
+    if not is_relative(entry.name):
         yield "leads out of the archive by its name"
-    if info.header_offset < 0:
+    if entry.offset >= length:
         yield "lies outside the file"
-    if info.flag_bits & _ENCRYPTED:
+    if max(entry.packed, entry.size) > _LARGEST:
+        yield "is larger than 4 GB"
+    if entry.flags & _ENCRYPTED:
         yield "is encrypted"
-    if stat.S_ISLNK(info.external_attr >> 16):
+    if stat.S_ISLNK(entry.mode):
         yield "is a link"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         yield "is compressed in an unusual way"
-    if info.file_size > MAX_RATIO * info.compress_size:
+    if entry.size > MAX_RATIO * entry.packed:
         yield f"expands more than {MAX_RATIO} times"
 
 

@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.core import splits as tfds_splits
 
-from input_pipeline import records
+from input_pipeline import images, records
+from input_pipeline.compact import Part
 from input_pipeline.errors import DataError, RetryError, UserError
 from input_pipeline.keys import Keyring, open_keyring
 from input_pipeline.manifest import (
@@ -30,13 +32,15 @@ from input_pipeline.manifest import (
 )
 from input_pipeline.pool import run_tasks
 from input_pipeline.progress import Progress
+from input_pipeline.quarantine import leave_out
 from input_pipeline.shards import ShardResult, ShardTask, set_hash, write_shard
-from input_pipeline.sources import NO_SPLIT, SPLITS, Scan, Source
+from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, Scan, Source
 from input_pipeline.subsets import write_subsets
 
 __all__ = ["Manifest", "build", "read_manifest"]
 
 _STATE = ".build"  # sidecars of finished shards, drafts, the lock
+_TRIED = 8  # first images of a split; those that are missing or damaged are counted later
 _VERSION = "1.1.0"  # of the record's features
 
 
@@ -60,6 +64,8 @@ def build(
     workers: int = 2,
     shard_records: int = 1024,
     progress: bool = True,
+    quarantine: Path | None = None,
+    drop_noted: Collection[str] = (),
 ) -> Manifest:
     """Writes the records of a data set as ArrayRecord shards with TFDS metadata, and `manifest.json` last of all.
 
@@ -75,15 +81,22 @@ def build(
       workers: processes; 1 writes in this process.
       shard_records: input rows per shard; rows that are dropped leave a shard smaller.
       progress: shows rate and remaining time on stderr.
+      quarantine: `quarantine.jsonl` of the doctor, whose rows are left out; see `quarantine.leave_out`.
+      drop_noted: reasons of the doctor's `notes.jsonl` whose rows are left out too.
 
     Raises:
-      UserError: options or tables are wrong, or `out` holds something else.
+      UserError: options or tables are wrong, `out` holds something else, or what decodes the images is not installed.
       DataError: the data are damaged, or give no record at all.
       RetryError: another command is writing to `out`, or a worker was killed.
     """
     _check_options(short_side, quality, workers, shard_records)
     out = out.absolute()
     scan = source.scan()
+    if quarantine is not None:
+        leave_out(scan, quarantine, drop_noted)
+    elif drop_noted:
+        raise UserError("found reasons to drop and no quarantine; expected the doctor's file as well")
+    _check_decoders(source, scan)
     keyring = open_keyring(out.parent)
     stored = Stored(short_side, quality, equalize, shard_records)
     options = {**dataclasses.asdict(stored), **source.settings()}
@@ -117,6 +130,15 @@ def _check_options(short_side: int, quality: int, workers: int, shard_records: i
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise UserError(f"{name} is {value}; expected {low} to {high}")
+
+
+def _check_decoders(source: Source, scan: Scan) -> None:
+    """Reads the first image of each split that can be read: a decoder that is not installed is seen before any shard is written."""
+    for rows in scan.rows.values():
+        for row in itertools.islice(rows, _TRIED):
+            with contextlib.suppress(Dropped, DataError):
+                images.decode_gray(source.image(row))
+                break
 
 
 @contextlib.contextmanager
@@ -165,7 +187,8 @@ def _tasks(source: Source, scan: Scan, out: Path, keyring: Keyring, stored: "Sto
         count = -(-len(rows) // stored.shard_records)
         for index in range(count):
             name = f"{source.name}-{split}.array_record-{index:05d}-of-{count:05d}"  # the TFDS file name template
-            part = tuple(rows[index * stored.shard_records : (index + 1) * stored.shard_records])
+            first = index * stored.shard_records
+            part = Part(rows, range(first, min(first + stored.shard_records, len(rows))))
             task = ShardTask(light, part, out / name, out / _STATE / name, *how)
             tasks.setdefault(split, []).append(task)
     return tasks

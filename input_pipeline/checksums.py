@@ -1,12 +1,12 @@
 """SHA256SUMS.txt of a PhysioNet release: what its tables and images must hash to, and whether a source's tables do."""
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from input_pipeline import tables
+from input_pipeline.compact import Digests, Names
 from input_pipeline.errors import DataError, UserError
 
 SUMS_NAME = "SHA256SUMS.txt"
@@ -39,10 +39,10 @@ class Inputs:
     unlisted: int = 0
 
     @classmethod
-    def open(cls, root: Path, refuse: tables.Refuse) -> "Inputs":
-        """Reads the list in `root`, if there is one."""
+    def open(cls, root: Path, refuse: tables.Refuse, images: Names | None = None) -> "Inputs":
+        """Reads the list in `root`, if there is one; `images` as in `read_checksums`."""
         path = root / SUMS_NAME
-        checksums = read_checksums(path) if path.is_file() else None
+        checksums = read_checksums(path, images) if path.is_file() else None
         return cls(checksums, refuse, {"checksums": ABSENT if checksums is None else tables.file_hash(path)})
 
     def add(self, role: str, path: Path, expected: str | None = None) -> Path:
@@ -74,13 +74,18 @@ class Inputs:
             self.hashes["unchecked"] = f"{self.unlisted} files, {images} images"
 
 
-def read_checksums(path: Path) -> Checksums:
+def read_checksums(path: Path, images: Names | None = None) -> Checksums:
     """Reads lines of 64 hex digits and a path, as `sha256sum` and PhysioNet write them.
+
+    Args:
+      path: of the list.
+      images: receives the names of the images, so that other tables of the release can share them.
 
     Raises:
       UserError: a line is something else.
     """
-    files, images = {}, {}
+    files: dict[str, str] = {}
+    digests = Digests(Names() if images is None else images)
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -88,12 +93,12 @@ def read_checksums(path: Path) -> Checksums:
             found = _LINE.fullmatch(line.strip())
             if found is None:
                 raise UserError(f"{path.name}: line {number} is no checksum; expected 64 hex digits and a path")
-            name = PurePosixPath(found[2])
-            if len(name.parts) == 1:
-                files[found[2]] = found[1].lower()
-            elif name.suffix == ".jpg":
-                images[sys.intern(name.stem)] = found[1].lower()  # the tables' own string
-    return Checksums(files, images)
+            folder, _, name = found[2].rpartition("/")
+            if not folder:
+                files[name] = found[1].lower()
+            elif name.endswith(".jpg"):
+                digests[name.removesuffix(".jpg")] = found[1]
+    return Checksums(files, digests)
 
 
 def listed_hash(path: Path) -> str | None:

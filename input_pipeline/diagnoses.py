@@ -27,6 +27,7 @@ class Finding:
       kinds: the first message of each kind, and how many there are that differ from it by numbers alone.
       stops: whether a build ends at the first of them; else it goes on without the row.
       diagnosis: whether it makes rows unusable, what is expected, and what to do.
+      command: that helps, to be pasted; "" where none does.
     """
 
     code: str
@@ -36,6 +37,7 @@ class Finding:
     kinds: Mapping[str, int]
     stops: bool
     diagnosis: Diagnosis
+    command: str = ""
 
     def __str__(self) -> str:
         """The count, then how it shows, what is expected and what to do."""
@@ -46,6 +48,7 @@ class Finding:
         if others := sum(self.kinds.values()) - sum(count for _, count in shown):
             lines.append(f"{'':7}{others:,} x something else")
         lines += [f"{'':7}expected: {self.diagnosis.expected}", f"{'':7}to do:    {self.diagnosis.advice}"]
+        lines += [f"{'':7}command:  {self.command}"] if self.command else []
         return "\n".join(lines)
 
 
@@ -60,7 +63,7 @@ def _note(expected: str, advice: str) -> Diagnosis:
 _FETCH = "fetch the file again; where the release has checksums, compare them (sha256sum -c SHA256SUMS.txt)"
 _TABLE = "fetch the table again; quarantine.jsonl has the number of every such row"
 _LEAK = "correct the splits, or accept it by --allow-leak where the build has that; its tables will say so"
-_LOOK = "look at it, and exclude it if it shows nothing"
+_LOOK = "look at it, and leave it out if it shows nothing"
 
 DIAGNOSES: dict[str, Diagnosis] = {
     # files of images
@@ -72,7 +75,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "stored_as_released": _note("nothing", "nothing: a grey JPEG of the wanted size is stored as it is"),
     "blank_image": _note("more than one grey level", _LOOK),
     "nearly_blank_image": _note("more than 1 % of the pixels unlike the rest", _LOOK),
-    "duplicate_pixels": _note("each picture once", "look at both, and exclude one"),
+    "duplicate_pixels": _note("each picture once", "look at both, and leave one out"),
     "duplicate_pixels_across_splits": _fault(
         "no picture in two splits", "leave it out of train, with a split file or list of your own"
     ),

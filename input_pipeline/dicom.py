@@ -59,9 +59,8 @@ def decode_dicom(data: bytes, *, max_pixels: int = rasters.MAX_PIXELS) -> UInt8[
       max_pixels: more pixels than this are refused from the header, before anything is decoded.
 
     Raises:
-      DataError: no DICOM file, damaged, without an image or with several, too large, or in a form that nothing here decodes; where a decoder is
-        missing, the message says what to install.
-      UserError: pydicom is not installed.
+      DataError: no DICOM file, damaged, without an image or with several, too large, or in a form that nothing decodes.
+      UserError: pydicom, or the decoder of this form, is not installed; the message says what to install.
     """
     with _refusing(data):
         dataset = _read(data)
@@ -204,14 +203,17 @@ def _stored_pixels(dataset: Any, max_pixels: int) -> Shaped[np.ndarray, "H W"] |
     syntax = dataset.file_meta.TransferSyntaxUID
     pixels = _pydicom().pixels
     package = _PACKAGES.get(syntax.removeprefix(_COMPRESSED))
-    advice = f"pip install {package}" if package else "convert it to another transfer syntax"
+    extra = "'msfl_jax[dicom]'" if package == "pillow" else package
+    advice = f"pip install {extra}" if package else "convert it to another transfer syntax"
     try:
         available = pixels.get_decoder(syntax).is_available
     except NotImplementedError:
         available = False
     if not available:
         known = f", {syntax.name}," if syntax.type == "Transfer Syntax" else ""
-        raise DataError(f"DICOM's transfer syntax{known} has no decoder here; {advice}")
+        # What can be installed is wanting on this machine, not in the file.
+        kind = UserError if package else DataError
+        raise kind(f"DICOM's transfer syntax{known} has no decoder here; {advice}", code="no_decoder")
     try:
         return pixels.pixel_array(dataset, index=0)
     except Exception:

@@ -4,6 +4,8 @@ Tables are scanned leniently, every image is decoded, every report read, and pix
 hash, and comes with what to do about it.
 """
 
+import dataclasses
+import itertools
 import json
 import os
 import re
@@ -16,17 +18,18 @@ import numpy as np
 
 from input_pipeline import images
 from input_pipeline.checksums import ABSENT
+from input_pipeline.commands import command_for
+from input_pipeline.compact import Part
 from input_pipeline.diagnoses import DIAGNOSES, Finding
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.keys import Keyring, open_keyring
 from input_pipeline.pool import run_tasks
 from input_pipeline.prevalence import Prevalence, compare_prevalence
 from input_pipeline.progress import Progress
+from input_pipeline.quarantine import NOTES_NAME, QUARANTINE_NAME
 from input_pipeline.shards import ShardTask, make_record
 from input_pipeline.sources import NO_SPLIT, Dropped, ImageRow, Scan, Source
 
-QUARANTINE_NAME = "quarantine.jsonl"  # what is unusable
-NOTES_NAME = "notes.jsonl"  # what is odd and stays
 THRESHOLD = 0.005  # share of unusable rows above which a data set is refused
 _ROWS_PER_TASK = 256
 _SHORT_SIDE = 512  # as builds have it by default: a strip can be too long for one side and not for another
@@ -132,6 +135,7 @@ def examine(
     _write_faults([*in_tables, *in_files], out)
     total = max(1, scan.input_rows + len(scan.problems))  # a row with a problem is mostly lost to the scan
     findings = [*_count(in_tables, total), *_count(in_files, len(looked)), *_count_dropped(scan, total)]
+    findings = [dataclasses.replace(found, command=command_for(found.code, source, out)) for found in findings]
     findings.sort(key=lambda finding: (not finding.stops, not finding.diagnosis.unusable, -finding.count, finding.code))
     return Report(
         name=source.name,
@@ -145,19 +149,19 @@ def examine(
     )
 
 
-def find_path(source: Source, out: Path, key: str) -> Path | None:
-    """The image file behind a key of `quarantine.jsonl`, for the eyes of those who hold the data; None if there is none.
+def reveal(source: Source, out: Path, key: str) -> str | None:
+    """What is behind a key of `quarantine.jsonl`, for the eyes of those who hold the data; None if there is nothing.
 
-    Of a patient's key, it is that patient's first image.
+    That is the image file, of a patient's key the first one; of a row that a fault of its table cost, the table and the row's number.
     """
     if not (out / QUARANTINE_NAME).is_file():
         return None
-    keyring = open_keyring(out)
-    for rows in source.scan(lenient=True).rows.values():
-        for row in rows:
-            if key in (keyring.key("image", row.image), keyring.key("patient", row.patient)):
-                return source.files(row)[0]
-    return None
+    keyring, scan = open_keyring(out), source.scan(lenient=True)
+    found = [p.message for p in scan.problems if p.identifier and keyring.key("image", p.identifier) == key]
+    rows = (row for part in scan.rows.values() for row in part)
+    named = (row for row in rows if key in (keyring.key("image", row.image), keyring.key("patient", row.patient)))
+    found += [str(source.files(row)[0]) for row in itertools.islice(named, 1)]
+    return "\n".join(found) or None
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ class _Task:
     split: str
 
 
-def _sampled(scan: Scan, sample: int) -> dict[str, list[ImageRow]]:
+def _sampled(scan: Scan, sample: int) -> Mapping[str, Sequence[ImageRow]]:
     """Evenly spread rows of each split."""
     if not sample:
         return scan.rows
@@ -206,7 +210,10 @@ def _look(
     nowhere, how = Path(os.devnull), (_SHORT_SIDE, _QUALITY, False, {}, {})
     light = source.for_workers()
     tasks = [
-        _Task(ShardTask(light, tuple(part[i : i + _ROWS_PER_TASK]), nowhere, nowhere, keyring, *how), split)
+        _Task(
+            ShardTask(light, Part(part, range(i, min(i + _ROWS_PER_TASK, len(part)))), nowhere, nowhere, keyring, *how),
+            split,
+        )
         for split, part in rows.items()
         for i in range(0, len(part), _ROWS_PER_TASK)
     ]

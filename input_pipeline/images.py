@@ -22,7 +22,7 @@ def decode_gray(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarra
 
     Raises:
       DataError: none of these formats, truncated, damaged, undecodable, or too large.
-      UserError: a DICOM file where pydicom is not installed.
+      UserError: a DICOM file where pydicom, or what decodes it, is not installed.
     """
     if dicom.is_dicom(data):
         return dicom.decode_dicom(data, max_pixels=max_pixels)

@@ -23,6 +23,10 @@ class Keyring:
         """32 hex digits: BLAKE2b of 128 bits, keyed by the salt, with `kind` as personalisation (RFC 7693)."""
         return hashlib.blake2b(identifier.encode(), digest_size=16, key=self.salt, person=kind.encode()).hexdigest()
 
+    def member(self, identifier: str) -> str:
+        """64 hex digits that stand for one member of a set in its hash: BLAKE2b as for `key`, of 256 bits."""
+        return hashlib.blake2b(identifier.encode(), digest_size=32, key=self.salt, person=b"member").hexdigest()
+
     @property
     def check(self) -> str:
         """16 hex digits that tell two salts apart without revealing them."""

@@ -2,12 +2,12 @@
 
 import itertools
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from input_pipeline.build_keys import keys_file, read_keys
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.manifest import read_manifest
-from input_pipeline.reading import open_split
 from input_pipeline.splits import PatientOf, PublishedSplits, keys_of
 
 
@@ -151,18 +151,24 @@ _NO_PIXELS = (
 
 
 def compare_builds(
-    pretraining: Path | str, other: Path | str, *, train: str = "train", splits: Collection[str] | None = None
+    pretraining: Path | str,
+    other: Path | str,
+    *,
+    train: str = "train",
+    splits: Collection[str] | None = None,
+    progress: bool = True,
 ) -> BuildComparison:
     """Counts what the training split of one build shares with each split of another.
 
     Patients are compared by their keyed hashes. Images are the same when their keys are, or the hashes of their pixels. Reads every
-    record, but decodes no image.
+    record, but decodes no image; what is read of a build is kept in its folder `.keys` for the next time.
 
     Args:
       pretraining: folder of the build that a model was pretrained on.
       other: folder of the build that it will be fine-tuned or tested on.
       train: split of the first that was trained on.
       splits: of the other; None is all.
+      progress: shows rate and remaining time on stderr while many records are read.
 
     Raises:
       UserError, DataError: as in `reading.open_split`.
@@ -170,39 +176,14 @@ def compare_builds(
     manifests = read_manifest(pretraining), read_manifest(other)
     if manifests[0].key_check != manifests[1].key_check:
         return BuildComparison(comparable=False, pixels=False, overlaps=Overlaps(()))
-    trained = _read_keys(pretraining, train)
+    trained = read_keys(pretraining, train, keys_file(pretraining, manifests[0], train), progress=progress)
     pixels = bool(trained.pixels)
     pairs = []
     for split in manifests[1].readable_splits() if splits is None else splits:
-        keys = _read_keys(other, split)
+        keys = read_keys(other, split, keys_file(other, manifests[1], split), progress=progress)
         pixels = pixels and bool(keys.pixels)
         pairs.append(Overlap("pretraining", split, keys.images_in(trained), len(keys.patients & trained.patients)))
     return BuildComparison(comparable=True, pixels=pixels, overlaps=Overlaps(tuple(pairs)))
-
-
-@dataclass
-class _Keys:
-    """Keys of the patients and images of a split; `pixels_of` an image is "" in builds without hashes of pixels."""
-
-    patients: set[str] = field(default_factory=set)
-    pixels_of: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def pixels(self) -> frozenset[str]:
-        return frozenset(filter(None, self.pixels_of.values()))
-
-    def images_in(self, others: "_Keys") -> int:
-        """Number of images that are among the others, under the same identifier or with the same pixels."""
-        pixels = others.pixels
-        return sum(image in others.pixels_of or key in pixels for image, key in self.pixels_of.items())
-
-
-def _read_keys(directory: Path | str, split: str) -> _Keys:
-    keys = _Keys()
-    for record in open_split(directory, split):
-        keys.patients.add(record.patient_key)
-        keys.pixels_of[record.image_key] = record.pixel_key
-    return keys
 
 
 def refuse_shared(

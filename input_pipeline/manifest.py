@@ -27,7 +27,8 @@ class SplitEntry:
     Attributes:
       dropped: rows left out, by reason.
       flags: records with something odd that were kept ("truncated_report", "blank_image", ...).
-      members: hash of the set of images, whatever their order, size or view; equal for equal sets.
+      members: keyed hash of the set of images, whatever their order, size or view; equal for equal sets of one data root (`key_check`), so
+        that of a single image is not one that others could recognise it by.
     """
 
     input_rows: int

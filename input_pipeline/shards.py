@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from input_pipeline.keys import Keyring
 from input_pipeline.passthrough import bare_jpeg
 from input_pipeline.sources import Dropped, ImageRow, Source
 
+_SIDECAR = 2  # of what is noted beside a shard: 2 has keyed hashes of its members
+
 
 @dataclass(frozen=True)
 class ShardTask:
     """All that a worker needs to write one shard; `stem` is where its sidecar and temporary files go, `settings` are the source's."""
 
     source: Source
-    rows: tuple[ImageRow, ...]
+    rows: Sequence[ImageRow]
     path: Path
     stem: Path
     keyring: Keyring
@@ -71,7 +73,7 @@ def write_shard(task: ShardTask, advance: Callable[[int], None]) -> ShardResult:
 
     Raises:
       RetryError: the disk is full.
-      UserError: pydicom is not installed, or a file of a row is a link out of the data set.
+      UserError: pydicom or a decoder is not installed, or a file of a row is a link out of the data set.
     """
     cv2.setNumThreads(0)
     made_from = _made_from(task)
@@ -171,7 +173,7 @@ def _write_records(task: ShardTask, draft: Path, advance: Callable[[int], None])
             flags.update(odd)
             for name in row.subsets:
                 subsets.setdefault(name, []).append(len(kept))
-            kept.append(hashlib.sha256(f"{row.image}\n{row.phrase}".encode()).hexdigest())
+            kept.append(task.keyring.member(f"{row.image}\n{row.phrase}"))
         advance(1)
     writer.close()
     return {
@@ -188,7 +190,7 @@ def _write_records(task: ShardTask, draft: Path, advance: Callable[[int], None])
 def _made_from(task: ShardTask) -> str:
     """SHA-256 over options, rows, package versions, and sizes and times of the files behind the rows."""
     digest = hashlib.sha256()
-    options = [task.source.name, task.settings, task.short_side, task.quality, task.equalize, task.versions]
+    options = [_SIDECAR, task.source.name, task.settings, task.short_side, task.quality, task.equalize, task.versions]
     digest.update(json.dumps([*options, task.keyring.check], sort_keys=True).encode())
     for row in task.rows:
         stamps = [_stamp(path) for path in task.source.files(row)]

@@ -21,7 +21,7 @@ NO_SPLIT = "none"  # rows of the input that belong to no split are counted here
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One future record, small enough to hold all of a data set in memory.
+    """One future record.
 
     Attributes:
       patient, study, image: identifiers of the source; they become keyed hashes.
@@ -70,13 +70,13 @@ class Scan:
     Attributes:
       lenient: notes what is wrong and goes on, for `msfl data doctor`; a build stops at the first problem.
       problems: what a lenient scan noted.
-      rows: per split, in the order in which records are stored.
+      rows: per split, in the order in which records are stored; a large data set may make each when it is asked for.
       dropped: per split (or `NO_SPLIT`), the number of input rows left out, by reason.
       inputs: a hash of every table by its role; what was not hashed says so.
       table_rows: rows below the header of every table that was read, by its file name.
     """
 
-    rows: dict[str, list[ImageRow]] = field(default_factory=dict)
+    rows: dict[str, Sequence[ImageRow]] = field(default_factory=dict)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     table_rows: Counter[str] = field(default_factory=Counter)
@@ -90,8 +90,10 @@ class Scan:
         return kept + sum(sum(reasons.values()) for reasons in self.dropped.values())
 
     def keep(self, split: str, row: ImageRow) -> None:
-        """Adds a row to a split."""
-        self.rows.setdefault(split, []).append(row)
+        """Adds a row to a split, whose rows are a list."""
+        rows = self.rows.setdefault(split, [])
+        assert isinstance(rows, list)
+        rows.append(row)
 
     def drop(self, split: str, reason: str) -> None:
         """Counts one row of the input that will not become a record."""

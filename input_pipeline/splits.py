@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from input_pipeline.errors import DataError, UserError
+from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.sources import SPLITS
 
 # Order of the labels of a line in the published lists.
@@ -34,6 +34,7 @@ RSNA_LABEL_NAMES = ("Pneumonia",)
 
 OFFICIAL_NIH = {"train": "train_val_list.txt", "test": "test_list.txt"}
 VARIANTS = ("as_published", "clean")
+Refuse = Callable[[MsflError, str], None]
 PatientOf = Callable[[str], str] | Mapping[str, str]  # the patient of an image's name
 _LISTS = {"train": "train_list", "validate": "val_list", "test": "test_list"}
 _SUBSETS = ("train_1", "train_10")
@@ -85,12 +86,13 @@ class PublishedSplits:
         return PublishedSplits(splits, subsets, self.labels)
 
 
-def read_list(path: Path, *, labels: int) -> tuple[PublishedEntry, ...]:
+def read_list(path: Path, *, labels: int, refuse: Refuse | None = None) -> tuple[PublishedEntry, ...]:
     """Reads a list of one image a line: its name, then 0 or 1 for each label, separated by blanks.
 
     Args:
       path: text in UTF-8; line ends of any system, blanks at the end of a line and blank lines are no matter.
       labels: number of labels that each line must have; 0 for a list of names alone.
+      refuse: called with the error of an image that is listed again, which then counts once, and with the image; by default it is raised.
 
     Raises:
       UserError: no such file, not text, empty, or a line with another number of labels.
@@ -106,9 +108,12 @@ def read_list(path: Path, *, labels: int) -> tuple[PublishedEntry, ...]:
         if not _LABEL_VALUES.keys() >= set(values):
             raise DataError(f"{path.name}: line {line} has a label other than 0 and 1")
         if name in entries:
-            raise DataError(
-                f"{path.name}: the image of line {line} is on line {entries[name].line} too; expected each image once"
-            )
+            where = f"the image of line {line} is on line {entries[name].line} too"
+            error = DataError(f"{path.name}: {where}; expected each image once", code="duplicate_image")
+            if refuse is None:
+                raise error
+            refuse(error, name)
+            continue
         entries[name] = PublishedEntry(name, tuple(_LABEL_VALUES[value] for value in values), line)
     if not entries:
         raise UserError(f"{path.name}: the file is empty; expected one image a line")
@@ -293,14 +298,15 @@ def keys_of(names: Collection[str], key_of: PatientOf, where: str) -> list[str]:
     return keys
 
 
-def official_nih(folder: Path) -> dict[str, tuple[str, ...]]:
+def official_nih(folder: Path, *, refuse: Refuse | None = None) -> dict[str, tuple[str, ...]]:
     """The official splits of NIH ChestX-ray14, "train" (train_val_list.txt) and "test" (test_list.txt).
 
-    The published test_list of MaCo and MRM has the same name and other images.
+    The published test_list of MaCo and MRM has the same name and other images. `refuse` as in `read_list`.
 
     Raises:
       UserError, DataError: as in `read_list`.
     """
     return {
-        split: tuple(entry.name for entry in read_list(folder / name, labels=0)) for split, name in OFFICIAL_NIH.items()
+        split: tuple(entry.name for entry in read_list(folder / name, labels=0, refuse=refuse))
+        for split, name in OFFICIAL_NIH.items()
     }

@@ -1,14 +1,21 @@
 """The commands `msfl data ...`: parse options, call one function, print what it returns."""
 
+import dataclasses
+import functools
+import inspect
 import itertools
 import os
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from input_pipeline.errors import DataError, UserError
+
+Command = Callable[..., Any]
 
 data = typer.Typer(no_args_is_help=True, help="Make, build and examine data sets.")
 build = typer.Typer(no_args_is_help=True, help="Turn a data set as released into shards that training reads.")
@@ -23,6 +30,13 @@ ShortSide = Annotated[int, typer.Option(min=16, help="Short side of stored image
 Quality = Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of stored images.")]
 Equalize = Annotated[
     bool, typer.Option("--equalize", help="Equalise histograms, as MIMIC-CXR-JPG and CheXpert are already.")
+]
+Quarantine = Annotated[
+    Path | None, typer.Option(help="The doctor's quarantine.jsonl: its images are left out, counted by reason.")
+]
+DropNoted = Annotated[
+    str,
+    typer.Option(help="Reasons of the doctor's notes.jsonl, such as blank_image, whose images are left out as well."),
 ]
 Lists = Annotated[
     Path | None, typer.Option("--lists", help="Folder of published lists: train_list, val_list, test_list, train_1 ...")
@@ -55,11 +69,88 @@ def synthesize(
     print(make(directory, studies=studies, seed=seed, workers=workers or None))
 
 
+def _choice(
+    lists: Lists = None,
+    variant: Variant = "as_published",
+    validation: Validation = 0.0,
+    test: Test = 0.0,
+    fractions: Fractions = "1,10",
+    seeds: Seeds = "0,1,2",
+    allow_leak: AllowLeak = False,
+) -> Any:
+    from input_pipeline.datasets.releases import SplitChoice
+    from input_pipeline.splits import VARIANTS
+
+    if variant not in VARIANTS or (lists is None and variant != VARIANTS[0]):
+        raise UserError(f"found --variant {variant}; expected {' or '.join(VARIANTS)}, of the lists of --lists DIR")
+    shares = tuple(number / 100 for number in _numbers("--fractions", fractions, float))
+    return SplitChoice(lists, variant, validation, test, shares, tuple(_numbers("--seeds", seeds, int)), allow_leak)
+
+
+def _numbers(option: str, text: str, kind: type) -> list[Any]:
+    try:
+        return [kind(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"found {option} '{text}'; expected numbers joined by commas") from None
+
+
+def _write(
+    source: Any,
+    *,
+    out: Output,
+    quarantine: Quarantine = None,
+    drop_noted: DropNoted = "",
+    equalize: Equalize = False,
+    short_side: ShortSide = 512,
+    quality: Quality = 95,
+    workers: Workers = 0,
+) -> None:
+    from input_pipeline.build import build as write
+
+    workers = workers or os.cpu_count() or 1
+    stored = {"short_side": short_side, "quality": quality, "equalize": equalize}
+    noted = [reason.strip() for reason in drop_noted.split(",") if reason.strip()]
+    print(write(source, out, workers=workers, quarantine=quarantine, drop_noted=noted, **stored))
+
+
+def _with_options(command: Command, shared: Command, own: str = "") -> tuple[tuple[str, ...], inspect.Signature]:
+    """Names of the options of `shared`, and a signature of those of `command`, without `own`, and them."""
+    more = [option for name, option in inspect.signature(shared).parameters.items() if name != "source"]
+    options = [option for name, option in inspect.signature(command).parameters.items() if name != own]
+    options = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in (*options, *more)]
+    return tuple(option.name for option in more), inspect.Signature(options)
+
+
+def _split(command: Command) -> Command:
+    """A command whose argument `choice` is made of the options about splits."""
+    names, signature = _with_options(command, _choice, "choice")
+
+    @functools.wraps(command)
+    def run(**options: Any) -> Any:
+        return command(choice=_choice(**{name: options.pop(name) for name in names}), **options)
+
+    run.__dict__["__signature__"] = signature
+    return run
+
+
+def _built(command: Command) -> Command:
+    """A command that builds the source that `command` returns, with the options of a build beside its own."""
+    names, signature = _with_options(command, _write)
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        how = {name: options.pop(name) for name in names}
+        _write(command(**options), **how)
+
+    run.__dict__["__signature__"] = signature
+    return run
+
+
 @build.command("mimic-cxr")
+@_built
 def build_mimic_cxr(
     jpg: JpgDirectory,
     reports: Annotated[Path, typer.Option(help="Folder or zip of the reports.")],
-    out: Output,
     views: Annotated[str, typer.Option(help="frontal, lateral or all.")] = "frontal",
     exclude: Annotated[
         Path | None, typer.Option(help="MS-CXR's boxes, CSV or JSON: their patients are left out of train.")
@@ -74,15 +165,11 @@ def build_mimic_cxr(
     ] = None,
     sections: Annotated[str, typer.Option(help="Sections of a report to read, in order.")] = "findings,impression",
     fallback: Annotated[str, typer.Option(help="Section to read where they have no text, or none.")] = "last_paragraph",
-    equalize: Equalize = False,
-    short_side: ShortSide = 512,
-    quality: Quality = 95,
-    workers: Workers = 0,
-) -> None:
+) -> Any:
     """MIMIC-CXR-JPG and its reports."""
     from input_pipeline.datasets.mimic_cxr import MimicCxr
 
-    source = MimicCxr(
+    return MimicCxr(
         jpg,
         reports,
         views=views,
@@ -94,129 +181,84 @@ def build_mimic_cxr(
         radiologist_labels=radiologist_labels,
         splits=splits,
     )
-    _write(source, out, short_side, quality, equalize, workers)
 
 
 @build.command("ms-cxr")
+@_built
 def build_ms_cxr(
     jpg: JpgDirectory,
     boxes: Annotated[Path, typer.Option(help="MS-CXR's CSV or JSON of phrases and boxes, or its folder.")],
-    out: Output,
-    equalize: Equalize = False,
-    short_side: ShortSide = 512,
-    quality: Quality = 95,
-    workers: Workers = 0,
-) -> None:
+) -> Any:
     """MS-CXR: phrases and boxes on images of MIMIC-CXR-JPG."""
     from input_pipeline.datasets.ms_cxr import MsCxr
 
-    _write(MsCxr(jpg, boxes), out, short_side, quality, equalize, workers)
+    return MsCxr(jpg, boxes)
 
 
 @build.command("chexpert")
+@_built
+@_split
 def build_chexpert(
     root: Root,
-    out: Output,
+    choice: Any,
     views: Annotated[str, typer.Option(help="frontal, or all as the published lists have it.")] = "frontal",
     uncertain: Annotated[str, typer.Option(help="What -1 becomes: keep, ones, zeros, ignore or published.")] = "keep",
     blank: Annotated[str, typer.Option(help="What is not mentioned: unknown or absent.")] = "unknown",
     valid_as: Annotated[str, typer.Option(help="The 234 images of valid are test or validate.")] = "test",
-    lists: Lists = None,
-    variant: Variant = "as_published",
-    validation: Validation = 0.0,
-    test: Test = 0.0,
-    fractions: Fractions = "1,10",
-    seeds: Seeds = "0,1,2",
-    allow_leak: AllowLeak = False,
-    equalize: Equalize = False,
-    short_side: ShortSide = 512,
-    quality: Quality = 95,
-    workers: Workers = 0,
-) -> None:
+) -> Any:
     """CheXpert 1.0, full or small."""
     from input_pipeline.datasets import releases
 
-    choice = _choice(lists, variant, validation, test, fractions, seeds, allow_leak)
     options = {"views": views, "uncertain": uncertain, "blank": blank, "valid_as": valid_as}
-    _write(releases.chexpert(root, choice, **options), out, short_side, quality, equalize, workers)
+    return releases.chexpert(root, choice, **options)
 
 
 @build.command("nih")
+@_built
+@_split
 def build_nih(
     root: Root,
-    out: Output,
+    choice: Any,
     boxes: Annotated[bool, typer.Option("--boxes", help="One record per image and finding with boxes.")] = False,
     table: Annotated[Path | None, typer.Option(help="Data_Entry_2017*.csv, where there are two vintages.")] = None,
-    lists: Lists = None,
-    variant: Variant = "as_published",
-    validation: Validation = 0.0,
-    test: Test = 0.0,
-    fractions: Fractions = "1,10",
-    seeds: Seeds = "0,1,2",
-    allow_leak: AllowLeak = False,
-    equalize: Equalize = False,
-    short_side: ShortSide = 512,
-    quality: Quality = 95,
-    workers: Workers = 0,
-) -> None:
+) -> Any:
     """NIH ChestX-ray14: labels, or with --boxes its 984 boxes."""
     from input_pipeline.datasets import releases
 
     if boxes and table is not None:
         raise UserError("found --table with --boxes; the boxes have a table of their own")
-    choice = _choice(lists, variant, validation, test, "" if boxes else fractions, seeds, allow_leak)
-    source = releases.nih_boxes(root, choice) if boxes else releases.nih_chestxray14(root, choice, table=table)
-    _write(source, out, short_side, quality, equalize, workers)
+    choice = dataclasses.replace(choice, fractions=()) if boxes else choice
+    return releases.nih_boxes(root, choice) if boxes else releases.nih_chestxray14(root, choice, table=table)
 
 
 @build.command("rsna")
+@_built
+@_split
 def build_rsna(
     root: Root,
-    out: Output,
+    choice: Any,
     detailed: Annotated[
         bool, typer.Option("--detailed", help="Adds the challenge's two classes without opacity.")
     ] = False,
-    lists: Lists = None,
-    variant: Variant = "as_published",
-    validation: Validation = 0.0,
-    test: Test = 0.0,
-    fractions: Fractions = "1,10",
-    seeds: Seeds = "0,1,2",
-    allow_leak: AllowLeak = False,
-    equalize: Equalize = False,
-    short_side: ShortSide = 512,
-    quality: Quality = 95,
-    workers: Workers = 0,
-) -> None:
+) -> Any:
     """RSNA Pneumonia Detection Challenge, stage 2 (DICOM; extra `dicom`)."""
     from input_pipeline.datasets import releases
 
-    choice = _choice(lists, variant, validation, test, fractions, seeds, allow_leak)
-    _write(releases.rsna_pneumonia(root, choice, detailed=detailed), out, short_side, quality, equalize, workers)
+    return releases.rsna_pneumonia(root, choice, detailed=detailed)
 
 
 @build.command("siim")
+@_built
+@_split
 def build_siim(
     root: Root,
-    out: Output,
+    choice: Any,
     table: Annotated[Path | None, typer.Option(help="The table of run-length codes, where there are two.")] = None,
-    lists: Lists = None,
-    variant: Variant = "as_published",
-    validation: Validation = 0.0,
-    test: Test = 0.0,
-    fractions: Fractions = "1,10",
-    seeds: Seeds = "0,1,2",
-    allow_leak: AllowLeak = False,
-    equalize: Equalize = False,
-    short_side: ShortSide = 512,
-    quality: Quality = 95,
-    workers: Workers = 0,
-) -> None:
+) -> Any:
     """SIIM-ACR Pneumothorax Segmentation (DICOM; extra `dicom`)."""
     from input_pipeline.datasets import releases
 
-    choice = _choice(lists, variant, validation, test, fractions, seeds, allow_leak)
-    _write(releases.siim_acr(root, choice, table=table), out, short_side, quality, equalize, workers)
+    return releases.siim_acr(root, choice, table=table)
 
 
 @data.command()
@@ -229,21 +271,24 @@ def doctor(
     boxes: Annotated[bool, typer.Option("--boxes", help="NIH's boxes instead of its labels.")] = False,
     sample: Annotated[int, typer.Option(min=0, help="Rows of each split to look at, evenly spread; 0 is all.")] = 0,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of unusable rows that is accepted.")] = 0.005,
-    reveal: Annotated[str, typer.Option(help="Print the file behind this key of quarantine.jsonl, and end.")] = "",
+    reveal: Annotated[
+        str, typer.Option(help="Print the file, or the table's row, behind this key of quarantine.jsonl, and end.")
+    ] = "",
     workers: Workers = 0,
 ) -> None:
     """Examine a data set as released: everything that is wrong with it, counted, and what to do; exit code 3 above the threshold."""
     from input_pipeline.datasets.releases import detect
-    from input_pipeline.doctor import examine, find_path
+    from input_pipeline.doctor import examine
+    from input_pipeline.doctor import reveal as find
 
     source = detect(root, reports=reports, jpg=jpg, table=table, boxes=boxes)
     if reveal:
-        path = find_path(source, out, reveal)
-        if path is None:
+        found = find(source, out, reveal)
+        if found is None:
             raise UserError(
-                f"found no image with this key; expected one of {out}/quarantine.jsonl, made with this --out"
+                f"found nothing with this key; expected one of {out}/quarantine.jsonl, made with this --out"
             )
-        print(path)
+        print(found)
         return
     report = examine(source, out, workers=workers or os.cpu_count() or 1, sample=sample, threshold=threshold)
     print(report)
@@ -302,11 +347,13 @@ def tokenizer(
 ) -> None:
     """Train a WordPiece tokenizer on a build, or import one (--from); with a build, its words are looked up in it."""
     from input_pipeline.loader import text_sentences
-    from input_pipeline.token_coverage import check_coverage, coverage
     from input_pipeline.tokenizer import train_tokenizer
     from input_pipeline.tokenizer_import import import_tokenizer
 
     if source is not None:
+        if directory is not None:
+            with tempfile.TemporaryDirectory() as draft:  # a vocabulary that is refused leaves nothing at --out
+                _coverage(import_tokenizer(source, draft, lowercase=lowercase).tokenizer, directory)
         imported = import_tokenizer(source, out, lowercase=lowercase)
         made, notes = imported.tokenizer, imported.notes
     elif directory is not None:
@@ -315,35 +362,17 @@ def tokenizer(
         raise UserError("found neither a build to train on nor --from; expected one of them")
     print("\n".join([f"{out}  {made.vocab_size} tokens  sha256 {made.hash}", *notes]))
     if directory is not None:
-        found = coverage(made, itertools.islice(text_sentences(directory, "train"), _COVERED_SENTENCES))
-        print(
-            f"{found.unknown_share:.2%} of {found.words:,} words unknown, {found.pieces_per_word:.2f} pieces per word"
-        )
-        if warning := check_coverage(found):
+        found, warning = _coverage(made, directory)
+        print(found)
+        if warning:
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def _choice(
-    lists: Path | None, variant: str, validation: float, test: float, fractions: str, seeds: str, allow_leak: bool
-) -> Any:
-    from input_pipeline.datasets.releases import SplitChoice
-    from input_pipeline.splits import VARIANTS
+def _coverage(made: Any, directory: Path) -> tuple[str, str]:
+    """What a tokenizer makes of a build's words, and a warning; raises DataError where it knows too few of them."""
+    from input_pipeline.loader import text_sentences
+    from input_pipeline.token_coverage import check_coverage, coverage
 
-    if variant not in VARIANTS or (lists is None and variant != VARIANTS[0]):
-        raise UserError(f"found --variant {variant}; expected {' or '.join(VARIANTS)}, of the lists of --lists DIR")
-    shares = tuple(number / 100 for number in _numbers("--fractions", fractions, float))
-    return SplitChoice(lists, variant, validation, test, shares, tuple(_numbers("--seeds", seeds, int)), allow_leak)
-
-
-def _numbers(option: str, text: str, kind: type) -> list[Any]:
-    try:
-        return [kind(word) for word in text.split(",") if word.strip()]
-    except ValueError:
-        raise UserError(f"found {option} '{text}'; expected numbers joined by commas") from None
-
-
-def _write(source: Any, out: Path, short_side: int, quality: int, equalize: bool, workers: int) -> None:
-    from input_pipeline.build import build as write
-
-    workers = workers or os.cpu_count() or 1
-    print(write(source, out, short_side=short_side, quality=quality, equalize=equalize, workers=workers))
+    found = coverage(made, itertools.islice(text_sentences(directory, "train"), _COVERED_SENTENCES))
+    told = f"{found.unknown_share:.2%} of {found.words:,} words unknown, {found.pieces_per_word:.2f} pieces per word"
+    return told, check_coverage(found)

@@ -150,6 +150,11 @@ def test_a_vocabulary_is_imported_and_held_against_a_build(monkeypatch, capsys, 
     code, _, error = msfl(monkeypatch, capsys, "tokenizer", tmp_path / "build", *source, "--out", tmp_path / "poor")
     assert code == 3
     assert "words are unknown to the tokenizer" in error
+    assert not (tmp_path / "poor").exists()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "imported").iterdir()}
+    code, *_ = msfl(monkeypatch, capsys, "tokenizer", tmp_path / "build", *source, "--out", tmp_path / "imported")
+    assert code == 3
+    assert {path.name: path.read_bytes() for path in (tmp_path / "imported").iterdir()} == before
 
 
 def test_neither_a_build_nor_a_vocabulary_is_refused(monkeypatch, capsys):

@@ -201,8 +201,8 @@ def _place(scan: Scan, row: ImageRow, split: str, reason: str, subsets: tuple[st
 def _finish(scan: Scan, plan: SplitPlan) -> None:
     scan.inputs.update(plan.hashes())
     _hold_out(scan, plan)
-    for rows in scan.rows.values():
-        rows.sort(key=lambda row: (row.patient, row.study, row.image, row.phrase))
+    for split, rows in scan.rows.items():
+        scan.rows[split] = sorted(rows, key=lambda row: (row.patient, row.study, row.image, row.phrase))
     _add_fractions(scan, plan)
 
 
@@ -227,9 +227,9 @@ def _percent(fraction: float) -> str:
 
 
 def _add_fractions(scan: Scan, plan: SplitPlan) -> None:
-    train = scan.rows.get("train", [])
-    if not train:
+    if not scan.rows.get("train"):
         return
+    train = scan.rows["train"] = list(scan.rows["train"])
     patients = [row.patient for row in train]
     for seed in plan.seeds if plan.fractions else ():
         for fraction, members in nested_fractions(patients, plan.fractions, seed=seed).items():

@@ -3,15 +3,18 @@
 Layout and tables: physionet.org/content/mimic-cxr-jpg/2.1.0 (most tables keep "2.0.0" in their names in both releases).
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from input_pipeline import checksums, tables
+from input_pipeline.compact import Column
 from input_pipeline.datasets import mimic_tables
 from input_pipeline.datasets.mimic_grounding import Grounding, find_boxes, read_grounding
-from input_pipeline.datasets.mimic_tables import LABEL_NAMES, UNKNOWN, Image
+from input_pipeline.datasets.mimic_rows import Kept
+from input_pipeline.datasets.mimic_tables import LABEL_NAMES, UNKNOWN, Image, Index
 from input_pipeline.errors import UserError
 from input_pipeline.reports import open_reports
 from input_pipeline.sections import normalise_name, report_sentences
@@ -98,29 +101,35 @@ class MimicCxr(ImagesOnly):
         """
         self._check_options()
         open_reports(self.reports)
-        scan = Scan(lenient=lenient)
-        inputs = checksums.Inputs.open(self.jpg, scan.refuse)
+        scan, index = Scan(lenient=lenient), Index()
+        inputs = checksums.Inputs.open(self.jpg, scan.refuse, index.images)
         scan.inputs = inputs.hashes
         self._add_reports(inputs)
-        splits, labels = self._splits(scan, inputs), self._labels(scan, inputs)
-        excluded, listed = self._excluded(inputs), self._listed(scan, inputs)
-        for image in mimic_tables.read_images(self._table(inputs, "metadata"), scan):
+        kept, labels = self._kept(scan, inputs, index)
+        for split, images in kept.items():
+            scan.rows[split] = images.rows(functools.partial(_row, split=split, labels=labels, inputs=inputs))
+        inputs.note_unchecked(sum(not inputs.image(name) for images in kept.values() for name in images.names()))
+        return scan
+
+    def _kept(self, scan: Scan, inputs: checksums.Inputs, index: Index) -> tuple[dict[str, Kept], _Labels]:
+        """The images of each split that become rows, and their labels; all other images are counted."""
+        kept: dict[str, Kept] = {}
+        splits, labels = self._splits(scan, inputs, index), self._labels(scan, inputs, index)
+        excluded, listed = self._excluded(inputs), self._listed(scan, inputs, index)
+        for image in mimic_tables.read_images(self._table(inputs, "metadata"), scan, index):
             with scan.row(image.name):
                 split = splits.take(image)
-                unlisted = _take(listed, image.name)
+                unlisted = _take(index, listed, image.name)
                 if reason := self._reason(split, image, excluded) or unlisted:
                     scan.drop(split, reason)
                 else:
-                    scan.keep(split, _row(image, labels.of(image.study, split), inputs.image(image.name)))
+                    kept.setdefault(split, Kept(index)).add(image)
         for name, split in splits.left():
-            _take(listed, name)
+            _take(index, listed, name)
             scan.drop(split, "no_metadata")
-        for _ in listed or ():
+        for _ in range(0 if listed is None else len(listed)):
             scan.drop(NO_SPLIT, "in_no_table")
-        for rows in scan.rows.values():
-            rows.sort(key=lambda row: (row.patient, row.study, row.image))
-        inputs.note_unchecked(sum(not row.sha256 for rows in scan.rows.values() for row in rows))
-        return scan
+        return kept, labels
 
     def files(self, row: ImageRow) -> tuple[Path, ...]:
         """The image, and the file that holds the report."""
@@ -157,25 +166,24 @@ class MimicCxr(ImagesOnly):
         else:
             inputs.hashes["reports"] = "not hashed"
 
-    def _splits(self, scan: Scan, inputs: checksums.Inputs) -> mimic_tables.Splits:
+    def _splits(self, scan: Scan, inputs: checksums.Inputs, index: Index) -> mimic_tables.Splits:
         if self.splits is None:
-            return mimic_tables.read_official_splits(self._table(inputs, "split"), scan)
-        splits = mimic_tables.read_own_splits(self.splits, scan)
+            return mimic_tables.read_official_splits(self._table(inputs, "split"), scan, index)
+        splits = mimic_tables.read_own_splits(self.splits, scan, index)
         inputs.hashes["split"] = tables.file_hash(self.splits)
         return splits
 
-    def _labels(self, scan: Scan, inputs: checksums.Inputs) -> _Labels:
-        labeller, radiologists = {}, {}
+    def _labels(self, scan: Scan, inputs: checksums.Inputs, index: Index) -> _Labels:
+        labeller, radiologists = mimic_tables.Labels(index.studies), mimic_tables.Labels(index.studies)
         if path := self._find(inputs, self.labels):
-            labeller = mimic_tables.read_labels(path, scan)
+            labeller = mimic_tables.read_labels(path, scan, index)
         elif self.labels != LABELLERS[0]:
             raise UserError(f"{self.jpg}: no {self.labels} table; expected mimic-cxr-2.0.0-{self.labels}.csv.gz")
         if scan.lenient and (path := self._find(inputs, LABELLERS[self.labels == LABELLERS[0]])):
-            mimic_tables.read_labels(
-                path, scan
-            )  # a build does not need the other labeller's table; the doctor reads it
+            # A build does not need the other labeller's table; the doctor reads it.
+            mimic_tables.read_labels(path, scan, index)
         if self.radiologist_labels and (path := self._find(inputs, "test-set-labeled")):
-            radiologists = mimic_tables.read_labels(path, scan)
+            radiologists = mimic_tables.read_labels(path, scan, index)
         return _Labels(labeller, radiologists)
 
     def _excluded(self, inputs: checksums.Inputs) -> Grounding:
@@ -195,13 +203,13 @@ class MimicCxr(ImagesOnly):
             inputs.hashes[f"exclude_{number}" if number else "exclude"] = tables.file_hash(path)
         return found
 
-    def _listed(self, scan: Scan, inputs: checksums.Inputs) -> set[str] | None:
+    def _listed(self, scan: Scan, inputs: checksums.Inputs, index: Index) -> Column | None:
         """Images that the release says it has; None where it does not say."""
         path = self.jpg / "IMAGE_FILENAMES"
         if not path.is_file():
             inputs.hashes["image_filenames"] = checksums.ABSENT
             return None
-        return mimic_tables.read_filenames(inputs.add("image_filenames", path), scan)
+        return mimic_tables.read_filenames(inputs.add("image_filenames", path), scan, index)
 
     def _reason(self, split: str, image: Image, excluded: Grounding) -> str:
         """Why a row of the tables is left out, or an empty string."""
@@ -230,14 +238,16 @@ class MimicCxr(ImagesOnly):
         return inputs.add(role, path)
 
 
-def _take(listed: set[str] | None, name: str) -> str:
+def _take(index: Index, listed: Column | None, name: str) -> str:
     """Takes an image off the list, at the end of which stand those of no table; "not_listed" where it is not on it."""
-    if listed is None or name not in listed:
+    number = index.images.find(name)
+    if listed is None or not listed[number]:
         return "" if listed is None else "not_listed"
-    listed.remove(name)
+    listed[number] = 0
     return ""
 
 
-def _row(image: Image, labels: tuple[float, ...], sha256: str) -> ImageRow:
+def _row(image: Image, *, split: str, labels: _Labels, inputs: checksums.Inputs) -> ImageRow:
     path = f"files/p{image.patient[:2]}/p{image.patient}/s{image.study}/{image.name}.jpg"
-    return ImageRow(image.patient, image.study, image.name, path, image.view, labels, sha256=sha256)
+    own, sha256 = labels.of(image.study, split), inputs.image(image.name)
+    return ImageRow(image.patient, image.study, image.name, path, image.view, own, sha256=sha256)

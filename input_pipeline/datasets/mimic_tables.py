@@ -1,16 +1,16 @@
 """The tables of MIMIC-CXR-JPG 2.0.0 and 2.1.0, read by column name and held so that 377,110 images need little memory.
 
-Identifiers are interned: an image's name stands in up to five collections at once, which hold the same string.
+An image's name stands in up to five tables: it is kept once, and a table is a few columns of numbers beside it.
 """
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from input_pipeline import tables
+from input_pipeline.compact import Column, Names
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.sources import NO_SPLIT, SPLITS, Scan
 
@@ -44,7 +44,42 @@ _VIEW_OF_MEANING = {
 _NUMBER = re.compile(r"[0-9]{2,20}")
 _IMAGE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 
-Labels = Mapping[str, tuple[float, ...]]
+
+@dataclass(frozen=True)
+class Index:
+    """The identifiers in all tables of a release, each kept once."""
+
+    images: Names = field(default_factory=Names)
+    patients: Names = field(default_factory=Names)
+    studies: Names = field(default_factory=Names)
+
+
+class Labels(Mapping[str, tuple[float, ...]]):
+    """Labels by study; some thousand patterns for 227,827 studies."""
+
+    def __init__(self, studies: Names):
+        self._studies, self._pattern_of = studies, Column("I")  # counted from 1
+        self._numbers: dict[tuple[float, ...], int] = {}
+        self._patterns: list[tuple[float, ...]] = []
+
+    def add(self, study: str, labels: tuple[float, ...]) -> None:
+        """Sets the labels of a study; equal objects are kept once."""
+        if labels not in self._numbers:
+            self._patterns.append(labels)
+            self._numbers[labels] = len(self._patterns)
+        self._pattern_of[self._studies.add(study)] = self._numbers[labels]
+
+    def __getitem__(self, study: str) -> tuple[float, ...]:
+        number = self._pattern_of[self._studies.find(study)]
+        if not number:
+            raise KeyError(study)
+        return self._patterns[number - 1]
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._studies[number] for number in self._pattern_of.numbers())
+
+    def __len__(self) -> int:
+        return len(self._pattern_of)
 
 
 class Image(NamedTuple):
@@ -71,73 +106,92 @@ class Splits(Protocol):
 
 @dataclass
 class OfficialSplits:
-    """The split table of the release: (patient, study, split) of each image."""
+    """The split table of the release: patient, study and split (a place in SPLITS, counted from 1) of each image."""
 
-    places: dict[str, tuple[str, str, str]]
+    index: Index
+    patient_of: Column = field(default_factory=lambda: Column("I"))
+    study_of: Column = field(default_factory=lambda: Column("I"))
+    split_of: Column = field(default_factory=lambda: Column("B"))
 
     def take(self, image: Image) -> str:
         """The split of an image; raises DataError where the tables disagree on its study."""
-        known = self.places.pop(image.name, None)
-        if known is None:
+        number = self.index.images.find(image.name)
+        if not (split := self.split_of[number]):
             return NO_SPLIT
-        if known[:2] != (image.patient, image.study):
+        self.split_of[number] = 0
+        patient, study = self.index.patients.find(image.patient), self.index.studies.find(image.study)
+        if (self.patient_of[number], self.study_of[number]) != (patient, study):
             raise DataError(
                 "the split and metadata tables disagree on the study of an image; use tables of one release",
                 code="tables_disagree",
             )
-        return known[2]
+        return SPLITS[split - 1]
 
     def left(self) -> Iterator[tuple[str, str]]:
         """Images without metadata."""
-        return ((image, split) for image, (_, _, split) in self.places.items())
+        return _left(self.index, self.split_of)
 
 
 @dataclass
 class OwnSplits:
     """A split file of the user's: by image, or by patient."""
 
-    of_image: dict[str, str] = field(default_factory=dict)
-    of_patient: dict[str, str] = field(default_factory=dict)
+    index: Index
+    by_image: bool
+    of_image: Column = field(default_factory=lambda: Column("B"))
+    of_patient: Column = field(default_factory=lambda: Column("B"))
 
     def take(self, image: Image) -> str:
         """The split of an image; raises DataError where its patient has an image in another split."""
-        if not self.of_image:
-            return self.of_patient.get(image.patient, NO_SPLIT)
-        split = self.of_image.pop(image.name, NO_SPLIT)
-        if split != NO_SPLIT and self.of_patient.setdefault(image.patient, split) != split:
-            found = "the split file puts images of one patient into two splits; expected one per patient"
-            raise DataError(found, code="patient_in_two_splits")
-        return split
+        patient = self.index.patients.add(image.patient)
+        split = self.of_patient[patient]
+        if self.by_image:
+            number = self.index.images.find(image.name)
+            of_patient, split = split, self.of_image[number]
+            if split:
+                self.of_image[number] = 0
+                self.of_patient[patient] = of_patient or split
+            if split and of_patient not in (0, split):
+                found = "the split file puts images of one patient into two splits; expected one per patient"
+                raise DataError(found, code="patient_in_two_splits")
+        return SPLITS[split - 1] if split else NO_SPLIT
 
     def left(self) -> Iterator[tuple[str, str]]:
         """Images without metadata; a patient without images is no row of the input."""
-        return iter(self.of_image.items())
+        return _left(self.index, self.of_image)
 
 
-def read_official_splits(path: Path, scan: Scan) -> OfficialSplits:
+def _left(index: Index, split_of: Column) -> Iterator[tuple[str, str]]:
+    return ((index.images[number], SPLITS[split_of[number] - 1]) for number in split_of.numbers())
+
+
+def read_official_splits(path: Path, scan: Scan, index: Index) -> OfficialSplits:
     """Reads mimic-cxr-2.0.0-split.csv.
 
     Raises:
       UserError: a column is missing, or a value is none of those that MIMIC-CXR uses.
       DataError: an image is listed twice, or a patient is in two splits.
     """
-    places: dict[str, tuple[str, str, str]] = {}
-    split_of_patient: dict[str, str] = {}
+    splits, split_of_patient = OfficialSplits(index), Column("B")
     columns = ["dicom_id", "subject_id", "study_id", "split"]
     for number, (image, patient, study, split) in scan.read(path, columns):
         with scan.row(image):
             _check_identifiers(path, number, image, patient, study)
             _check_split(path, number, split)
-            if image in places:
+            if splits.split_of[index.images.find(image)]:
                 raise _twice(scan, path, number, "dicom_id", image)
-            if split_of_patient.setdefault(patient, split) != split:
+            own, whose, place = index.images.add(image), index.patients.add(patient), SPLITS.index(split) + 1
+            known = split_of_patient[whose]
+            split_of_patient[whose] = known or place
+            if known not in (0, place):
                 found = f"{path.name}: the patient of row {number} is in two splits; expected one per patient"
                 scan.refuse(DataError(found, code="patient_in_two_splits"), image)
-            places[sys.intern(image)] = (sys.intern(patient), sys.intern(study), sys.intern(split))
-    return OfficialSplits(places)
+            splits.split_of[own], splits.patient_of[own] = place, whose
+            splits.study_of[own] = index.studies.add(study)
+    return splits
 
 
-def read_own_splits(path: Path, scan: Scan) -> OwnSplits:
+def read_own_splits(path: Path, scan: Scan, index: Index) -> OwnSplits:
     """Reads a CSV file of `dicom_id,split` or `subject_id,split`; with both, the image decides.
 
     Raises:
@@ -148,50 +202,52 @@ def read_own_splits(path: Path, scan: Scan) -> OwnSplits:
     key = next((name for name in ("dicom_id", "subject_id") if name in names), None)
     if key is None:
         raise UserError(f"{path.name}: no column dicom_id or subject_id; expected one of them beside 'split'")
-    found: dict[str, str] = {}
+    splits = OwnSplits(index, key == "dicom_id")
+    names, found = (index.images, splits.of_image) if splits.by_image else (index.patients, splits.of_patient)
     for number, (name, split) in scan.read(path, [key, "split"]):
         with scan.row(name):
             _check_split(path, number, split)
-            if not (_IMAGE_NAME if key == "dicom_id" else _NUMBER).fullmatch(name):
+            if not (_IMAGE_NAME if splits.by_image else _NUMBER).fullmatch(name):
                 raise UserError(f"{path.name}: row {number} has no {key}; expected one as in the metadata table")
-            if found.get(name, split) != split:
+            own, place = names.add(name), SPLITS.index(split) + 1
+            if found[own] not in (0, place):
                 where = f"{path.name}: row {number} is listed before with another split"
                 raise DataError(f"{where}; expected one split each", code="duplicate_image")
-            found[sys.intern(name)] = sys.intern(split)
-    return OwnSplits(of_image=found) if key == "dicom_id" else OwnSplits(of_patient=found)
+            found[own] = place
+    return splits
 
 
-def read_images(path: Path, scan: Scan) -> Iterator[Image]:
+def read_images(path: Path, scan: Scan, index: Index) -> Iterator[Image]:
     """Reads mimic-cxr-2.0.0-metadata.csv; a missing view is taken from the meaning of its code.
 
     Raises:
       UserError: a column is missing, or an identifier cannot name a file.
       DataError: an image is listed twice.
     """
-    seen = set()
+    seen = Column("B")
     columns = ["dicom_id", "subject_id", "study_id", "ViewPosition"]
     optional = ["ViewCodeSequence_CodeMeaning"]
     for number, values in scan.read(path, columns, optional=optional):
         image, patient, study, view, meaning = values
         with scan.row(image):
             _check_identifiers(path, number, image, patient, study)
-            if image in seen:
+            own = index.images.add(image)
+            if seen[own]:
                 raise _twice(scan, path, number, "dicom_id", image)
-            image = sys.intern(image)
-            seen.add(image)
+            seen[own] = 1
             view = view.upper() or _VIEW_OF_MEANING.get(meaning.lower(), "")
-            yield Image(image, sys.intern(patient), sys.intern(study), sys.intern(view))
+            yield Image(image, patient, study, view)
 
 
-def read_labels(path: Path, scan: Scan) -> dict[str, tuple[float, ...]]:
+def read_labels(path: Path, scan: Scan, index: Index) -> Labels:
     """Labels of each study, in the order of `LABEL_NAMES`, from CheXpert's, NegBio's or the radiologists' table.
 
     Raises:
       UserError: a label is missing, or a value is none of 1, 0, -1 and blank.
       DataError: a study is listed twice.
     """
-    labels: dict[str, tuple[float, ...]] = {}
-    shared: dict[tuple[str, ...], tuple[float, ...]] = {}  # some thousand patterns for 227,827 studies
+    labels = Labels(index.studies)
+    shared: dict[tuple[str, ...], tuple[float, ...]] = {}
     columns = ["study_id", *_label_columns(path)]
     for number, (study, *values) in scan.read(path, columns):
         with scan.row(study):
@@ -200,31 +256,33 @@ def read_labels(path: Path, scan: Scan) -> dict[str, tuple[float, ...]]:
             pattern = tuple(values)
             if pattern not in shared:
                 shared[pattern] = _label_values(path, number, pattern)
-            labels[sys.intern(study)] = shared[pattern]
+            labels.add(study, shared[pattern])
     return labels
 
 
-def read_filenames(path: Path, scan: Scan) -> set[str]:
-    """Names of the images that IMAGE_FILENAMES lists, without folder and ".jpg".
+def read_filenames(path: Path, scan: Scan, index: Index) -> Column:
+    """Which images IMAGE_FILENAMES lists: 1 for their numbers in the index.
 
     Raises:
       UserError: a line is no path of an image.
       DataError: an image is listed twice.
     """
-    names: set[str] = set()
+    listed = Column("B")
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            name = PurePosixPath(line.strip())
-            with scan.row(name.stem):
-                if name.suffix != ".jpg" or not _IMAGE_NAME.fullmatch(name.stem):
+            file = line.strip().rpartition("/")[2]
+            name = file.removesuffix(".jpg")
+            with scan.row(name):
+                if name == file or not _IMAGE_NAME.fullmatch(name):
                     raise UserError(f"{path.name}: line {number} is no image; expected files/p10/p.../s.../....jpg")
-                if name.stem in names:
+                own = index.images.add(name)
+                if listed[own]:
                     found = f"{path.name}: the image of line {number} is listed twice; expected each image once"
                     raise DataError(found, code="duplicate_image")
-                names.add(sys.intern(name.stem))
-    return names
+                listed[own] = 1
+    return listed
 
 
 def _label_columns(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,18 @@ from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.sections import clean_sentence
 from input_pipeline.sources import ImageRow, ImagesOnly, Scan, is_relative, read_image
 
+# The eight findings of both releases (Boecking et al., 2022, table 1), and one that only the synthetic study has: Lung Lesion.
+CATEGORIES = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Lung Lesion",
+    "Lung Opacity",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+)
 _COLUMNS = ["category_name", "label_text", "path", "dicom_id", "x", "y", "w", "h"]
 _OPTIONAL = ["split", "image_width", "image_height"]  # release 0.1 has no split
 _SPLITS = {"train": "train", "val": "validate", "validate": "validate", "test": "test", "": "test"}
@@ -68,7 +81,8 @@ class MsCxr(ImagesOnly):
 
     def label_names(self) -> tuple[str, ...]:
         """The findings of the file, in alphabetical order."""
-        return tuple(sorted({annotation.category for annotation in _read(self.boxes, _pass_over)}))
+        found = {annotation.category for annotation in _read(self.boxes, _pass_over)}
+        return tuple(name for name in CATEGORIES if name in found)
 
     def settings(self) -> Mapping[str, Any]:
         """Options that change the records: none."""
@@ -78,7 +92,7 @@ class MsCxr(ImagesOnly):
         """Groups the boxes by image, phrase (spelled alike) and finding; one group is one input row.
 
         Raises:
-          UserError: a column is missing, or a row has no finite box, an unknown split or a path out of the folder.
+          UserError: a column is missing, or a row has no finite box, an unknown finding or split, or a path out of the folder.
           DataError: boxes of one group disagree on the split or the size of the image.
         """
         scan = Scan(lenient=lenient)
@@ -102,8 +116,9 @@ class MsCxr(ImagesOnly):
                 scan.keep(split, row)
             else:
                 scan.drop(split, "no_text")
-        for rows in scan.rows.values():
-            rows.sort(key=lambda row: (row.patient, row.study, row.image, row.phrase, row.category))
+        for split, rows in scan.rows.items():
+            key = operator.attrgetter("patient", "study", "image", "phrase", "category")
+            scan.rows[split] = sorted(rows, key=key)
         return scan
 
     def files(self, row: ImageRow) -> tuple[Path, ...]:
@@ -197,6 +212,10 @@ def _row(annotation: _Annotation, names: tuple[str, ...], sha256: str) -> tuple[
     where = f"{file}: {number}"
     if split not in _SPLITS:
         raise UserError(f"{where} has an unknown split; expected train, val or test", code="unknown_split")
+    if category not in CATEGORIES:
+        close = tables.nearest(category, CATEGORIES)
+        found = f"{where} has an unknown finding{close}"
+        raise UserError(f"{found}; expected one of {', '.join(CATEGORIES)}", code="unknown_label")
     patient, study = _place(file, number, path, image)
     labels = tuple(1.0 if name == category else float("nan") for name in names)
     boxes = (parse_box(where, box),)

@@ -98,7 +98,7 @@ class NihChestXray14(LabelledImages):
             if not (self.root / name).is_file():
                 raise UserError(f"{self.root}: no {name}; expected the official lists, or published ones (--lists DIR)")
             record_hash(scan, name, self.root / name)
-        return dataclasses.replace(self.plan, splits=official_nih(self.root))
+        return dataclasses.replace(self.plan, splits=official_nih(self.root, refuse=scan.refuse))
 
 
 @dataclass(frozen=True)

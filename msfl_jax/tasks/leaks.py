@@ -13,7 +13,7 @@ _NOT_CHECKED = "not checked: whether it was trained on these patients"
 def leak_caveats(run: Run, directory: Path, split: str, *, allow_leak: bool = False) -> tuple[str, ...]:
     """What must stand beneath a number of this run on this split: the caveats of both builds, and of what they share.
 
-    Reads every record of both, without decoding images, unless they are one build: that has no patient in two splits.
+    Reads every record of both once, without decoding images, unless they are one build: that has no patient in two splits.
 
     Args:
       run: with the folder of its training build in its configuration.

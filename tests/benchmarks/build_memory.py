@@ -76,8 +76,8 @@ def report_progress() -> None:
     """Makes the reader of the metadata say how much memory the scan holds, every 100,000 rows."""
     read = mimic_tables.read_images
 
-    def counted(path: Path, scan: Scan) -> Iterator[mimic_tables.Image]:
-        for number, image in enumerate(read(path, scan)):
+    def counted(path: Path, scan: Scan, index: mimic_tables.Index) -> Iterator[mimic_tables.Image]:
+        for number, image in enumerate(read(path, scan, index)):
             if number % EVERY == 0:
                 print(f"{number:>12,}{resident():>12,.0f}{peak():>12,.0f}", flush=True)
             yield image

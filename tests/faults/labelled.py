@@ -140,6 +140,9 @@ def _plant_nih_rows(corpus, rows, free) -> None:
 
 
 def _plant_nih_lists(corpus, rows, names, free) -> None:
+    for name in names:
+        names[name].append(names[name][0])
+        corpus.plant("duplicate_image")
     names["test_list.txt"].append("00099999_000.png")
     corpus.drop("not_in_table")
     for _ in range(2):

@@ -328,6 +328,8 @@ def _plant_box_rows(corpus, rows, free) -> None:
     change("bad_row", path="x.jpg")
     change("bad_row", image_width="wide")
     change("unknown_split", split="dev")
+    change("unknown_label", category_name="Pneumothorrax")
+    change("unknown_label", category_name="pneumonia")
     twin = list(rows[next(free)])
     rows.append([*twin[:8], "test" if twin[8] == "train" else "train", *twin[9:]])
     corpus.plant("tables_disagree")
@@ -339,14 +341,21 @@ def _plant_box_rows(corpus, rows, free) -> None:
 def _coco(rows) -> dict:
     places = {row[3]: place for place, row in enumerate(rows)}
     images_of = {row[3]: row for row in rows}
+    categories = {name: number for number, name in enumerate(sorted({row[0] for row in rows}), 1)}
     return {
-        "categories": [{"id": 1, "name": "Pneumonia"}],
+        "categories": [{"id": number, "name": name} for name, number in categories.items()],
         "images": [
             {"id": places[name], "path": row[2], "file_name": f"{name}.jpg", "width": row[9], "height": row[10]}
             for name, row in images_of.items()
         ],
         "annotations": [
-            {"image_id": places[row[3]], "category_id": 1, "label_text": row[1], "bbox": row[4:8], "split": row[8]}
+            {
+                "image_id": places[row[3]],
+                "category_id": categories[row[0]],
+                "label_text": row[1],
+                "bbox": row[4:8],
+                "split": row[8],
+            }
             for row in rows
         ],
     }

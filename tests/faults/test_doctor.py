@@ -122,7 +122,7 @@ def test_a_key_of_nothing_is_refused_in_one_line_and_makes_no_folder(tmp_path, m
             examined(corpus, tmp_path / out)
         code, told, err = msfl("data", "doctor", corpus.root, "--out", tmp_path / out, "--reveal", "0" * 32)
         assert (code, told, err.count("\n")) == (2, "", 1)
-        assert "found no image with this key" in err
+        assert "found nothing with this key" in err
     assert not (tmp_path / "never").exists()
 
 
@@ -284,3 +284,18 @@ def test_the_key_of_a_study_whose_report_is_a_link_out_can_be_revealed(tmp_path,
     code, told, _ = msfl("data", "doctor", corpus.root, "--out", tmp_path / "out", "--reveal", key)
     assert (code, reason) == (0, "path_outside")
     assert path.stem in told
+
+
+@pytest.mark.parametrize("name", ["mimic-cxr tree", "ms-cxr csv", "chexpert", "nih"])
+def test_the_key_of_a_row_that_its_table_cost_reveals_the_table_and_the_row(name, tmp_path, msfl):
+    corpus = CORPORA[name](tmp_path / "data", 16, "all")
+    examined(corpus, tmp_path / "out")
+    lost = [
+        line for line in lines(tmp_path / "out") if "image" in line and re.search(r" row \d+", line.get("message", ""))
+    ]
+    assert lost
+    command = ["data", "doctor", corpus.root, *corpus.arguments, "--out", tmp_path / "out", "--workers", 1]
+    for line in {line["reason"]: line for line in lost}.values():
+        code, told, _ = msfl(*command, "--reveal", line["image"])
+        assert code == 0
+        assert line["message"] in told.splitlines()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from input_pipeline import archives
 from input_pipeline.archives import Archive, BadMember, open_archive
 from input_pipeline.errors import DataError
+from input_pipeline.zip_directory import read_entries
 
 PATTERN = re.compile(r"files/[a-z0-9/]+\.txt")
 GOOD = "files/p10/s1.txt"
@@ -240,3 +241,52 @@ def test_the_directory_is_kept_small(sandbox):
     archive = opened(write(sandbox / "r.zip", members))
     assert archive.names.nbytes + archive.members.nbytes < 90 * len(members)
     assert np.all(archive.names[1:] > archive.names[:-1])
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=20), st.binary(max_size=50), min_size=1, max_size=6),
+    st.binary(max_size=40),
+    st.booleans(),
+    st.binary(max_size=60),
+)
+@settings(max_examples=60)
+def test_the_directory_is_what_the_zipfile_module_reads(tmp_path_factory, members, before, long, comment):
+    path = tmp_path_factory.mktemp("zip") / "r.zip"
+    path.write_bytes(before)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            if "\0" not in name and all(not 0xD800 <= ord(letter) < 0xE000 for letter in name):
+                with archive.open(zipfile.ZipInfo(name), "w", force_zip64=long) as member:
+                    member.write(data)
+        archive.comment = comment.replace(b"PK", b"")
+        expected = archive.infolist()
+    with zipfile.ZipFile(path) as archive:
+        expected = archive.infolist()
+    found = list(read_entries(path))
+    assert [
+        (info.filename, info.flag_bits, info.compress_type, info.CRC, info.compress_size, info.file_size)
+        for info in expected
+    ] == [tuple(entry[:6]) for entry in found]
+    assert [(info.external_attr >> 16, info.header_offset) for info in expected] == [
+        (entry.mode, entry.offset) for entry in found
+    ]
+
+
+def test_numbers_that_need_64_bits_are_read(sandbox, monkeypatch):
+    # As `zipfile` writes them beyond 2 GB and 65,535 members, with the limits made small.
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    members = {f"files/p10/s{n}.txt": random.Random(n).randbytes(150 + n).hex().encode() for n in range(6)}
+    archive = opened(write(sandbox / "r.zip", members))
+    assert b"PK\6\6" in (sandbox / "r.zip").read_bytes()
+    assert archive.names.tolist() == [name.encode() for name in members]
+    assert [archive.read(name, LIMIT) for name in members] == list(members.values())
+
+
+@pytest.mark.parametrize("offset, message", [(20, "the members overlap"), (42, "member 1 lies outside the file")])
+def test_a_size_or_place_beyond_the_file_is_refused(sandbox, offset, message):
+    path = write(sandbox / "r.zip", {GOOD: TEXT})
+    with pytest.raises(DataError, match="not a readable zip file"):
+        opened(patch(path, b"PK\1\2", offset, "<I", 2**32 - 1))  # says that an extra field has the number
+    with pytest.raises(DataError, match=message):
+        opened(patch(path, b"PK\1\2", offset, "<I", 2**32 - 2))

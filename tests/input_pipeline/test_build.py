@@ -3,8 +3,10 @@
 import dataclasses
 import errno
 import gzip
+import hashlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -192,13 +194,26 @@ def test_only_shards_of_changed_files_are_written_again(own_mimic_root, layout, 
 
 
 def test_the_set_of_images_has_one_hash_for_any_shard_and_image_size(mimic_root, mimic_build, tmp_path):
+    shutil.copy(mimic_build.parent / ".msfl_salt", tmp_path)
     other = make(mimic_root, tmp_path / "out", short_side=16, shard_records=3)
     expected = read_manifest(mimic_build)
     assert {name: split.members for name, split in other.splits.items()} == {
         name: split.members for name, split in expected.splits.items()
     }
-    assert other.key_check != expected.key_check
+    assert other.key_check == expected.key_check
     assert len({split.members for split in expected.splits.values()}) == 4
+
+
+def test_the_hash_of_a_set_of_one_image_says_nothing_without_the_salt(own_mimic_root, layout, tmp_path):
+    (only,) = (item for item in layout.studies() if item.study == 8)
+    table = [{"dicom_id": only.image, "split": "train"}]
+    layout.write_table(tmp_path / "own.csv", table)
+    source = MimicCxr(own_mimic_root, own_mimic_root, splits=tmp_path / "own.csv")
+    found = [build(source, tmp_path / root / "out", workers=1, **SETTINGS) for root in ("a", "b")]
+    members = {manifest.splits["train"].members for manifest in found}
+    assert found[0].counts == {"train": 1}
+    assert len(members) == 2
+    assert not members & {hashlib.sha256(f"{only.image}{end}".encode()).hexdigest() for end in ("", "\n")}
 
 
 def test_a_folder_of_another_build_is_refused(mimic_root, tmp_path, layout):

@@ -20,20 +20,17 @@ from input_pipeline.errors import DataError, UserError
 from .dicom_files import CANARY, RAMP, ROWS, dataset, file_of, jpeg_file, written
 
 
-def test_several_frames_no_pixels_and_lossless_jpeg_are_refused_with_the_way_out():
+def test_several_frames_and_no_pixels_are_refused_with_the_way_out():
     pixels = RAMP.astype(np.uint8)
     frames = dataset(pixels, NumberOfFrames=2)
     frames.PixelData = pixels.tobytes() * 2
     bare = dataset(pixels)
     del bare.PixelData
-    lossless = dataset(pixels, syntax=uid.JPEGLosslessSV1)
-    lossless.PixelData = encapsulate([b"\xff\xd8not a jpeg\xff\xd9"])
     video = dataset(pixels, syntax=uid.MPEG2MPML)
     video.PixelData = encapsulate([b"\0" * 8])
     for made, words in (
         (frames, "2 frames; expected one"),
         (bare, "no pixel data"),
-        (lossless, "pip install pylibjpeg pylibjpeg-libjpeg"),
         (video, "MPEG2 Main Profile / Main Level, has no decoder"),
         (dataset(pixels, photometric="HSV"), "no known colours"),
         (dataset(pixels, RescaleSlope="0", RescaleIntercept="0"), "RescaleSlope is 0"),
@@ -42,6 +39,23 @@ def test_several_frames_no_pixels_and_lossless_jpeg_are_refused_with_the_way_out
         (dataset(pixels, Rows=41), "damaged or truncated"),
     ):
         assert_refused(written(made), words)
+
+
+@pytest.mark.parametrize(
+    "syntax, words",
+    [
+        (uid.JPEGLosslessSV1, "pip install pylibjpeg pylibjpeg-libjpeg"),
+        (uid.JPEG2000, "pip install pylibjpeg pylibjpeg-openjpeg"),
+    ],
+)
+def test_a_decoder_that_is_not_installed_is_no_fault_of_the_file(monkeypatch, syntax, words):
+    monkeypatch.setattr(type(pydicom.pixels.get_decoder(syntax)), "is_available", False)
+    made = dataset(RAMP.astype(np.uint8), syntax=syntax)
+    made.PixelData = encapsulate([b"\xff\xd8not a jpeg\xff\xd9"])
+    with pytest.raises(UserError) as error:
+        images.decode_gray(written(made))
+    assert str(error.value).endswith(words)
+    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_transfer_syntax_is_refused_without_its_name():

@@ -1,17 +1,20 @@
 """Overlaps are counted exactly and said in counts alone; refused unless allowed; within lists and across builds."""
 
 import itertools
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline import leaks, splits
-from input_pipeline.build import build
+from input_pipeline import build_keys, leaks, splits
+from input_pipeline.build import build, read_manifest
+from input_pipeline.build_keys import SplitKeys, keys_file, read_keys
 from input_pipeline.datasets.mimic_cxr import MimicCxr
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.leaks import compare_builds, find_overlaps, published_overlaps, refuse_overlaps, refuse_shared
+from input_pipeline.reading import SplitRecords
 
 
 @given(st.dictionaries(st.sampled_from(["train", "validate", "test"]), st.lists(st.integers(0, 30), max_size=12)))
@@ -209,7 +212,8 @@ def fake_builds(monkeypatch):
             return SimpleNamespace(key_check="same", readable_splits=lambda: names)
 
         monkeypatch.setattr(leaks, "read_manifest", manifest)
-        monkeypatch.setattr(leaks, "open_split", lambda folder, split: found[folder, split])
+        monkeypatch.setattr(leaks, "keys_file", lambda *_: None)
+        monkeypatch.setattr(build_keys, "open_split", lambda folder, split: found[folder, split])
 
     return install
 
@@ -234,3 +238,46 @@ def test_builds_without_hashes_of_pixels_say_so_and_share_no_empty_hash(fake_bui
     assert first == "pretraining and test share 0 images and 0 patients"
     assert second.startswith("pixels not compared")
     refuse_shared(comparison)
+
+
+def test_keys_are_kept_beside_a_build_and_read_again_only_when_its_shards_change(
+    mimic_build, other_build, tmp_path, monkeypatch
+):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    shutil.copytree(mimic_build, ours, ignore=shutil.ignore_patterns(".keys"))
+    shutil.copytree(other_build, theirs, ignore=shutil.ignore_patterns(".keys"))
+    first = compare_builds(ours, theirs)
+    kept = sorted((theirs / ".keys").iterdir())
+    assert [path.suffix for path in kept] == [".npz"] * 3
+    monkeypatch.setattr(SplitRecords, "__getitem__", lambda self, index: pytest.fail("a record was read"))
+    assert compare_builds(ours, theirs) == first
+    monkeypatch.undo()
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])
+    kept[1].write_bytes(kept[2].read_bytes()[:40] + b"x" * 40)
+    assert compare_builds(ours, theirs) == first
+    shutil.rmtree(ours / ".keys")
+    (ours / ".keys").write_text("no folder")
+    assert compare_builds(ours, theirs) == first
+    names = {keys_file(folder, read_manifest(folder), "train").name for folder in (ours, theirs, mimic_build)}
+    assert len(names) == 2
+
+
+def test_many_records_are_read_with_an_estimate(mimic_build, monkeypatch, capfd):
+    monkeypatch.setattr(build_keys, "_MANY", 1)
+    read_keys(mimic_build, "train", None, progress=True)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("keys of records  12/12 records")
+    read_keys(mimic_build, "train", None)
+    assert capfd.readouterr().err == ""
+
+
+@given(
+    st.dictionaries(st.binary(min_size=16, max_size=16), st.one_of(st.just(b""), st.binary(min_size=16, max_size=16)))
+)
+def test_keys_survive_being_kept(tmp_path_factory, images):
+    pixels_of = {image.hex(): key.hex() for image, key in images.items() if key != bytes(16)}
+    keys = SplitKeys({image[::-1] for image in pixels_of}, pixels_of)
+    file = tmp_path_factory.mktemp("keys") / ".keys" / "a.npz"
+    build_keys._save(keys, file)
+    assert build_keys._load(file) == keys

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.datasets.mimic_cxr import LABEL_NAMES, MimicCxr
-from input_pipeline.datasets.mimic_tables import read_labels
+from input_pipeline.datasets.mimic_tables import Index, read_labels
 from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.sources import Scan
 
@@ -76,7 +76,7 @@ def test_a_study_with_two_rows_of_labels_is_refused(own_mimic_root, layout):
 def test_equal_labels_are_one_object(own_mimic_root, layout):
     path = own_mimic_root / "labels.csv"
     layout.write_table(path, [*label_rows(layout, "1.0"), {**label_rows(layout, "")[0], "study_id": "5999"}])
-    assert len({id(labels) for labels in read_labels(path, Scan()).values()}) == 2
+    assert len({id(labels) for labels in read_labels(path, Scan(), Index()).values()}) == 2
 
 
 def write_splits(layout, path, key, of):

@@ -9,7 +9,8 @@ import pytest
 
 from input_pipeline.build import build
 from input_pipeline.datasets.mimic_grounding import read_grounding
-from input_pipeline.datasets.ms_cxr import MsCxr
+from input_pipeline.datasets.ms_cxr import CATEGORIES, MsCxr
+from input_pipeline.datasets.synthetic.study import FINDINGS
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.images import decode_gray, evaluation_view, view_rectangle
 from input_pipeline.reading import grounding_records, open_split
@@ -59,6 +60,25 @@ def test_boxes_of_one_image_and_phrase_are_one_record(mimic_root, layout, tmp_pa
     assert found["small effusion"].category == "Pleural Effusion"
     np.testing.assert_array_equal(found["small effusion"].labels, [1, np.nan])
     assert {record.original_size[1] for record in found.values()} == {52}
+
+
+@pytest.mark.parametrize(
+    "category, close", [("Pneumothorrax", ", nearest 'Pneumothorax'"), ("edema", ", nearest 'Edema'"), ("Hernia", "")]
+)
+def test_a_finding_of_no_release_is_refused_with_the_nearest_one(mimic_root, layout, tmp_path, category, close):
+    table = [*rows(layout), box_row(layout.studies()[1], "somewhere", category, (1, 2, 3, 4))]
+    data = MsCxr(mimic_root, write(layout, tmp_path / "boxes.csv", table))
+    with pytest.raises(
+        UserError, match=f"^boxes.csv: row 6 has an unknown finding{close}; expected one of Atelectasis"
+    ):
+        data.scan()
+    assert data.label_names() == ("Pleural Effusion", "Pneumonia")
+    (problem,) = data.scan(lenient=True).problems
+    assert problem.code == "unknown_label"
+
+
+def test_the_findings_of_the_synthetic_study_are_known():
+    assert {*FINDINGS} - {*CATEGORIES} == {"Support Devices"}  # which no phrase points at
 
 
 def test_a_clipped_box_is_flagged_and_counts_add_up(mimic_root, layout, tmp_path):

@@ -1,0 +1,94 @@
+"""Compact tables hold what dictionaries would, in a fraction of their memory, and a scan's memory grows by little with every image."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from input_pipeline.compact import Column, Digests, Names, Part
+
+HEX = st.binary(min_size=20, max_size=20).map(lambda data: "-".join(data.hex()[i : i + 8] for i in range(0, 40, 8)))
+NAMES = st.lists(st.one_of(HEX, HEX.map(str.upper), st.text(max_size=50), st.text("ab-0f", max_size=5)), max_size=60)
+
+
+@given(NAMES, NAMES)
+def test_names_are_numbered_as_a_dictionary_would(added, asked):
+    names, expected = Names(), {}
+    for name in (name for name in added if is_text(name)):
+        assert names.add(name) == expected.setdefault(name, len(expected))
+    assert list(names) == list(expected)
+    assert names[::-1] == list(expected)[::-1]
+    for name in (name for name in asked if is_text(name)):
+        assert names.find(name) == expected.get(name, -1)
+
+
+def is_text(name):
+    return not any(0xD800 <= ord(letter) < 0xE000 for letter in name)
+
+
+def test_names_stay_apart_where_all_of_their_hashes_collide(monkeypatch):
+    monkeypatch.setattr("builtins.hash", lambda data: 7)
+    names = Names()
+    assert [names.add(f"{number % 3000}") for number in range(100)] == list(range(100))
+    assert [names.find(f"{number}") for number in range(100)] == list(range(100))
+    assert names.find("x") == -1
+
+
+@given(st.dictionaries(st.integers(0, 300), st.integers(0, 255)))
+def test_a_column_is_a_dictionary_of_numbers_that_misses_none(values):
+    column = Column("B")
+    for number, value in values.items():
+        column[number] = value
+    assert [column[number] for number in range(-1, 400)] == [values.get(number, 0) for number in range(-1, 400)]
+    assert list(column.numbers()) == sorted(number for number, value in values.items() if value)
+
+
+@given(st.dictionaries(HEX, st.binary(min_size=32, max_size=32)), HEX)
+def test_digests_are_a_mapping_beside_names_of_other_tables(digests, other):
+    names = Names()
+    names.add(other)
+    found = Digests(names)
+    for name, digest in digests.items():
+        found[name] = digest.hex().upper()
+    assert found == {name: digest.hex() for name, digest in digests.items()}
+    assert len(found) == len(digests)
+
+
+@given(st.lists(st.integers(), max_size=9), st.integers(0, 9), st.integers(0, 9))
+def test_a_part_is_a_slice_and_travels_as_a_tuple(items, start, end):
+    part = Part(items, range(len(items))[start:end])
+    assert list(part) == items[start:end]
+    assert part[1:] == items[start:end][1:]
+    sent = pickle.loads(pickle.dumps(part))
+    assert sent == tuple(items[start:end])
+    with pytest.raises(IndexError):
+        part[len(part)]
+
+
+def megabytes_at_most(images: int) -> int:
+    """What the benchmark measures in a process of its own."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-W", "ignore", root / "tests" / "benchmarks" / "build_memory.py", str(images)]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    return int(told.splitlines()[-1].split()[2])
+
+
+def test_the_scan_of_a_build_needs_little_for_an_image():
+    # Some 150 bytes each with checksums and a zip of reports; dictionaries of strings took 1,000, which would be 25 MB.
+    assert megabytes_at_most(28_000) - megabytes_at_most(3_000) < 10
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 5000))
+def test_names_need_their_bytes_and_little_more(count):
+    names = Names()
+    for number in range(count):
+        names.add(f"{number:08d}")
+    held = sum(map(sys.getsizeof, (names._text, names._ends, names._slots)))
+    assert held < 40 * count + 6000

@@ -4,6 +4,7 @@ from msfl_jax.metrics.auc import auc, auc_statistic
 from msfl_jax.metrics.bootstrap import Interval, Statistic, bootstrap, mean_statistic, paired_bootstrap
 from msfl_jax.metrics.dice import dice
 from msfl_jax.metrics.grounding import (
+    THRESHOLDS,
     contrast_to_noise,
     iou_at,
     mean_iou,
@@ -14,6 +15,7 @@ from msfl_jax.metrics.grounding import (
 )
 
 __all__ = [
+    "THRESHOLDS",
     "Interval",
     "Statistic",
     "auc",

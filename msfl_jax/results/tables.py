@@ -103,7 +103,8 @@ def grounding_table(result: GroundingResult, explanation: str = "") -> str:
       explanation: of the protocol, in words.
     """
     overall = []
-    for name, row in [*_named_grounding_rows(result), *_overlap_rows(result)]:
+    named = _named_grounding_rows(result)
+    for name, row in [*named[:3], *_overlap_rows(result), *named[3:]]:
         average = {"per category": number(result.category_average[name].value)}
         overall.append(row | average | {"undefined": f"{result.undefined[name]:,}"})
     overall.append(_row("CNR over shuffled", result.metrics["cnr_over_shuffled"], "", "0"))
@@ -131,9 +132,7 @@ def grounding_table(result: GroundingResult, explanation: str = "") -> str:
 
 def _overlap_rows(result: GroundingResult) -> list[tuple[str, dict[str, str]]]:
     """The IoU at each threshold."""
-    return [
-        (name, _row(f"  IoU at {name.removeprefix('iou_0')}", result.metrics[name], "", "")) for name in OVERLAPS
-    ]
+    return [(name, _row(f"  IoU at {name.removeprefix('iou_0')}", result.metrics[name], "", "")) for name in OVERLAPS]
 
 
 def _grounding_rows(result: GroundingResult) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ from input_pipeline.loader import grounding_records
 from input_pipeline.records import Record
 from msfl_jax.metrics import THRESHOLDS, contrast_to_noise, iou_at, pointing_game, smoothing
 from msfl_jax.tasks.grounding_protocol import GroundingProtocol, known_protocol, phrase_of
-from msfl_jax.tasks.grounding_result import COLUMNS, GroundingResult, PhraseScores, summarise
+from msfl_jax.tasks.grounding_result import COLUMNS, OVERLAPS, GroundingResult, PhraseScores, summarise
 from msfl_jax.tasks.run import Run, encode_regions, encode_texts, on_mesh, to_host
 
 _THREADS = min(4, os.cpu_count() or 1)  # each holds some 200 MB for an image of 3,000 pixels a side
@@ -119,7 +119,9 @@ def evaluate_grounding(
     )
     measure = functools.partial(_measure, fit=run.config.data.fit, protocol=chosen)
     with ThreadPoolExecutor(_THREADS) as pool:
-        values, unpredicted, box_share = (np.asarray(column) for column in zip(*pool.map(measure, maps, found), strict=True))
+        values, unpredicted, box_share = (
+            np.asarray(column) for column in zip(*pool.map(measure, maps, found), strict=True)
+        )
     values[others < 0, 1] = np.nan
     scores = PhraseScores(
         values=values.astype(np.float32),
@@ -142,7 +144,9 @@ def with_shifts(run: Run, shifts: int) -> Run:
     """
     patch = run.config.model.vision.patch_size
     if shifts < 1 or (shifts > 1 and patch % (2 * shifts)):
-        raise UserError(f"grounding: found {shifts} looks per axis; expected 1, or a number whose double divides {patch}")
+        raise UserError(
+            f"grounding: found {shifts} looks per axis; expected 1, or a number whose double divides {patch}"
+        )
     config = dataclasses.replace(run.config, grounding=dataclasses.replace(run.config.grounding, shifts=shifts))
     return dataclasses.replace(run, config=config)
 
@@ -178,19 +182,40 @@ def ground_phrases(
     sigma: float | None = None,
 ) -> Float[np.ndarray, "K H W"]:
     """Heat-maps of several phrases in one image; see `ground`."""
-    chosen = dataclasses.replace(_protocol_of(run, protocol), geometry="own")
+    chosen = own_geometry(run, protocol)
+    maps = phrase_maps(run, image, phrases, protocol=chosen, sigma=sigma)
+    return chosen.heat(maps, image.shape, run.config.data.fit)
+
+
+def phrase_maps(
+    run: Run,
+    image: UInt8[np.ndarray, "H W"],
+    phrases: Sequence[str],
+    *,
+    protocol: GroundingProtocol,
+    sigma: float | None = None,
+) -> Float[np.ndarray, "K G G"]:
+    """Smoothed similarities of several phrases on the patch grid of one image, which `GroundingProtocol.heat` enlarges to any copy of it.
+
+    Raises:
+      UserError: a phrase has no word.
+    """
     sentences, usable = _phrase_embeddings(run, phrases)
     if not usable.all():
         raise UserError(
             f"phrase {int(np.argmin(usable)) + 1} of {len(phrases)} has no word; expected a sentence such as 'opacity in the left lung'"
         )
-    fit = run.config.data.fit
-    view = evaluation_view(image, run.config.model.vision.image_size, fit)[None, :, :, None]
+    shown, fit = protocol.view(image, run.config.data.fit)
+    view = evaluation_view(shown, run.config.model.vision.image_size, fit)[None, :, :, None]
     regions = encode_regions(run, view, batch_size=1)
-    maps = to_host(similarity_map(regions, *on_mesh(run.params, sentences[None], rows=1), cosine=chosen.cosine))[0]
+    maps = to_host(similarity_map(regions, *on_mesh(run.params, sentences[None], rows=1), cosine=protocol.cosine))[0]
     options = run.config.grounding
-    smooth = smoothing(maps, (options.sigma if sigma is None else sigma) * options.shifts)
-    return chosen.heat(smooth, image.shape, fit)
+    return smoothing(maps, (options.sigma if sigma is None else sigma) * options.shifts)
+
+
+def own_geometry(run: Run, protocol: GroundingProtocol | str | None = None) -> GroundingProtocol:
+    """A protocol, None is the run's own, that shows heat in pixels of the image itself."""
+    return dataclasses.replace(_protocol_of(run, protocol), geometry="own")
 
 
 def _protocol_of(run: Run, protocol: GroundingProtocol | str | None) -> GroundingProtocol:
@@ -252,7 +277,9 @@ def _measure(
         unpredicted.append(int(np.isnan(overlaps).sum()) if inside.any() else 0)
         # Nothing above a threshold overlaps with nothing; without a box nothing is defined.
         ious = np.nan_to_num(overlaps) if inside.any() else np.full(len(overlaps), np.nan)
-        rows.append([cnr, abs(cnr), float(ious.mean()), pointing_game(heatmap, inside), *ious])
+        values = {"cnr": cnr, "absolute_cnr": abs(cnr), "miou": ious.mean()}
+        values |= {"pointing_game": pointing_game(heatmap, inside)} | dict(zip(OVERLAPS, ious, strict=True))
+        rows.append([values[name] for name in COLUMNS])
     return rows, unpredicted, float(inside[seen].mean()) if seen.any() else float("nan")
 
 

@@ -80,7 +80,8 @@ class GroundingResult:
       metrics: means over the phrases that have them (per sample). cnr (signed), absolute_cnr, miou, pointing_game and iou_0.1 to iou_0.5; the first
         four again with the suffix _shuffled_phrases, where each image was searched for a phrase of another one; cnr_over_shuffled, the mean of the
         differences in CNR.
-      category_average: cnr, absolute_cnr, miou, pointing_game and the IoUs as means over categories of the means over their phrases (AFLoc's columns).
+      category_average: cnr, absolute_cnr, miou, pointing_game and the IoUs, per category: means over categories of the means over their phrases
+        (AFLoc's columns).
       categories: of each finding.
       pointing_chance: what pointing at random scores.
       undefined: for each metric the number of phrases that do not have it.
@@ -119,7 +120,9 @@ def summarise(
         category_average={name: intervals[f"{_AVERAGE}/{name}"] for name in COLUMNS},
         categories=tuple(
             Category(
-                name, int((scores.category == name).sum()), {metric: intervals[f"{name}/{metric}"] for metric in METRICS}
+                name,
+                int((scores.category == name).sum()),
+                {metric: intervals[f"{name}/{metric}"] for metric in METRICS},
             )
             for name in names
         ),

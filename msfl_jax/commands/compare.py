@@ -20,6 +20,7 @@ def comparison_report(
     variant: str = "",
     variant_b: str = "",
     seed: int = 0,
+    replicates: int = 2000,
     everything: bool = False,
 ) -> str:
     """The table as text.
@@ -29,7 +30,7 @@ def comparison_report(
       task: as in the names of result files.
       dataset, split, variant: which of the results; "" where only one fits both runs.
       variant_b: of the second run, where it is not that of the first.
-      seed: of the bootstrap.
+      seed, replicates: of the bootstrap.
       everything: also controls, single thresholds and single categories.
 
     Raises:
@@ -45,7 +46,7 @@ def comparison_report(
                 f"{workdir}: no such result of task '{task}'; expected one in results/, made by `msfl eval`"
             )
     one, other = _pair(ones, others)
-    return comparison_table(one, other, compare(one, other, seed=seed), everything=everything)
+    return comparison_table(one, other, compare(one, other, seed=seed, replicates=replicates), everything=everything)
 
 
 def comparison_table(one: Chosen, other: Chosen, comparison: Comparison, *, everything: bool = False) -> str:

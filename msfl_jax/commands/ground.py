@@ -1,6 +1,7 @@
 """`msfl ground`: where in one radiograph a model sees a phrase, or each sentence of a report, as an overlay and a table."""
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from msfl_jax.tasks.run import open_run
 FRONTAL = ("", "PA", "AP", "AP AXIAL")
 SHOWN_CHARACTERS = 60  # of a sentence in the table; the figure has all of it
 DRAWN_SIDE = 1024  # pixels of the shorter side in the figure, at most
+# Archived reports have a space before their headers and write them in capitals, by which sections are told; typed ones need not.
+_TYPED_HEADER = re.compile(r"^[^\S\n]*(findings|impression):", re.IGNORECASE | re.MULTILINE)
 _MIDLINE = 0.06  # share of the width that is called midline, on each side of the middle
 
 
@@ -50,7 +53,7 @@ class Subject:
 
     image: UInt8[np.ndarray, "H W"]
     sentences: tuple[str, ...]
-    boxes: tuple[Float[np.ndarray, "K 4"], ...]
+    boxes: tuple[Float[np.ndarray, "_ 4"], ...]
     view: str = ""
 
 
@@ -152,7 +155,7 @@ def zone(found: Peak, size: tuple[int, ...], view: str = "") -> str:
     return f"{side} {('upper', 'middle', 'lower')[int(3 * (found.row + 0.5) / height)]}"
 
 
-def parse_boxes(texts: Sequence[str], sentences: int) -> tuple[Float[np.ndarray, "K 4"], ...]:
+def parse_boxes(texts: Sequence[str], sentences: int) -> tuple[Float[np.ndarray, "_ 4"], ...]:
     """Boxes of each sentence from "x,y,w,h" or "SENTENCE:x,y,w,h", sentences counted from 1.
 
     Raises:
@@ -226,7 +229,7 @@ def _same_image(records: Sequence[Record] | Any, one: Record) -> list[Record]:
 
 def _sentences_of(report: Path) -> tuple[str, ...]:
     text = _read(report, "--report", "a text file")[:MAX_REPORT_BYTES].decode("utf-8", errors="replace")
-    sentences = tuple(report_sentences(text))
+    sentences = tuple(report_sentences(_TYPED_HEADER.sub(lambda header: f" {header[1].upper()}:", text)))
     if not sentences:
         raise UserError("--report: no findings, impression or other sentence of two words in it; expected a report")
     return sentences

@@ -3,7 +3,7 @@
 import json
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,8 @@ def _panels(captions: Sequence[str], size: tuple[int, int], legend: Sequence[str
     height = lines * (PANEL * size[0] / size[1] + captioned)
     explained = LEGEND_LINE * -(-len(legend) // columns)
     figure = Figure(figsize=(PANEL * columns, height + explained), dpi=DPI, layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[height, explained])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[height, explained])  # an array where there are several
+    upper, lower = parts
     grid = list(upper.subplots(lines, columns, squeeze=False).ravel())
     for axes in grid[count:]:
         axes.remove()
@@ -211,7 +212,7 @@ def _panels(captions: Sequence[str], size: tuple[int, int], legend: Sequence[str
     return figure, grid[:count]
 
 
-def _legend_of(heatmaps: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[str]:
+def _legend_of(heatmaps: Iterable[np.ndarray], boxes: Iterable[np.ndarray]) -> list[str]:
     """Which signs the panels hold."""
     cut = any(np.isnan(heatmap).any() and not np.isnan(heatmap).all() for heatmap in heatmaps)
     return ["heat", *(["box"] if any(map(len, boxes)) else []), *(["view"] if cut else [])]
@@ -276,7 +277,7 @@ def _draw_overlay(
     heat = np.clip(np.nan_to_num(normalise_heatmap(heatmap), nan=0.0), 0, 1)
     axes.imshow(_red(heat), interpolation="bilinear")
     _outline_view(axes, ~np.isnan(heatmap))
-    for x, y, width, height in boxes:
+    for x, y, width, height in boxes.tolist():
         _draw_box(axes, (x - 0.5, y - 0.5), width, height)
 
 

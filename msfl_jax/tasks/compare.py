@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from input_pipeline.errors import DataError, UserError
-from msfl_jax.metrics import Interval, Statistic, auc_statistic, paired_bootstrap
+from msfl_jax.metrics import Interval, Statistic, auc_statistic, bootstrap_all, difference_statistic
 from msfl_jax.tasks.grounding_result import PhraseScores, statistics_of
 from msfl_jax.tasks.outcome import Outcome
 from msfl_jax.tasks.predictions import load_arrays
@@ -88,15 +88,11 @@ def compare(
     one, other = (sample.statistics(values) for sample, values in zip(samples, _paired(*samples), strict=True))
     patients = samples[0].patients
     whole = np.ones(len(patients))
+    both = {name: difference_statistic(one[name], other[name]) for name in one if name in other}
+    intervals = bootstrap_all(both, patients, replicates=replicates, seed=seed)
     differences = tuple(
-        Difference(
-            name,
-            float(one[name](whole)),
-            float(other[name](whole)),
-            paired_bootstrap(one[name], other[name], patients, replicates=replicates, seed=seed),
-        )
-        for name in one
-        if name in other
+        Difference(name, float(one[name](whole)), float(other[name](whole)), interval)
+        for name, interval in intervals.items()
     )
     return Comparison(differences, len(patients), len(np.unique(patients)), tuple(_notes(*outcomes, *samples)))
 

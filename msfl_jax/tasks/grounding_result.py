@@ -3,7 +3,6 @@
 Everything here follows from saved predictions and needs neither a model nor JAX.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from input_pipeline.errors import UserError
-from msfl_jax.metrics import THRESHOLDS, Interval, Statistic, bootstrap, mean_statistic
+from msfl_jax.metrics import THRESHOLDS, Interval, Statistic, bootstrap_all, mean_statistic
 from msfl_jax.tasks.outcome import Option, Outcome
 from msfl_jax.tasks.predictions import load_arrays, save_arrays
 
@@ -138,8 +137,7 @@ def summarise(
 
 def intervals_of(scores: PhraseScores, *, seed: int = 0, replicates: int = 2000) -> dict[str, Interval]:
     """Every number of an `Outcome`, by its name there, from saved predictions; see `statistics_of`."""
-    resample = functools.partial(bootstrap, patients=scores.patient_key, replicates=replicates, seed=seed)
-    return {name: resample(statistic) for name, statistic in statistics_of(scores).items()}
+    return bootstrap_all(statistics_of(scores), scores.patient_key, replicates=replicates, seed=seed)
 
 
 def statistics_of(scores: PhraseScores) -> dict[str, Statistic]:

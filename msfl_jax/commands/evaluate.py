@@ -119,8 +119,8 @@ def grounding_variant(own: GroundingConfig, protocol: GroundingProtocol, sigma: 
 
 
 def has_boxes(directory: Path, split: str) -> bool:
-    """Whether a build's first record has boxes: all records of a data set have them, or none."""
-    return len(open_split(directory, split)[0].boxes) > 0
+    """Whether any record of a split has boxes; in RSNA's, images without pneumonia have none."""
+    return any(len(record.boxes) for record in open_split(directory, split))
 
 
 def sentence_overlays(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import DataError, UserError
 from input_pipeline.images import decode_gray, evaluation_view
 from input_pipeline.loader import grounding_records
 from input_pipeline.records import Record
@@ -107,11 +107,15 @@ def evaluate_grounding(
 
     Raises:
       UserError: there is no such build, split or protocol.
-      DataError: no record has boxes, or a shard or an image is damaged.
+      DataError: no record has boxes or none a phrase, or a shard or an image is damaged.
     """
     chosen = _protocol_of(run, protocol)
     sigma = run.config.grounding.sigma if sigma is None else sigma
     found = chosen.merged(grounding_records(Path(directory), split))[: records or None]
+    if not any(record.sentences for record in found):
+        raise DataError(
+            f"{directory}: split '{split}' has boxes but no phrases to find; expected a build of `msfl data build ms-cxr`"
+        )
     texts, patients = [phrase_of(record) for record in found], [record.patient_key for record in found]
     others = choose_other_phrases(texts, [record.category for record in found], patients, seed=seed)
     maps = smoothing(
@@ -233,7 +237,8 @@ def _maps_of_records(
     batch_size: int,
 ) -> Float[np.ndarray, "N 2 G G"]:
     """Maps of each image with its own phrase and with the other one, still unsmoothed."""
-    sentences, _ = _phrase_embeddings(run, texts)
+    sentences, usable = _phrase_embeddings(run, texts)
+    sentences = np.where(usable[:, None], sentences, np.float32(np.nan))  # a phrase without a word is seen nowhere
     pairs = np.stack([sentences, sentences[others]], axis=1)
     size, fit, maps = run.config.model.vision.image_size, run.config.data.fit, []
     for start in range(0, len(found), batch_size):
@@ -273,10 +278,11 @@ def _measure(
     rows, unpredicted = [], []
     for heatmap in heatmaps:
         cnr, scaled = contrast_to_noise(heatmap, sides), protocol.scaled(heatmap)
-        overlaps = [iou_at(scaled, inside, threshold) for threshold in THRESHOLDS]
-        unpredicted.append(int(np.isnan(overlaps).sum()) if inside.any() else 0)
-        # Nothing above a threshold overlaps with nothing; without a box nothing is defined.
-        ious = np.nan_to_num(overlaps) if inside.any() else np.full(len(overlaps), np.nan)
+        overlaps = np.asarray([iou_at(scaled, inside, threshold) for threshold in THRESHOLDS])
+        defined = inside.any() and not np.isnan(heatmap).all()
+        unpredicted.append(int(np.isnan(overlaps).sum()) if defined else 0)
+        # Nothing above a threshold overlaps with nothing; without a box or a map nothing is defined.
+        ious = np.nan_to_num(overlaps) if defined else np.full(len(overlaps), np.nan)
         values = {"cnr": cnr, "absolute_cnr": abs(cnr), "miou": ious.mean()}
         values |= {"pointing_game": pointing_game(heatmap, inside)} | dict(zip(OVERLAPS, ious, strict=True))
         rows.append([values[name] for name in COLUMNS])

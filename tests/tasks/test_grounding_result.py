@@ -1,5 +1,6 @@
 """What is undefined, what is saved, and that all of it follows from saved predictions without JAX."""
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import DataError, UserError
+from input_pipeline.loader import grounding_records
 from msfl_jax.commands.evaluate import grounding_report
 from msfl_jax.metrics import mean_iou, normalise_heatmap
 from msfl_jax.results.tables import grounding_table
@@ -86,6 +88,28 @@ def test_a_box_that_vanishes_in_the_published_pixels_makes_a_phrase_undefined(pl
     result = evaluate_grounding(planted_run, boxes_build, "test", protocol=protocol, sigma=0.0, replicates=5)
     assert result.undefined == dict.fromkeys(COLUMNS, 20)
     assert np.isnan(result.scores.values).all()
+
+
+def test_a_phrase_without_a_word_is_undefined_and_boxes_without_any_phrase_are_refused(
+    planted_run, boxes_build, monkeypatch
+):
+    records = grounding_records(boxes_build, "test")
+    wordless = [dataclasses.replace(one, sentences=()) for one in records]
+    monkeypatch.setattr(grounding, "grounding_records", lambda *_: wordless)
+    with pytest.raises(DataError, match="boxes but no phrases"):
+        evaluate_grounding(planted_run, boxes_build, "test", replicates=0)
+    monkeypatch.setattr(grounding, "grounding_records", lambda *_: [*wordless[:1], *records[1:]])
+    whole = grounding._phrase_embeddings
+
+    def embeddings(run, phrases):
+        vectors, usable = whole(run, phrases)
+        return vectors, usable & (np.asarray(phrases) != "")
+
+    monkeypatch.setattr(grounding, "_phrase_embeddings", embeddings)
+    result = evaluate_grounding(planted_run, boxes_build, "test", sigma=0.7, replicates=0)
+    assert result.undefined == dict.fromkeys(COLUMNS, 1)
+    assert np.isnan(result.scores.values[0, 0]).all()
+    assert np.isfinite(result.scores.values[1:, 0]).all()
 
 
 def test_miou_of_columns_equals_the_metric_on_arrays(planted_run, boxes_build):

@@ -10,7 +10,7 @@ from msfl_jax.tasks.grounding import evaluate_grounding, with_shifts
 from msfl_jax.tasks.grounding_protocol import GroundingProtocol, known_protocol
 from msfl_jax.tasks.grounding_result import outcome_of
 from msfl_jax.tasks.leaks import leak_caveats
-from msfl_jax.tasks.outcome import identify_split, save_outcome
+from msfl_jax.tasks.outcome import Option, identify_split, save_outcome
 from msfl_jax.tasks.prompts import load_prompts
 from msfl_jax.tasks.run import Run, open_run
 from msfl_jax.tasks.zero_shot import evaluate_zero_shot
@@ -92,15 +92,7 @@ def grounding_report(
         dataset=name,
         split_hash=split_hash,
         variant=grounding_variant(opened.config.grounding, chosen, sigma, run.config.grounding.shifts),
-        options={
-            "protocol": chosen.name,
-            "scaling": chosen.scaling,
-            "geometry": chosen.geometry,
-            "sigma": sigma,
-            "shifts": run.config.grounding.shifts,
-            "seed": seed,
-            "replicates": REPLICATES,
-        },
+        options=_grounding_options(run, chosen, sigma, seed),
         caveats=caveats,
     )
     result.scores.save(outcome.predictions(workdir))
@@ -108,6 +100,19 @@ def grounding_report(
     save_phrase_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
     table = with_caveats(grounding_table(result, chosen.explanation), outcome.caveats)
     return f"{table}\n\nresult       {file}\npredictions  {outcome.predictions(workdir)}\noverlays     {figures}"
+
+
+def _grounding_options(run: Run, protocol: GroundingProtocol, sigma: float, seed: int) -> dict[str, Option]:
+    """All that the numbers depend on beside the parameters and the data."""
+    return {
+        "protocol": protocol.name,
+        "scaling": protocol.scaling,
+        "geometry": protocol.geometry,
+        "sigma": sigma,
+        "shifts": run.config.grounding.shifts,
+        "seed": seed,
+        "replicates": REPLICATES,
+    }
 
 
 def grounding_variant(own: GroundingConfig, protocol: GroundingProtocol, sigma: float, shifts: int) -> str:

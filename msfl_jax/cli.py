@@ -26,6 +26,8 @@ AllowLeak = Annotated[
     bool, typer.Option("--allow-leak", help="Go on where the split shares images or patients with the training data.")
 ]
 Split = Annotated[str, typer.Option(help="Split to evaluate.")]
+Protocol = Annotated[str, typer.Option(help="biovil, maco or afloc; default the run's own.")]
+Sigma = Annotated[float | None, typer.Option(min=0.0, help="Smoothing in patches; default the run's own.")]
 
 
 def main() -> None:
@@ -109,14 +111,91 @@ def evaluate_grounding(
     run: RunDirectory,
     directory: BuildDirectory,
     split: Split = "test",
-    protocol: Annotated[str, typer.Option(help="biovil, maco or afloc; default the run's own.")] = "",
+    protocol: Protocol = "",
+    scaling: Annotated[
+        str, typer.Option(help="Heat before the thresholds of the IoU: minmax (-1..1 per map), or raw cosines.")
+    ] = "minmax",
+    geometry: Annotated[
+        str,
+        typer.Option(help="View and pixels: own (the run's, source pixels), or published (as the protocol's code)."),
+    ] = "own",
+    sigma: Sigma = None,
+    shifts: Annotated[int, typer.Option(min=0, help="Looks per axis; 0 is the run's own.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of shuffled phrases and bootstrap.")] = 0,
     overlays: Annotated[int, typer.Option(min=0, help="Images for which overlays are drawn.")] = 8,
     allow_leak: AllowLeak = False,
 ) -> None:
-    """Phrase grounding: CNR, mIoU and pointing game with intervals, and overlays per sentence."""
+    """Phrase grounding: CNR, IoU and pointing game with intervals, and overlays per sentence."""
     from msfl_jax.commands.evaluate import grounding_report
 
-    print(grounding_report(run, directory, split=split, protocol=protocol, overlays=overlays, allow_leak=allow_leak))
+    options = {"protocol": protocol, "scaling": scaling, "geometry": geometry, "sigma": sigma, "shifts": shifts}
+    print(grounding_report(run, directory, split=split, seed=seed, overlays=overlays, allow_leak=allow_leak, **options))
+
+
+@evaluate.command("compare")
+def evaluate_compare(
+    run_a: Annotated[Path, typer.Argument(help="Run directory with results of `msfl eval`.")],
+    run_b: Annotated[Path, typer.Argument(help="Another, evaluated on the same split.")],
+    task: Annotated[str, typer.Option(help="grounding, zero_shot or classification.")],
+    dataset: Annotated[str, typer.Option("--data-name", help="Name of the build, where several were evaluated.")] = "",
+    split: Annotated[str, typer.Option(help="Split, where several were evaluated.")] = "",
+    variant: Annotated[str, typer.Option(help="Rule or protocol, where several were evaluated.")] = "",
+    variant_b: Annotated[str, typer.Option(help="That of the second run, where it is another.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    everything: Annotated[bool, typer.Option("--all", help="Also controls, single thresholds and categories.")] = False,
+) -> None:
+    """Difference between two runs in every metric, with paired 95 % patient-bootstrap intervals, from saved predictions."""
+    from msfl_jax.commands.compare import comparison_report
+
+    print(
+        comparison_report(
+            run_a,
+            run_b,
+            task=task.replace("-", "_"),
+            dataset=dataset,
+            split=split,
+            variant=variant,
+            variant_b=variant_b,
+            seed=seed,
+            everything=everything,
+        )
+    )
+
+
+@app.command()
+def ground(
+    run: Annotated[Path, typer.Option("--run", help="Run directory of `msfl pretrain`.")],
+    image: Annotated[Path | None, typer.Argument(help="JPEG, PNG or DICOM file.")] = None,
+    phrase: Annotated[str, typer.Argument(help="What to look for, as 'opacity in the left lung'.")] = "",
+    report: Annotated[Path | None, typer.Option(help="Text file: look for each of its sentences.")] = None,
+    boxes: Annotated[
+        list[str] | None, typer.Option(help="x,y,w,h of a known box in pixels; with a report 2:x,y,w,h. Repeatable.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Build, to take a record of it instead.")] = None,
+    split: Split = "test",
+    record: Annotated[int, typer.Option(min=0, help="Number of the record in the split, from 0.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("ground.png"),
+    protocol: Protocol = "",
+    sigma: Sigma = None,
+) -> None:
+    """Draw where a phrase, or each sentence of a report, is seen in one radiograph."""
+    from msfl_jax.commands.ground import ground_report
+
+    print(
+        ground_report(
+            run,
+            image=image,
+            phrase=phrase,
+            report=report,
+            boxes=boxes or (),
+            data=data,
+            split=split,
+            record=record,
+            out=out,
+            protocol=protocol,
+            sigma=sigma,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ def msfl(monkeypatch, capsys, *arguments):
             ],
         ),
         (["eval"], ["zero-shot", "grounding"]),
+        (["eval", "grounding"], ["--protocol", "--scaling", "--geometry", "--sigma", "--shifts"]),
+        (["eval", "compare"], ["--task", "--data-name", "--variant"]),
+        (["ground"], ["--run", "--report", "--boxes", "--record", "--out"]),
         (["pretrain"], ["--config", "--workdir", "--init-from"]),
     ],
 )

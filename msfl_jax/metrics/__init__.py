@@ -1,9 +1,18 @@
 """Evaluation metrics in NumPy, and their intervals."""
 
 from msfl_jax.metrics.auc import auc, auc_statistic
-from msfl_jax.metrics.bootstrap import Interval, Statistic, bootstrap, mean_statistic, paired_bootstrap
+from msfl_jax.metrics.bootstrap import (
+    Interval,
+    Statistic,
+    bootstrap,
+    bootstrap_all,
+    difference_statistic,
+    mean_statistic,
+    paired_bootstrap,
+)
 from msfl_jax.metrics.dice import dice
 from msfl_jax.metrics.grounding import (
+    THRESHOLDS,
     contrast_to_noise,
     iou_at,
     mean_iou,
@@ -14,13 +23,16 @@ from msfl_jax.metrics.grounding import (
 )
 
 __all__ = [
+    "THRESHOLDS",
     "Interval",
     "Statistic",
     "auc",
     "auc_statistic",
     "bootstrap",
+    "bootstrap_all",
     "contrast_to_noise",
     "dice",
+    "difference_statistic",
     "iou_at",
     "mean_iou",
     "mean_statistic",

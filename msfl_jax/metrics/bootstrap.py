@@ -1,6 +1,6 @@
 """Confidence intervals by resampling patients, for any statistic of weighted samples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -43,12 +43,25 @@ def bootstrap(
     Returns:
       The statistic of the samples as they are, and its limits; these are nan when no replicate is defined.
     """
-    values = [statistic(weights) for weights in _resamples(patients, replicates, seed)]
-    defined = np.asarray(values, np.float64)
-    defined = defined[~np.isnan(defined)]
-    tail = (1 - level) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail]) if len(defined) else (np.nan, np.nan)
-    return Interval(float(statistic(np.ones(len(patients)))), float(low), float(high))
+    return bootstrap_all({"": statistic}, patients, replicates=replicates, level=level, seed=seed)[""]
+
+
+def bootstrap_all(
+    statistics: Mapping[str, Statistic],
+    patients: Shaped[np.ndarray, "N"],
+    *,
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """`bootstrap` of many statistics at once: the same intervals, with each resample drawn once for all of them."""
+    values = [[one(weights) for one in statistics.values()] for weights in _resamples(patients, replicates, seed)]
+    columns = np.asarray(values, np.float64).reshape(len(values), len(statistics)).T
+    whole = np.ones(len(patients))
+    return {
+        name: Interval(float(one(whole)), *_limits(column, level))
+        for (name, one), column in zip(statistics.items(), columns, strict=True)
+    }
 
 
 def paired_bootstrap(
@@ -65,12 +78,17 @@ def paired_bootstrap(
     Arguments are those of `bootstrap`. An interval that leaves out 0 is evidence of a difference.
     """
     return bootstrap(
-        lambda weights: statistic_a(weights) - statistic_b(weights),
+        difference_statistic(statistic_a, statistic_b),
         patients,
         replicates=replicates,
         level=level,
         seed=seed,
     )
+
+
+def difference_statistic(statistic_a: Statistic, statistic_b: Statistic) -> Statistic:
+    """`statistic_a` minus `statistic_b`, both of the same weights."""
+    return lambda weights: statistic_a(weights) - statistic_b(weights)
 
 
 def mean_statistic(values: Real[np.ndarray, "N"]) -> Statistic:
@@ -84,6 +102,14 @@ def mean_statistic(values: Real[np.ndarray, "N"]) -> Statistic:
         return float(weights @ filled / total) if total > 0 else float("nan")
 
     return statistic
+
+
+def _limits(values: Float[np.ndarray, "R"], level: float) -> tuple[float, float]:
+    """Percentiles of the defined replicates; nan where there is none."""
+    defined = values[~np.isnan(values)]
+    tail = (1 - level) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail]) if len(defined) else (np.nan, np.nan)
+    return float(low), float(high)
 
 
 def _resamples(patients: Shaped[np.ndarray, "N"], replicates: int, seed: int) -> Iterator[Float[np.ndarray, "N"]]:

@@ -3,7 +3,7 @@
 import json
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,25 @@ from input_pipeline.images import decode_gray
 from input_pipeline.loader import grounding_records
 from input_pipeline.records import Record
 from msfl_jax.metrics import normalise_heatmap
-from msfl_jax.tasks.grounding import ground_phrases, scale_boxes
+from msfl_jax.tasks.grounding import ground_phrases
+from msfl_jax.tasks.grounding_protocol import GroundingProtocol, scale_boxes
 from msfl_jax.tasks.run import Run
 
 RED = (0.89, 0.05, 0.04)
 STRONGEST = 0.72  # opacity of the hottest pixel: the anatomy must stay visible below it
-PANEL = 2.3  # inches
+PANEL = 2.6  # inches
 DPI = 200
-CAPTION_CHARACTERS = 38
+CAPTION_CHARACTERS = 42
+CAPTION_LINE = 0.135  # inches
+LEGEND_LINE = 0.2
 COLUMNS = 4
+
+_DOTTED: dict[str, Any] = {"edgecolor": "0.6", "linewidth": 0.8, "linestyle": (0, (1, 2))}
+_SIGNS = {
+    "heat": "red: mid-range to highest similarity",
+    "box": "annotated box",
+    "view": "edge of what the model sees",
+}
 
 # Metric, title and unit of each panel of the curves.
 PANELS = (
@@ -62,8 +72,9 @@ def save_overlay(
       phrase: the caption.
       path: a PNG file; its folder is made.
     """
-    figure = _panels(1, image.shape)
-    _draw_overlay(figure.axes[0], image, heatmap, boxes, phrase)
+    caption = _caption(phrase, heatmap)
+    figure, panels = _panels([caption], image.shape, _legend_of([heatmap], [boxes]))
+    _draw_overlay(panels[0], image, heatmap, boxes, caption)
     _save(figure, path)
 
 
@@ -75,7 +86,7 @@ def save_report_overlays(
     *,
     boxes: Sequence[Float[np.ndarray, "K 4"]] = (),
 ) -> None:
-    """Draws the radiograph as it is, and beside it one panel per sentence.
+    """Draws the radiograph as it is, and beside it one panel per sentence, numbered in order; a line below says what the signs mean.
 
     Args:
       image: grey.
@@ -84,35 +95,51 @@ def save_report_overlays(
       path: a PNG file; its folder is made.
       boxes: of each sentence; empty where none is known.
     """
-    figure = _panels(1 + len(phrases), image.shape)
-    _draw_image(figure.axes[0], image, "radiograph")
-    none = np.zeros((0, 4), np.float32)
-    for index, (axes, heatmap, phrase) in enumerate(zip(figure.axes[1:], heatmaps, phrases, strict=True)):
-        _draw_overlay(axes, image, heatmap, boxes[index] if boxes else none, phrase)
+    known = boxes or [np.zeros((0, 4), np.float32)] * len(phrases)
+    numbered = [f"{number}. {phrase}" for number, phrase in enumerate(phrases, start=1)]
+    captions = ["radiograph", *map(_caption, numbered, heatmaps)]
+    figure, panels = _panels(captions, image.shape, _legend_of(heatmaps, known))
+    _draw_image(panels[0], image, captions[0])
+    for axes, heatmap, marked, caption in zip(panels[1:], heatmaps, known, captions[1:], strict=True):
+        _draw_overlay(axes, image, heatmap, marked, caption)
     _save(figure, path)
 
 
-def save_record_overlays(run: Run, records: Sequence[Record], path: Path | str, *, protocol: str | None = None) -> None:
+def save_record_overlays(
+    run: Run,
+    records: Sequence[Record],
+    path: Path | str,
+    *,
+    protocol: GroundingProtocol | str | None = None,
+    sigma: float | None = None,
+) -> None:
     """Grounds and draws every sentence of the records of one image.
 
     Args:
       run: the model.
       records: the phrases of one image with their boxes, or a single record with a report.
       path: a PNG file.
-      protocol: of the heat-maps; None takes the run's own.
+      protocol, sigma: of the heat-maps; None takes the run's own.
 
     Raises:
       DataError: the image is damaged.
     """
     image = decode_gray(records[0].image)
     pairs = [(sentence, record) for record in records for sentence in record.sentences]
-    heatmaps = ground_phrases(run, image, [sentence for sentence, _ in pairs], protocol=protocol)
+    heatmaps = ground_phrases(run, image, [sentence for sentence, _ in pairs], protocol=protocol, sigma=sigma)
     boxes = [scale_boxes(record.boxes, record.original_size, image.shape) for _, record in pairs]
     save_report_overlays(image, heatmaps, [sentence for sentence, _ in pairs], path, boxes=boxes)
 
 
 def save_phrase_overlays(
-    run: Run, directory: Path | str, split: str, folder: Path | str, *, count: int, protocol: str | None = None
+    run: Run,
+    directory: Path | str,
+    split: str,
+    folder: Path | str,
+    *,
+    count: int,
+    protocol: GroundingProtocol | str | None = None,
+    sigma: float | None = None,
 ) -> list[Path]:
     """Draws the phrases of some images of a build with boxes, findings in turn.
 
@@ -122,7 +149,7 @@ def save_phrase_overlays(
       split: of the build.
       folder: gets overlay_00.png, overlay_01.png, ...
       count: of images.
-      protocol: of the heat-maps; None takes the run's own.
+      protocol, sigma: of the heat-maps; None takes the run's own.
 
     Returns:
       The files.
@@ -137,7 +164,7 @@ def save_phrase_overlays(
     files = []
     for index, key in enumerate(_findings_in_turn(images)[:count]):
         files.append(Path(folder) / f"overlay_{index:02d}.png")
-        save_record_overlays(run, images[key], files[-1], protocol=protocol)
+        save_record_overlays(run, images[key], files[-1], protocol=protocol, sigma=sigma)
     return files
 
 
@@ -167,25 +194,76 @@ def save_curves(metrics: Path | str, path: Path | str) -> None:
     _save(figure, path)
 
 
-def _panels(count: int, size: tuple[int, int]) -> Figure:
-    """A row of panels for images of (height, width), in several equal rows where there are more than `COLUMNS`."""
+def _panels(captions: Sequence[str], size: tuple[int, int], legend: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A row of panels for images of (height, width), in several equal rows where there are more than `COLUMNS`, above their legend."""
+    count = len(captions)
     lines = -(-count // COLUMNS)
     columns = -(-count // lines)
-    height = PANEL * size[0] / size[1] + 0.55
-    figure = Figure(figsize=(PANEL * columns, height * lines), dpi=DPI, layout="constrained")
-    for axes in figure.subplots(lines, columns, squeeze=False).ravel()[count:]:
+    captioned = 0.2 + CAPTION_LINE * max(caption.count("\n") + 1 for caption in captions)
+    height = lines * (PANEL * size[0] / size[1] + captioned)
+    explained = LEGEND_LINE * -(-len(legend) // columns)
+    figure = Figure(figsize=(PANEL * columns, height + explained), dpi=DPI, layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[height, explained])  # an array where there are several
+    upper, lower = parts
+    grid = list(upper.subplots(lines, columns, squeeze=False).ravel())
+    for axes in grid[count:]:
         axes.remove()
-    return figure
+    _draw_legend(lower.subplots(), legend, columns)
+    return figure, grid[:count]
+
+
+def _legend_of(heatmaps: Iterable[np.ndarray], boxes: Iterable[np.ndarray]) -> list[str]:
+    """Which signs the panels hold."""
+    cut = any(np.isnan(heatmap).any() and not np.isnan(heatmap).all() for heatmap in heatmaps)
+    return ["heat", *(["box"] if any(map(len, boxes)) else []), *(["view"] if cut else [])]
+
+
+def _draw_legend(axes: Axes, legend: Sequence[str], columns: int) -> None:
+    """Signs and what they mean, one per panel's width, in inches from the top left."""
+    lines = -(-len(legend) // columns)
+    axes.set(xlim=(0, PANEL * columns), ylim=(LEGEND_LINE * lines, 0), aspect="auto")
+    axes.axis("off")
+    for index, sign in enumerate(legend):
+        left, top = PANEL * (index % columns) + 0.06, LEGEND_LINE * (index // columns) + 0.05
+        across, down = 0.45, LEGEND_LINE - 0.1
+        if sign == "heat":
+            ramp = np.broadcast_to(np.linspace(0, 1, 64, dtype=np.float32), (2, 64))
+            axes.imshow(
+                np.full((2, 64), 0.55), cmap="gray", vmin=0, vmax=1, extent=(left, left + across, top + down, top)
+            )
+            axes.imshow(_red(ramp), extent=(left, left + across, top + down, top), interpolation="bilinear")
+        elif sign == "box":
+            _draw_box(axes, (left, top), across, down)
+        else:
+            axes.add_patch(Rectangle((left, top), across, down, fill=False, **_DOTTED))
+        axes.text(left + across + 0.07, top + down / 2, _SIGNS[sign], fontsize=6.6, va="center")
+    axes.set(xlim=(0, PANEL * columns), ylim=(LEGEND_LINE * lines, 0), aspect="auto")
+
+
+def _caption(phrase: str, heatmap: Float[np.ndarray, "H W"]) -> str:
+    """The phrase in lines, and how similar its best place is: each map has its own range, so that a red one may still be a weak one."""
+    lines = textwrap.wrap(phrase, CAPTION_CHARACTERS)
+    highest = [] if np.isnan(heatmap).all() else [f"highest similarity {np.nanmax(heatmap):.2f}"]
+    return "\n".join(lines + highest)
 
 
 def _draw_image(axes: Axes, image: UInt8[np.ndarray, "H W"], caption: str) -> None:
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
+    shrunk = image.shape[1] > PANEL * DPI
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="hanning" if shrunk else "bicubic")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    label = axes.set_xlabel(textwrap.fill(caption, CAPTION_CHARACTERS), fontsize=7.2, labelpad=4)
+    label = axes.set_xlabel(caption, fontsize=7.4, labelpad=4)
     label.set_parse_math(False)  # a report's dollar sign begins no formula
+
+
+def _red(heat: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W 4"]:
+    """Red of an opacity that grows with heat of 0..1."""
+    overlay = np.empty((*heat.shape, 4), np.float32)
+    overlay[..., :3] = RED
+    overlay[..., 3] = STRONGEST * heat
+    return overlay
 
 
 def _draw_overlay(
@@ -193,19 +271,20 @@ def _draw_overlay(
     image: UInt8[np.ndarray, "H W"],
     heatmap: Float[np.ndarray, "H W"],
     boxes: Float[np.ndarray, "K 4"],
-    phrase: str,
+    caption: str,
 ) -> None:
-    _draw_image(axes, image, phrase)
+    _draw_image(axes, image, caption)
     heat = np.clip(np.nan_to_num(normalise_heatmap(heatmap), nan=0.0), 0, 1)
-    overlay = np.empty((*heat.shape, 4), np.float32)
-    overlay[..., :3] = RED
-    overlay[..., 3] = STRONGEST * heat
-    axes.imshow(overlay, interpolation="bilinear")
+    axes.imshow(_red(heat), interpolation="bilinear")
     _outline_view(axes, ~np.isnan(heatmap))
-    for x, y, width, height in boxes:
-        box = Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor="black", linewidth=1.2)
-        box.set_path_effects([Stroke(linewidth=2.2, foreground="white"), Normal()])
-        axes.add_patch(box)
+    for x, y, width, height in boxes.tolist():
+        _draw_box(axes, (x - 0.5, y - 0.5), width, height)
+
+
+def _draw_box(axes: Axes, corner: tuple[float, float], width: float, height: float) -> None:
+    box = Rectangle(corner, width, height, fill=False, edgecolor="black", linewidth=1.2, joinstyle="miter")
+    box.set_path_effects([Stroke(linewidth=2.2, foreground="white"), Normal()])
+    axes.add_patch(box)
 
 
 def _outline_view(axes: Axes, seen: np.ndarray) -> None:
@@ -214,7 +293,7 @@ def _outline_view(axes: Axes, seen: np.ndarray) -> None:
         return
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     corner, width, height = (columns[0] - 0.5, rows[0] - 0.5), len(columns), len(rows)
-    axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="0.75", linewidth=0.8, linestyle=(0, (1, 2))))
+    axes.add_patch(Rectangle(corner, width, height, fill=False, **_DOTTED))
 
 
 def _draw_curve(axes: Axes, steps: Sequence[int], values: Sequence[float], title: str, unit: str) -> None:

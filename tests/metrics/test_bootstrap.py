@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from msfl_jax.metrics import auc_statistic, bootstrap, mean_statistic, paired_bootstrap
+from msfl_jax.metrics import auc_statistic, bootstrap, bootstrap_all, mean_statistic, paired_bootstrap
 
 # Patient "a" has two samples, so that resampling samples instead of patients would be seen.
 PATIENTS = np.array(["a", "b", "a"])
@@ -99,3 +99,15 @@ def test_intervals_do_not_depend_on_the_names_of_patients():
     assert bootstrap(mean_statistic(values), patients, replicates=50) == bootstrap(
         mean_statistic(values), renamed, replicates=50
     )
+
+
+def test_many_statistics_at_once_have_the_intervals_that_each_has_alone():
+    statistics = {
+        "up": mean_statistic(VALUES),
+        "down": mean_statistic(-VALUES),
+        "none": mean_statistic(VALUES * np.nan),
+    }
+    together = bootstrap_all(statistics, PATIENTS, replicates=50, seed=3)
+    alone = {name: bootstrap(one, PATIENTS, replicates=50, seed=3) for name, one in statistics.items()}
+    np.testing.assert_equal(together, alone)
+    assert bootstrap_all({}, PATIENTS, replicates=5) == {}

@@ -34,6 +34,16 @@ def test_contrast_to_noise_is_signed_and_drops_pixels_of_two_boxes():
     assert_allclose(contrast_to_noise(normalise_heatmap(HEAT), MASK == 1), 1.488646, atol=6e-7)
     assert_allclose(contrast_to_noise(-HEAT, MASK), -1.488646, atol=6e-7)
     assert_allclose(contrast_to_noise(HEAT, overlapping), 1.349151, atol=6e-7)
+    inside, outside = HEAT[MASK == 1], HEAT[MASK == 0]
+    unbiased = (inside.mean() - outside.mean()) / np.sqrt(inside.var(ddof=1) + outside.var(ddof=1))
+    assert_allclose(unbiased, 1.392851, atol=6e-7)  # what an evaluation with sample variances reports for the same map
+
+
+def test_constant_heat_keeps_its_shape_where_the_original_flattens_it():
+    flat = normalise_heatmap(np.full((4, 4), 3.0))
+    assert flat.shape == (4, 4)
+    assert not flat.any()
+    assert np.isnan(contrast_to_noise(np.full((4, 4), 3.0), MASK))
 
 
 def test_smoothing_of_a_single_patch_in_the_middle_and_in_a_corner():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import UserError
-from msfl_jax.results.figures import save_curves, save_overlay, save_report_overlays
+from msfl_jax.results.figures import DPI, LEGEND_LINE, save_curves, save_overlay, save_report_overlays
 
 NO_BOXES = np.zeros((0, 4), np.float32)
 
@@ -16,6 +16,11 @@ NO_BOXES = np.zeros((0, 4), np.float32)
 def colours(path):
     """RGB pixels of a PNG file."""
     return cv2.imread(str(path))[..., ::-1].astype(int)
+
+
+def panels(path, *, lines=1):
+    """Pixels above the legend, which has a red of its own."""
+    return colours(path)[: -int(lines * LEGEND_LINE * DPI) - 8]
 
 
 def reddish(pixels):
@@ -60,7 +65,7 @@ def test_what_the_model_did_not_see_stays_grey(image, tmp_path):
     heat = np.full((40, 60), np.nan)
     heat[:, 10:50] = np.linspace(0, 1, 40)
     save_overlay(image, heat, NO_BOXES, "crop", tmp_path / "crop.png")
-    pixels = colours(tmp_path / "crop.png")
+    pixels = panels(tmp_path / "crop.png", lines=2)
     assert reddish(pixels).any()
     assert not reddish(pixels[:, : pixels.shape[1] // 8]).any()
     assert not reddish(pixels[:, -pixels.shape[1] // 8 :]).any()
@@ -69,7 +74,7 @@ def test_what_the_model_did_not_see_stays_grey(image, tmp_path):
 @pytest.mark.parametrize("heat", [0.0, np.nan])
 def test_a_map_without_contrast_draws_no_red(image, tmp_path, heat):
     save_overlay(image, np.full(image.shape, heat), NO_BOXES, "none", tmp_path / "none.png")
-    assert not reddish(colours(tmp_path / "none.png")).any()
+    assert not reddish(panels(tmp_path / "none.png")).any()
 
 
 @pytest.mark.parametrize("sentences", [1, 3, 4, 9])
@@ -77,10 +82,39 @@ def test_each_sentence_has_its_panel_beside_the_radiograph(image, tmp_path, sent
     phrases = ["It cost $5 to read the {left} lung, or $6_7^.", *["A longer sentence. " * 6] * (sentences - 1)]
     heat = np.tile(np.linspace(0, 1, 60), (sentences, 40, 1))
     save_report_overlays(image, heat, phrases, tmp_path / "report.png")
-    red = reddish(colours(tmp_path / "report.png")).any(axis=0)
+    red = reddish(panels(tmp_path / "report.png")).any(axis=0)
     starts = np.flatnonzero(np.diff(np.concatenate([[0], red.astype(int)])) == 1)
     rows = -(-(sentences + 1) // 4)
     assert len(starts) == min(sentences, -(-(sentences + 1) // rows))
+
+
+def test_the_legend_shows_the_red_and_only_the_signs_that_are_used(image, tmp_path):
+    half = np.tile(np.linspace(0, 1, 60), (40, 1))
+    cut = np.where(np.arange(60) < 10, np.nan, half)
+    box = np.asarray([[10, 10, 30, 20]], np.float32)
+    sizes = {}
+    for name, heat, boxes in (("red", half, NO_BOXES), ("box", half, box), ("all", cut, box)):
+        save_overlay(image, heat, boxes, "x", tmp_path / f"{name}.png")
+        pixels = colours(tmp_path / f"{name}.png")
+        sizes[name] = len(pixels)
+        lines = {"red": 1, "box": 2, "all": 3}[name]
+        legend = pixels[-int(lines * LEGEND_LINE * DPI) :]
+        assert reddish(legend[: len(legend) // lines]).any()
+    line = LEGEND_LINE * DPI
+    assert sizes["red"] + 0.8 * line < sizes["box"] < sizes["all"] - 0.8 * line
+
+
+@pytest.mark.parametrize("words", [3, 60])
+def test_no_caption_is_cut_off(image, tmp_path, words):
+    """White is left on every edge of the file, however long the sentence."""
+    phrases = ["opacification " * words, "short"]
+    heat = np.tile(np.linspace(0, 1, 60), (2, 40, 1))
+    save_report_overlays(image, heat, phrases, tmp_path / "long.png")
+    pixels = colours(tmp_path / "long.png")
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == 255).all()
+    panel = reddish(panels(tmp_path / "long.png"))
+    assert panel.any(axis=1).sum() > 300  # the pictures keep their size
 
 
 def test_global_state_of_matplotlib_is_untouched(image, tmp_path):

@@ -2,6 +2,12 @@
 
 from msfl_jax.metrics.auc import auc, auc_statistic
 from msfl_jax.metrics.bootstrap import Interval, Statistic, bootstrap, mean_statistic, paired_bootstrap
+from msfl_jax.metrics.calibration import (
+    ReliabilityCurve,
+    calibration_error,
+    calibration_statistic,
+    reliability_curve,
+)
 from msfl_jax.metrics.dice import dice
 from msfl_jax.metrics.grounding import (
     contrast_to_noise,
@@ -15,10 +21,13 @@ from msfl_jax.metrics.grounding import (
 
 __all__ = [
     "Interval",
+    "ReliabilityCurve",
     "Statistic",
     "auc",
     "auc_statistic",
     "bootstrap",
+    "calibration_error",
+    "calibration_statistic",
     "contrast_to_noise",
     "dice",
     "iou_at",
@@ -27,6 +36,7 @@ __all__ = [
     "normalise_heatmap",
     "paired_bootstrap",
     "pointing_game",
+    "reliability_curve",
     "smoothing",
     "upsample",
 ]

@@ -16,7 +16,7 @@ SIDES = ("positive", "negative")
 ABOUT, SYNONYMS, PLACE = "about", "synonyms", "{finding}"
 
 # The set of each data set that has label names, or a use of words, of its own; by the name of its builds.
-OWN_SETS = {"chexpert": "chexpert", "nih_chestxray14": "nih", "rsna_pneumonia": "rsna", "siim_acr": "siim"}
+OWN_SETS = {"chexpert": "chexpert", "nih_chestxray14": "nih", "nih_boxes": "nih", "rsna_pneumonia": "rsna", "siim_acr": "siim"}
 
 
 @dataclass(frozen=True)

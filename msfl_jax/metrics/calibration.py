@@ -39,7 +39,7 @@ def reliability_curve(
     Raises:
       ValueError: a known sample's probability is not in 0..1, its label is no 0 or 1, or there are no bins.
     """
-    known, probabilities, positive, place = _binned(probabilities, labels, bins, binning)
+    _, probabilities, positive, place = _binned(probabilities, labels, bins, binning)
     sums = [np.bincount(place, values, bins) for values in (np.ones(len(place)), probabilities, positive)]
     filled = sums[0] > 0
     count, predicted, observed = (values[filled] for values in sums)
@@ -72,8 +72,8 @@ def calibration_statistic(
 ) -> Callable[[Float[np.ndarray, "N"]], float]:
     """The calibration error as a function of the sample weights, in bins that stay as they are.
 
-    Resampled samples lie further from the diagonal than the samples themselves, so a bootstrap interval leans to larger errors. Arguments and errors are
-    those of `reliability_curve`.
+    Resampled samples lie further from the diagonal than the samples themselves, so a bootstrap interval leans to larger errors. Arguments and
+    errors are those of `reliability_curve`.
     """
     known, probabilities, positive, place = _binned(probabilities, labels, bins, binning)
     distance = probabilities - positive
@@ -100,8 +100,6 @@ def _binned(
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("probabilities are not all in 0..1")
     shares = np.linspace(0, 1, bins + 1)[1:-1]
-    if binning == "equal_mass" and len(probabilities):
-        edges = np.percentile(probabilities, 100 * shares)  # rounded as scikit-learn does
-    else:
-        edges = shares
+    by_mass = binning == "equal_mass" and len(probabilities)
+    edges = np.percentile(probabilities, 100 * shares) if by_mass else shares  # rounded as scikit-learn does
     return known, probabilities, positive, np.searchsorted(edges, probabilities)

@@ -64,7 +64,7 @@ def save_overlay(
     """
     figure = _panels(1, image.shape)
     _draw_overlay(figure.axes[0], image, heatmap, boxes, phrase)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_report_overlays(
@@ -89,7 +89,7 @@ def save_report_overlays(
     none = np.zeros((0, 4), np.float32)
     for index, (axes, heatmap, phrase) in enumerate(zip(figure.axes[1:], heatmaps, phrases, strict=True)):
         _draw_overlay(axes, image, heatmap, boxes[index] if boxes else none, phrase)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_record_overlays(run: Run, records: Sequence[Record], path: Path | str, *, protocol: str | None = None) -> None:
@@ -164,7 +164,7 @@ def save_curves(metrics: Path | str, path: Path | str) -> None:
         _draw_curve(axes, *curves[name], title, unit)
     for axes in grid[len(drawn) :]:
         axes.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _panels(count: int, size: tuple[int, int]) -> Figure:
@@ -273,8 +273,8 @@ def _findings_in_turn(images: Mapping[str, Sequence[Record]]) -> list[str]:
     return [key for _, _, key in sorted(ranked)]
 
 
-def _save(figure: Figure, path: Path | str) -> None:
-    """Writes whole or not at all."""
+def save_figure(figure: Figure, path: Path | str) -> None:
+    """Writes a PNG file, whole or not at all; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")

@@ -16,7 +16,13 @@ SIDES = ("positive", "negative")
 ABOUT, SYNONYMS, PLACE = "about", "synonyms", "{finding}"
 
 # The set of each data set that has label names, or a use of words, of its own; by the name of its builds.
-OWN_SETS = {"chexpert": "chexpert", "nih_chestxray14": "nih", "nih_boxes": "nih", "rsna_pneumonia": "rsna", "siim_acr": "siim"}
+OWN_SETS = {
+    "chexpert": "chexpert",
+    "nih_chestxray14": "nih",
+    "nih_boxes": "nih",
+    "rsna_pneumonia": "rsna",
+    "siim_acr": "siim",
+}
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,9 @@ def load_prompts(name_or_path: str | Path) -> dict[str, Prompts]:
     """Reads a prompt set.
 
     Args:
-      name_or_path: the bare name of a shipped set, or a JSON file `{finding: {"positive": [...], "negative": [...]}}`. A finding may have "synonyms": then
-        each sentence with `{finding}` in it stands for one sentence per synonym (without synonyms: for one with the finding's name in lower case). The
-        key "about" holds a remark.
+      name_or_path: the bare name of a shipped set, or a JSON file `{finding: {"positive": [...], "negative": [...]}}`. A finding may have
+        "synonyms": then each sentence with `{finding}` in it stands for one sentence per synonym (without synonyms: for one with the finding's name
+        in lower case). The key "about" holds a remark.
 
     Returns:
       Prompts by finding, in the file's order. Findings are named like the labels of a build.
@@ -115,6 +121,4 @@ def _read_prompts(finding: str, sides: Any, source: str) -> Prompts:
 
 def _spell_out(texts: Sequence[str], synonyms: Sequence[str]) -> tuple[str, ...]:
     """Each text once, or once per synonym where it has a place for one."""
-    return tuple(
-        text.replace(PLACE, word) for text in texts for word in (synonyms if PLACE in text else synonyms[:1])
-    )
+    return tuple(text.replace(PLACE, word) for text in texts for word in (synonyms if PLACE in text else synonyms[:1]))

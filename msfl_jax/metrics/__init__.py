@@ -10,6 +10,7 @@ from msfl_jax.metrics.calibration import (
 )
 from msfl_jax.metrics.dice import dice
 from msfl_jax.metrics.grounding import (
+    THRESHOLDS,
     contrast_to_noise,
     iou_at,
     mean_iou,
@@ -20,6 +21,7 @@ from msfl_jax.metrics.grounding import (
 )
 
 __all__ = [
+    "THRESHOLDS",
     "Interval",
     "ReliabilityCurve",
     "Statistic",

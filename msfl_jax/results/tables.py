@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from msfl_jax.metrics import Interval
 from msfl_jax.metrics.calibration import BINS
-from msfl_jax.tasks.grounding_result import GroundingResult
+from msfl_jax.tasks.grounding_result import OVERLAPS, GroundingResult
 from msfl_jax.tasks.zero_shot_result import ZeroShotResult
 
 MISSING = "-"
@@ -108,13 +108,20 @@ def _auc_row(name: str, value: Interval) -> dict[str, str]:
     return {"": name, "AUC": number(value.value), "95 % interval": interval(value)}
 
 
-def grounding_table(result: GroundingResult) -> str:
-    """Means over phrases and over categories with their control, then one row per category."""
-    overall = [
-        row | {"by category": number(result.category_average[name].value)}
-        for name, row in _named_grounding_rows(result)
-    ]
+def grounding_table(result: GroundingResult, explanation: str = "") -> str:
+    """Means per phrase and per category with their control and the number of phrases that have none, then one row per category.
+
+    Args:
+      result: of `evaluate_grounding`.
+      explanation: of the protocol, in words.
+    """
+    overall = []
+    for name, row in [*_named_grounding_rows(result), *_overlap_rows(result)]:
+        average = {"per category": number(result.category_average[name].value)}
+        overall.append(row | average | {"undefined": f"{result.undefined[name]:,}"})
     overall.append(_row("CNR over shuffled", result.metrics["cnr_over_shuffled"], "", "0"))
+    for row in overall:
+        row["per phrase"] = row["ours"]
     names = {"cnr": "CNR", "absolute_cnr": "|CNR|", "miou": "mIoU", "pointing_game": "pointing"}
     categories = [
         {"": category.name, "phrases": f"{category.phrases:,}"}
@@ -125,8 +132,19 @@ def grounding_table(result: GroundingResult) -> str:
         f"grounding, protocol {result.protocol}, {result.split}, step {result.step}: "
         f"{result.records:,} phrases on {result.images:,} images of {result.patients:,} patients"
     )
-    first = format_table(overall, ["", "ours", "95 % interval", "shuffled", "chance", "by category"])
-    return f"{title}\n\n{first}\n\n{format_table(categories, ['', 'phrases', *names.values()])}"
+    title += f"\n({explanation})" if explanation else ""
+    headings = ["", "per phrase", "95 % interval", "shuffled", "chance", "per category", "undefined"]
+    parts = [title, format_table(overall, headings), format_table(categories, ["", "phrases", *names.values()])]
+    if result.unpredicted:
+        parts.insert(
+            2, f"nothing exceeds a threshold in {result.unpredicted:,} of {result.records:,} phrases: IoU 0 there"
+        )
+    return "\n\n".join(parts)
+
+
+def _overlap_rows(result: GroundingResult) -> list[tuple[str, dict[str, str]]]:
+    """The IoU at each threshold."""
+    return [(name, _row(f"  IoU at {name.removeprefix('iou_0')}", result.metrics[name], "", "")) for name in OVERLAPS]
 
 
 def _grounding_rows(result: GroundingResult) -> list[dict[str, str]]:

@@ -84,7 +84,9 @@ def summarise(
     for column, direction in enumerate(DIRECTIONS):
         for suffix, values in (("", ranks.own[:, column]), ("_shuffled", ranks.shuffled[:, column])):
             for depth in DEPTHS:
-                metrics[f"{direction}/recall@{depth}{suffix}"] = resample(mean_statistic(values <= depth))
+                metrics[f"{direction}/recall@{depth}{suffix}"] = resample(
+                    mean_statistic((values <= depth).astype(float))
+                )
             metrics[f"{direction}/median_rank{suffix}"] = resample(median_statistic(values))
         right = np.ones_like(ranks.sharing) if column == 0 else ranks.sharing
         for depth in DEPTHS:

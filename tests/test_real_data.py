@@ -19,8 +19,8 @@ from input_pipeline.loader import text_sentences
 from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax.commands.again import again_report
 from msfl_jax.commands.evaluate import grounding_report
-from msfl_jax.commands.retrieval import retrieval_report
 from msfl_jax.commands.pretrain import run_pretraining
+from msfl_jax.commands.retrieval import retrieval_report
 from msfl_jax.commands.zero_shot import zero_shot_report
 from msfl_jax.config_files import load_config
 from msfl_jax.tasks.linear_probe import embed_split, evaluate_probe

@@ -103,16 +103,10 @@ def test_intervals_do_not_depend_on_the_names_of_patients():
 
 
 def test_one_sample_per_patient_gives_the_interval_of_scipy():
-    rng = np.random.default_rng(0)
-    scores, labels = rng.normal(size=40), np.arange(40) % 2
-    scores = scores + labels
-    ours = bootstrap(auc_statistic(scores, labels), np.arange(40), replicates=4000)
-
-    def area(chosen):
-        return auc_statistic(scores[chosen], labels[chosen])(np.ones(len(chosen)))
-
+    values = np.random.default_rng(0).exponential(size=40)
+    ours = bootstrap(mean_statistic(values), np.arange(40), replicates=4000)
     theirs = stats.bootstrap(
-        (np.arange(40),), area, n_resamples=4000, method="percentile", vectorized=False, rng=np.random.default_rng(1)
+        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
-    # Two random sets of 4000 resamples; quantiles of each have a standard error of some 0.004 here.
-    assert_allclose([ours.low, ours.high], theirs, atol=0.02)
+    # Two random sets of 4000 resamples: each quantile has a standard error of some 3 % of the interval's width.
+    assert_allclose([ours.low, ours.high], theirs, atol=0.15 * (theirs.high - theirs.low))

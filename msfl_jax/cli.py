@@ -101,9 +101,27 @@ def evaluate_zero_shot(
     allow_leak: AllowLeak = False,
 ) -> None:
     """Zero-shot classification: AUC per finding with 95 % patient-bootstrap intervals."""
-    from msfl_jax.commands.evaluate import zero_shot_report
+    from msfl_jax.commands.zero_shot import zero_shot_report
 
     print(zero_shot_report(run, directory, split=split, prompts=prompts, rule=rule, allow_leak=allow_leak))
+
+
+@evaluate.command("retrieval")
+def evaluate_retrieval(
+    run: RunDirectory, directory: BuildDirectory, split: Split = "test", allow_leak: AllowLeak = False
+) -> None:
+    """Retrieval: the report of an image among all reports of a split, and back: R@1, 5, 10 and median rank."""
+    from msfl_jax.commands.retrieval import retrieval_report
+
+    print(retrieval_report(run, directory, split=split, allow_leak=allow_leak))
+
+
+@evaluate.command("again")
+def evaluate_again(run: RunDirectory) -> None:
+    """Compute every saved number again from the saved predictions, without a model; exit code 3 where one differs."""
+    from msfl_jax.commands.again import again_report
+
+    print(again_report(run))
 
 
 @evaluate.command("grounding")

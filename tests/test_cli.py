@@ -38,10 +38,10 @@ def msfl(monkeypatch, capsys, *arguments):
                 "--equalize",
             ],
         ),
-        (["eval"], ["zero-shot", "grounding"]),
         (["eval", "grounding"], ["--protocol", "--scaling", "--geometry", "--sigma", "--shifts"]),
         (["eval", "compare"], ["--task", "--data-name", "--variant"]),
         (["ground"], ["--run", "--report", "--boxes", "--record", "--out"]),
+        (["eval"], ["zero-shot", "retrieval", "grounding", "again", "compare"]),
         (["pretrain"], ["--config", "--workdir", "--init-from"]),
     ],
 )

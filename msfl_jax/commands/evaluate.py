@@ -5,42 +5,15 @@ from pathlib import Path
 from input_pipeline.reading import open_split
 from msfl_jax.config import GroundingConfig
 from msfl_jax.results.figures import save_phrase_overlays, save_record_overlays
-from msfl_jax.results.tables import grounding_table, with_caveats, zero_shot_table
+from msfl_jax.results.tables import grounding_table, with_caveats
 from msfl_jax.tasks.grounding import evaluate_grounding, with_shifts
 from msfl_jax.tasks.grounding_protocol import GroundingProtocol, known_protocol
 from msfl_jax.tasks.grounding_result import outcome_of
 from msfl_jax.tasks.leaks import leak_caveats
 from msfl_jax.tasks.outcome import Option, identify_split, save_outcome
-from msfl_jax.tasks.prompts import load_prompts
 from msfl_jax.tasks.run import Run, open_run
-from msfl_jax.tasks.zero_shot import evaluate_zero_shot
 
 REPLICATES = 2000  # of the bootstrap
-
-
-def zero_shot_report(
-    workdir: Path, directory: Path, *, split: str, prompts: str = "", rule: str = "", allow_leak: bool = False
-) -> str:
-    """Zero-shot classification of a build: the table as text; predictions go to `workdir`/predictions.
-
-    Args:
-      workdir: run directory.
-      directory: build with labels.
-      split: of the build.
-      prompts, rule: "" takes the run's own.
-      allow_leak: see `leak_caveats`.
-
-    Raises:
-      UserError: the run, the build, the split, the prompts or the rule do not exist.
-      DataError: the split shares images or patients with what the run was trained on.
-    """
-    run = open_run(workdir)
-    caveats = leak_caveats(run, directory, split, allow_leak=allow_leak)
-    chosen = load_prompts(prompts or run.config.zero_shot.prompts)
-    result = evaluate_zero_shot(run, directory, split, prompts=chosen, rule=rule or None)
-    file = workdir / "predictions" / f"zero_shot_{split}.npz"
-    result.predictions.save(file)
-    return f"{with_caveats(zero_shot_table(result), caveats)}\n\npredictions  {file}"
 
 
 def grounding_report(

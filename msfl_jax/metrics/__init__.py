@@ -10,6 +10,12 @@ from msfl_jax.metrics.bootstrap import (
     mean_statistic,
     paired_bootstrap,
 )
+from msfl_jax.metrics.calibration import (
+    ReliabilityCurve,
+    calibration_error,
+    calibration_statistic,
+    reliability_curve,
+)
 from msfl_jax.metrics.dice import dice
 from msfl_jax.metrics.grounding import (
     THRESHOLDS,
@@ -25,11 +31,14 @@ from msfl_jax.metrics.grounding import (
 __all__ = [
     "THRESHOLDS",
     "Interval",
+    "ReliabilityCurve",
     "Statistic",
     "auc",
     "auc_statistic",
     "bootstrap",
     "bootstrap_all",
+    "calibration_error",
+    "calibration_statistic",
     "contrast_to_noise",
     "dice",
     "difference_statistic",
@@ -39,6 +48,7 @@ __all__ = [
     "normalise_heatmap",
     "paired_bootstrap",
     "pointing_game",
+    "reliability_curve",
     "smoothing",
     "upsample",
 ]

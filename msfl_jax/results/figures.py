@@ -1,7 +1,6 @@
 """Figures as PNG files: heat-maps of sentences over radiographs, and training curves. Nothing here touches matplotlib's global state."""
 
 import json
-import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
@@ -20,6 +18,7 @@ from input_pipeline.images import decode_gray
 from input_pipeline.loader import grounding_records
 from input_pipeline.records import Record
 from msfl_jax.metrics import normalise_heatmap
+from msfl_jax.results.files import save_figure as _save
 from msfl_jax.tasks.grounding import ground_phrases
 from msfl_jax.tasks.grounding_protocol import GroundingProtocol, scale_boxes
 from msfl_jax.tasks.run import Run
@@ -50,6 +49,8 @@ PANELS = (
     ("loss/masked_language_modeling", "masked language modeling", "nats"),
     ("zero_shot/mean_auc", "zero-shot, mean of findings", "AUC"),
     ("grounding/cnr", "phrase grounding", "CNR"),
+    ("retrieval/image_to_report/recall@10", "retrieval, image to report", "R@10"),
+    ("probe/mean_auc", "linear probe, mean of labels", "AUC"),
 )
 
 
@@ -350,13 +351,3 @@ def _findings_in_turn(images: Mapping[str, Sequence[Record]]) -> list[str]:
         seen[category] = seen.get(category, -1) + 1
         ranked.append((seen[category], category, key))
     return [key for _, _, key in sorted(ranked)]
-
-
-def _save(figure: Figure, path: Path | str) -> None:
-    """Writes whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    FigureCanvasAgg(figure)  # a backend of its own, whatever the session has chosen
-    figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.03)
-    os.replace(temporary, path)

@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from msfl_jax.metrics import Interval
+from msfl_jax.metrics.calibration import BINS
 from msfl_jax.tasks.grounding_result import OVERLAPS, GroundingResult
-from msfl_jax.tasks.zero_shot import ZeroShotResult
+from msfl_jax.tasks.retrieval_result import DEPTHS, DIRECTIONS, RetrievalResult
+from msfl_jax.tasks.zero_shot_result import ZeroShotResult
 
 MISSING = "-"
 GAP = "   "
@@ -71,28 +73,66 @@ def demo_table(zero_shot: ZeroShotResult, grounding: GroundingResult) -> str:
 
 
 def zero_shot_table(result: ZeroShotResult) -> str:
-    """AUC of each finding and their mean, with how many images are positive and negative; a reason where an AUC is undefined."""
+    """AUC and calibration error of each finding, their means and controls, how many images are positive and negative, and reasons for gaps."""
     rows = [
         {
             "": finding.name,
             "AUC": number(finding.auc.value),
             "95 % interval": interval(finding.auc),
+            "ECE": number(finding.ece.value),
             "positives": f"{finding.positives:,}",
             "negatives": f"{finding.negatives:,}",
             " ": f"n/a: {finding.reason}" if finding.reason else "",
         }
         for finding in result.findings
     ]
-    rows.append(
-        {"": f"mean of {result.defined}", "AUC": number(result.mean.value), "95 % interval": interval(result.mean)}
-    )
-    rows.append(
-        {"": "images shuffled", "AUC": number(result.shuffled.value), "95 % interval": interval(result.shuffled)}
-    )
-    columns = ["", "AUC", "95 % interval", "positives", "negatives"]
+    rows.append(_auc_row(f"mean of {result.defined}", result.mean) | {"ECE": number(result.mean_ece.value)})
+    rows.append(_auc_row("images shuffled", result.shuffled))
+    if len(result.findings) > 1:
+        rows.append(_auc_row("prompts of the next finding", result.swapped))
+    rows.append(_auc_row("positive and negative exchanged", result.exchanged))
+    columns = ["", "AUC", "95 % interval", "ECE", "positives", "negatives"]
     columns += [" "] if any(finding.reason for finding in result.findings) else []
     title = f"zero-shot, rule {result.rule}, {result.split}, step {result.step}: {result.records:,} images of {result.patients:,} patients"
-    return f"{title}\n\n{format_table(rows, columns)}"
+    return f"{title}\n\n{format_table(rows, columns)}\n\n{calibration_line(result)}"
+
+
+def retrieval_table(result: RetrievalResult) -> str:
+    """Recalls and median rank in both directions, beside what shuffled reports give and, of recalls, what a random order would."""
+    rows = []
+    for direction in DIRECTIONS:
+        for name in (*(f"recall@{depth}" for depth in DEPTHS), "median_rank"):
+            digits = 0 if name == "median_rank" else 3
+            value, shuffled = (result.metrics[f"{direction}/{name}{suffix}"] for suffix in ("", "_shuffled"))
+            chance = result.metrics.get(f"{direction}/{name}_chance")
+            rows.append(
+                {
+                    "": f"{direction} {name}".replace("_", " ").replace("recall", "R"),
+                    "ours": number(value.value, digits),
+                    "95 % interval": interval(value, digits),
+                    "shuffled": number(shuffled.value, digits),
+                    "chance": number(chance.value if chance else None, digits),
+                }
+            )
+    reports, images = (int(size) for size in result.ranks.pool)
+    title = (
+        f"retrieval, {result.split}, step {result.step}: {images:,} images and {reports:,} distinct reports "
+        f"of {result.patients:,} patients"
+    )
+    title += f"; {result.left_out:,} images without a report left out" if result.left_out else ""
+    return f"{title}\n\n{format_table(rows, ['', 'ours', '95 % interval', 'shuffled', 'chance'])}"
+
+
+def calibration_line(result: ZeroShotResult) -> str:
+    """How scores became probabilities, and the mean error in both kinds of bins."""
+    divided = f"1 / (1 + exp(-score / {result.temperature:.3g}))"
+    probability = {"maco": "1 / (1 + exp(-score))", "chexzero": "score"}.get(result.rule, divided)
+    means = f"{number(result.mean_ece.value, 3)}, in bins of equal mass {number(result.mean_ece_equal_mass.value, 3)}"
+    return f"ECE  of probability = {probability}, in {BINS} bins of equal width: mean {means}"
+
+
+def _auc_row(name: str, value: Interval) -> dict[str, str]:
+    return {"": name, "AUC": number(value.value), "95 % interval": interval(value)}
 
 
 def grounding_table(result: GroundingResult, explanation: str = "") -> str:

@@ -1,5 +1,6 @@
 """Tables: alignment, formatting of numbers, and what stands in which row."""
 
+import dataclasses
 import math
 import re
 
@@ -8,6 +9,7 @@ import pytest
 
 from msfl_jax.metrics import Interval
 from msfl_jax.results.tables import (
+    calibration_line,
     demo_table,
     format_table,
     grounding_table,
@@ -16,9 +18,9 @@ from msfl_jax.results.tables import (
     with_caveats,
     zero_shot_table,
 )
-from msfl_jax.tasks import grounding_result, zero_shot
+from msfl_jax.tasks import grounding_result, zero_shot_result
 from msfl_jax.tasks.grounding_result import PhraseScores
-from msfl_jax.tasks.zero_shot import Predictions
+from msfl_jax.tasks.zero_shot_result import Predictions
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def classified():
     truth = np.asarray([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
     scores = np.asarray([[4, 4, 0], [2, 1, 0], [3, 3, 0], [1, 2, 0]], np.float32)
     predictions = Predictions(("Pneumonia", "Edema", "Hernia"), scores, truth, np.arange(4, dtype=np.uint32))
-    return zero_shot.summarise(predictions, rule="cosine", split="test", step=5, replicates=50)
+    return zero_shot_result.summarise(predictions, rule="cosine", split="test", step=5, replicates=50)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +79,21 @@ def test_an_undefined_finding_has_its_reason_and_the_mean_its_number(classified)
     lines = zero_shot_table(classified).splitlines()
     assert lines[0] == "zero-shot, rule cosine, test, step 5: 4 images of 4 patients"
     hernia = next(line for line in lines if line.startswith("Hernia"))
-    assert hernia.split() == ["Hernia", "-", "-", "0", "4", "n/a:", "no", "positives"]
+    assert hernia.split() == ["Hernia", "-", "-", "-", "0", "4", "n/a:", "no", "positives"]
     assert any(line.startswith("mean of 2") for line in lines)
+
+
+def test_controls_stand_beneath_the_mean_and_the_mapping_to_probabilities_beneath_them(classified):
+    lines = zero_shot_table(classified).splitlines()
+    names = ["mean of 2", "images shuffled", "prompts of the next finding", "positive and negative exchanged"]
+    assert [line[: len(name)] for line, name in zip(lines[-6:-2], names, strict=True)] == names
+    assert lines[-1].startswith("ECE  of probability = 1 / (1 + exp(-score / 1)), in 15 bins of equal width: mean 0.")
+    alone = dataclasses.replace(classified.predictions, findings=("Pneumonia",))
+    alone = dataclasses.replace(alone, scores=alone.scores[:, :1], truth=alone.truth[:, :1])
+    result = zero_shot_result.summarise(alone, rule="maco", split="test", step=5, replicates=0)
+    assert "next finding" not in zero_shot_table(result)
+    assert "probability = 1 / (1 + exp(-score)), in 15 bins" in calibration_line(result)
+    assert result.swapped == result.exchanged
 
 
 def test_the_grounding_table_names_its_protocol_both_averages_and_what_is_undefined(grounded):

@@ -193,7 +193,7 @@ def _scanned(spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks: 
         tokens = block(tokens, seen, *_drop_rate(spec, layer - 1))
         return (tokens, None if tapped is None else jnp.where(layer == tap, tokens, tapped)), None
 
-    rngs = {"params": True, "drop_path": True}
+    rngs: dict[Any, bool] = {"params": True, "drop_path": True}
     scan = nn.scan(body, variable_axes={"params": 0}, split_rngs=rngs, length=spec.depth)
     block = _block_type(spec)(spec, name="blocks")
     (tokens, tapped), _ = scan(block, (tokens, tokens if tap else None), jnp.arange(1, spec.depth + 1))

@@ -60,7 +60,7 @@ class PlantedSource(ImagesOnly):
 
     def scan(self):
         rows = [row for number in range(STUDIES) for row in self._rows(number)]
-        return Scan({split: rows for split in self.splits}, {split: Counter() for split in self.splits}, {})
+        return Scan(dict.fromkeys(self.splits, rows), {split: Counter() for split in self.splits}, {})
 
     def sentences(self, row):
         return Sentences((row.phrase or "The heart is normal.",))

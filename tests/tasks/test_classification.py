@@ -83,7 +83,7 @@ def test_a_finding_without_positives_is_na_with_the_reason_and_the_mean_says_ove
 
 def test_numbers_follow_from_the_saved_predictions(finetuned):
     outcome, workdir = finetuned
-    assert [found for _, found in load_outcomes([workdir])][0].name == outcome.name
+    assert next(found for _, found in load_outcomes([workdir])).name == outcome.name
     saved = Predictions.load(outcome.predictions(workdir))
     assert saved.findings == FINDINGS
     for column, name in enumerate(FINDINGS[:2]):
@@ -104,7 +104,7 @@ def test_running_again_gives_the_same_and_another_configuration_is_refused(finet
     outcome, workdir = finetuned
     again = finetune_classification(settings(build), workdir, run, progress=False, replicates=20)
     assert again.metrics["auc/Pneumonia"] == outcome.metrics["auc/Pneumonia"]
-    with pytest.raises(CheckpointError, match="data.fraction 100 is now 10"):
+    with pytest.raises(CheckpointError, match=r"data\.fraction 100 is now 10"):
         finetune_classification(settings(build, **{"data.fraction": 10}), workdir, run, progress=False)
     with pytest.raises(CheckpointError, match="other findings"):
         finetune_classification(settings(build, **{"data.findings": "Edema"}), workdir, run, progress=False)

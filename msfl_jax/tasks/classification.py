@@ -27,6 +27,7 @@ from msfl_jax.objective import Tally
 from msfl_jax.parallel import distributed
 from msfl_jax.tasks.classifier_scores import (
     BEST_METRIC,
+    Frozen,
     chosen_findings,
     evaluation_view_spec,
     frozen_features,
@@ -287,23 +288,24 @@ def _probe(
             for split in ("train", config.data.validate)
         )
         score, penalty, weights, bias = max(
-            _fits(config, train, validate), key=lambda fit: np.nan_to_num(fit[0], nan=-1)
+            _fits(config, findings, train, validate), key=lambda fit: np.nan_to_num(fit[0], nan=-1)
         )
         head = {"fc": {"kernel": jnp.asarray(weights, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}}
         write_config(config, workdir)
         state = TrainState(jnp.int32(0), {**params, "head": head}, {"penalty": jnp.float32(penalty)}, jnp.int32(0))
-        checkpoints.save(state, 0, _meta(config, run, len(train.scores)) | {"penalty": penalty}, score=score)
+        checkpoints.save(state, 0, _meta(config, run, len(train.features)) | {"penalty": penalty}, score=score)
 
 
 def _fits(
-    config: FinetuneConfig, train: Predictions, validate: Predictions
+    config: FinetuneConfig, findings: tuple[str, ...], train: Frozen, validate: Frozen
 ) -> Iterator[tuple[float, float, np.ndarray, np.ndarray]]:
     """Mean validation AUC, penalty, weights and bias for each penalty, the strongest first: of equals, the simplest wins."""
     low, high = config.probe.penalty
     for penalty in np.geomspace(high, low, config.probe.penalties):
-        weights, bias = fit_probe(train.scores, train.truth, float(penalty))
-        logits = dataclasses.replace(validate, scores=validate.scores @ weights + bias)
-        yield validation_metrics(logits)[BEST_METRIC], float(penalty), weights, bias
+        weights, bias = fit_probe(train.features, train.truth, float(penalty))
+        logits = validate.features @ weights + bias
+        predictions = Predictions(findings, logits, validate.truth, validate.patient_key)
+        yield validation_metrics(predictions)[BEST_METRIC], float(penalty), weights, bias
 
 
 def _meta(config: FinetuneConfig, run: Run, records: int) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Real, UInt8
 
 from input_pipeline.errors import UserError
 from input_pipeline.labelled_batches import labelled_evaluation_batches, view_spec
@@ -22,6 +22,14 @@ from msfl_jax.tasks.zero_shot import Predictions, truth_of_labels
 
 BEST_METRIC = "validate/mean_auc"
 BATCH_SIZE = 64  # images at a time where nothing is trained
+
+
+class Frozen(NamedTuple):
+    """Features of images by a frozen encoder, and their truth: 1 present, 0 absent, NaN left out."""
+
+    features: Float[np.ndarray, "N C"]
+    truth: Float[np.ndarray, "N F"]
+    patient_key: Real[np.ndarray, "N"]
 
 
 def chosen_findings(listed: str, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -53,7 +61,8 @@ def predict(
       UserError: no such build or split, or a finding is no label of it.
     """
     score = functools.partial(_logits, classifier=classifier)
-    return _scored(score, params, findings, evaluation_view_spec(classifier, config), config, directory, split)
+    spec = evaluation_view_spec(classifier, config)
+    return Predictions(findings, *_scored(score, params, findings, spec, config, directory, split))
 
 
 def frozen_features(
@@ -63,10 +72,11 @@ def frozen_features(
     config: FinetuneConfig,
     directory: Path,
     split: str,
-) -> Predictions:
-    """As `predict`, with the features of the encoder [N, C] in the place of scores; of "train", the records of the configuration's fraction."""
+) -> Frozen:
+    """As `predict`, with the features of the encoder in the place of scores; of "train", the records of the configuration's fraction."""
     encode = functools.partial(_features, classifier=classifier)
-    return _scored(encode, params, findings, evaluation_view_spec(classifier, config), config, directory, split)
+    spec = evaluation_view_spec(classifier, config)
+    return Frozen(*_scored(encode, params, findings, spec, config, directory, split))
 
 
 def validation_metrics(predictions: Predictions) -> dict[str, float]:
@@ -90,8 +100,8 @@ def _scored(
     config: FinetuneConfig,
     directory: Path,
     split: str,
-) -> Predictions:
-    """Every record of a split once; rows that only fill the last batch are taken out."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, truth and patient of every record of a split; rows that only fill the last batch are taken out."""
     names = label_names(directory)
     columns = [names.index(finding) for finding in chosen_findings(",".join(findings), names)]
     scores, labels, patients = [], [], []
@@ -107,7 +117,7 @@ def _scored(
             labels.append(batch["labels"][valid][:, columns])
             patients.append(batch["patient_key"][valid])
     truth = truth_of_labels(np.concatenate(labels), config.data.blank)
-    return Predictions(tuple(findings), np.concatenate(scores), truth, np.concatenate(patients))
+    return np.concatenate(scores), truth, np.concatenate(patients)
 
 
 @functools.partial(jax.jit, static_argnames="classifier")

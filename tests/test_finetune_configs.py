@@ -112,5 +112,5 @@ def test_a_wrong_key_or_value_is_one_line(name, override, words):
 
 
 def test_a_fine_tuning_configuration_is_refused_where_a_pretraining_one_is_expected():
-    with pytest.raises(UserError, match="unknown key 'mode'"):
+    with pytest.raises(UserError, match="unknown key 'encoder'"):
         load_config("finetune_nih")

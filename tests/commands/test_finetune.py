@@ -8,6 +8,7 @@ from msfl_jax.commands import finetune
 from msfl_jax.metrics import Interval
 from msfl_jax.tasks.classification import variant
 from msfl_jax.tasks.outcome import Outcome, save_outcome
+from msfl_jax.tasks.run import Run
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def calls(monkeypatch):
         return outcome
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
-    monkeypatch.setattr(finetune, "open_run", lambda run: None)
+    monkeypatch.setattr(finetune, "open_run", lambda run: object.__new__(Run))
     monkeypatch.setattr(finetune, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
     return made
 

@@ -2,7 +2,7 @@
 
 from msfl_jax.metrics.auc import auc, auc_statistic
 from msfl_jax.metrics.bootstrap import Interval, Statistic, bootstrap, mean_statistic, paired_bootstrap
-from msfl_jax.metrics.dice import dice
+from msfl_jax.metrics.dice import COUNTS, DICE_VARIANTS, count_overlap, dice, dice_statistics
 from msfl_jax.metrics.grounding import (
     contrast_to_noise,
     iou_at,
@@ -14,13 +14,17 @@ from msfl_jax.metrics.grounding import (
 )
 
 __all__ = [
+    "COUNTS",
+    "DICE_VARIANTS",
     "Interval",
     "Statistic",
     "auc",
     "auc_statistic",
     "bootstrap",
     "contrast_to_noise",
+    "count_overlap",
     "dice",
+    "dice_statistics",
     "iou_at",
     "mean_iou",
     "mean_statistic",

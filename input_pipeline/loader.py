@@ -44,7 +44,7 @@ __all__ = [
 
 Batch = dict[str, np.ndarray]
 
-_ENDLESS = 2**32  # steps
+ENDLESS = 2**32  # steps
 _THREADS = 4
 _BUFFERED_BATCHES = 4  # grain's default is 500, counted in batches here
 
@@ -112,14 +112,14 @@ def train_batches(
     if not 0 <= seed < 2**32 or workers < 0:
         raise UserError(f"seed is {seed} and workers {workers}; expected 0 to {2**32 - 1}, and 0 or more")
     positions = Positions.of_process(
-        process_index, process_count, batch_size=batch_size, start_step=start_step, end_step=_ENDLESS
+        process_index, process_count, batch_size=batch_size, start_step=start_step, end_step=ENDLESS
     )
     source = open_split(directory, split)
     reports = report_permutation([record.patient_key for record in source], seed) if permute_reports else None
     tokenizer = ReportTokenizer.load(spec.tokenizer)
     stream = grain.MapDataset.source(TrainingRecords(source, reports)).seed(seed).shuffle().repeat(None)
     stream = stream.random_map(functools.partial(training_row, spec=spec, tokenizer=tokenizer))
-    return _start(ProcessRows(stream, positions), positions.local_size, workers)
+    return start_batches(ProcessRows(stream, positions), positions.local_size, workers)
 
 
 def evaluation_batches(
@@ -147,10 +147,10 @@ def evaluation_batches(
     padded = PaddedRecords(source, steps * batch_size, len(label_names(directory)))
     stream = grain.MapDataset.source(padded)
     stream = stream.map(functools.partial(evaluation_row, spec=spec, tokenizer=tokenizer))
-    return _start(ProcessRows(stream, positions), positions.local_size, workers=0)
+    return start_batches(ProcessRows(stream, positions), positions.local_size, workers=0)
 
 
-def _start(rows: grain.MapDataset, local_size: int, workers: int) -> Batches:
+def start_batches(rows: grain.MapDataset, local_size: int, workers: int) -> Batches:
     """Batches the rows and starts threads, in this process or in workers."""
     _prepare_process()
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which nobody parsed in a notebook or a test

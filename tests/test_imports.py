@@ -10,6 +10,8 @@ ROOT = Path(__file__).parent.parent
 # A part of msfl_jax may import the parts named behind it, and itself.
 ALLOWED = {
     "config_rules": set(),
+    "finetune_config": {"config", "config_rules"},
+    "finetune_presets": {"presets"},
     "config": {"config_rules"},
     "config_files": {"config"},
     "presets": set(),
@@ -21,7 +23,7 @@ ALLOWED = {
     "model": {"config", "encoders", "heads", "vectors"},
     "objective": {"config", "losses", "model", "vectors"},
     "parallel": {"config"},
-    "train": {"config", "model", "objective", "parallel"},
+    "train": {"config", "encoders", "finetune_config", "model", "objective", "parallel"},
     "tasks": {"config", "metrics", "model", "train", "parallel"},
     "results": {"config", "metrics", "tasks"},
     "commands": {"config", "config_files", "model", "objective", "parallel", "train", "tasks", "metrics", "results"},

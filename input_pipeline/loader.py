@@ -44,7 +44,7 @@ __all__ = [
 
 Batch = dict[str, np.ndarray]
 
-ENDLESS = 2**32  # steps
+_ENDLESS = 2**32  # steps
 _THREADS = 4
 _BUFFERED_BATCHES = 4  # grain's default is 500, counted in batches here
 
@@ -109,10 +109,9 @@ def train_batches(
       UserError: no such build, split or tokenizer, or sizes that do not fit.
       DataError: a shard is damaged, or one patient has more than half of the reports to permute.
     """
-    if not 0 <= seed < 2**32 or workers < 0:
-        raise UserError(f"seed is {seed} and workers {workers}; expected 0 to {2**32 - 1}, and 0 or more")
+    check_seed(seed, workers)
     positions = Positions.of_process(
-        process_index, process_count, batch_size=batch_size, start_step=start_step, end_step=ENDLESS
+        process_index, process_count, batch_size=batch_size, start_step=start_step, end_step=_ENDLESS
     )
     source = open_split(directory, split)
     reports = report_permutation([record.patient_key for record in source], seed) if permute_reports else None
@@ -150,8 +149,14 @@ def evaluation_batches(
     return start_batches(ProcessRows(stream, positions), positions.local_size, workers=0)
 
 
+def check_seed(seed: int, workers: int) -> None:
+    """Raises a UserError where a seed or a number of workers is out of range."""
+    if not 0 <= seed < 2**32 or workers < 0:
+        raise UserError(f"seed is {seed} and workers {workers}; expected 0 to {2**32 - 1}, and 0 or more")
+
+
 def start_batches(rows: grain.MapDataset, local_size: int, workers: int) -> Batches:
-    """Batches the rows and starts threads, in this process or in workers."""
+    """Batches the rows of this process, `local_size` at a time, and starts threads, in this process or in workers."""
     _prepare_process()
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which nobody parsed in a notebook or a test
         flags.FLAGS.mark_as_parsed()

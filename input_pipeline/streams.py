@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import grain
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from input_pipeline import augment, images, records
 from input_pipeline.errors import DataError, UserError
@@ -154,8 +154,23 @@ def training_row(
     record: records.Record, rng: np.random.Generator, *, spec: BatchSpec, tokenizer: ReportTokenizer
 ) -> dict[str, np.ndarray]:
     """One row of a training batch; `rng` depends on seed and position alone."""
-    image = images.decode_gray(record.image)
-    view = images.training_view(
+    view = training_image(record, rng, spec)
+    sentences = _subset(record.sentences, rng) if rng.random() < spec.subset_probability else record.sentences
+    return _row(view, sentences, record, spec, tokenizer)
+
+
+def training_image(
+    record: records.Record, rng: np.random.Generator, spec: BatchSpec
+) -> UInt8[np.ndarray, "size size"]:
+    """A random view of a record's image as `spec` has it."""
+    return random_view(images.decode_gray(record.image), rng, spec)
+
+
+def random_view(
+    image: UInt8[np.ndarray, "H W"], rng: np.random.Generator, spec: BatchSpec
+) -> UInt8[np.ndarray, "size size"]:
+    """A random view as `spec` has it: images of one size are cut alike by generators in the same state."""
+    return images.training_view(
         image,
         spec.image_size,
         rng,
@@ -168,8 +183,6 @@ def training_row(
         rotation=spec.rotation,
         flip=spec.flip,
     )
-    sentences = _subset(record.sentences, rng) if rng.random() < spec.subset_probability else record.sentences
-    return _row(view, sentences, record, spec, tokenizer)
 
 
 def evaluation_row(

@@ -8,9 +8,10 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from input_pipeline.build import build
-from input_pipeline.errors import DataError, UserError
+from input_pipeline.errors import DataError
+from input_pipeline.labelled_batches import view_spec
+from input_pipeline.mask_batches import evaluation_views, mask_batches, mask_like, require_masks
 from input_pipeline.reading import open_split
-from input_pipeline.segmentation import MaskSpec, evaluation_views, mask_batches, mask_like, open_masks
 from input_pipeline.sources import ImageRow, ImagesOnly, Scan
 
 STUDIES = 12
@@ -59,14 +60,15 @@ def squares(tmp_path_factory):
 
 
 def rows_of(directory, spec, steps=3, batch_size=STUDIES, **options):
-    with mask_batches(directory, spec, batch_size=batch_size, seed=5, **options) as batches:
+    source = require_masks(open_split(directory, "train"), directory, "train")
+    with mask_batches(source, spec, batch_size=batch_size, seed=5, **options) as batches:
         return [next(batches) for _ in range(steps)]
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
 @pytest.mark.parametrize("moved", [{}, {"flip": True}, MOVED])
 def test_the_mask_is_where_the_image_is_bright(squares, fit, moved):
-    spec = MaskSpec(40, fit=fit, **moved)
+    spec = view_spec(40, **{"fit": fit, **moved})
     for batch in rows_of(squares, spec):
         assert batch["image"].shape == (STUDIES, 40, 40, 1)
         assert batch["mask"].shape == (STUDIES, 40, 40)
@@ -79,8 +81,8 @@ def test_the_mask_is_where_the_image_is_bright(squares, fit, moved):
 
 
 def test_half_of_the_views_are_mirrored_with_their_masks(squares):
-    plain = rows_of(squares, MaskSpec(40), steps=6)
-    flipped = rows_of(squares, MaskSpec(40, flip=True), steps=6)
+    plain = rows_of(squares, view_spec(40), steps=6)
+    flipped = rows_of(squares, view_spec(40, flip=True), steps=6)
     images, masks = (
         [np.concatenate([batch[name].reshape(STUDIES, 40, 40) for batch in part]) for part in (plain, flipped)]
         for name in ("image", "mask")
@@ -93,7 +95,7 @@ def test_half_of_the_views_are_mirrored_with_their_masks(squares):
 
 
 def test_processes_and_restarts_give_the_same_rows(squares):
-    spec = MaskSpec(24, **MOVED)
+    spec = view_spec(24, **MOVED)
     whole = rows_of(squares, spec, batch_size=4)
     halves = [rows_of(squares, spec, batch_size=4, process_index=p, process_count=2) for p in range(2)]
     later = rows_of(squares, spec, batch_size=4, steps=2, start_step=1)
@@ -106,8 +108,8 @@ def test_processes_and_restarts_give_the_same_rows(squares):
 
 
 def test_evaluation_views_come_with_masks_in_pixels_of_the_source(squares):
-    records = list(open_masks(squares, "train"))
-    views, masks = evaluation_views(records, MaskSpec(40))
+    records = list(open_split(squares, "train"))
+    views, masks = evaluation_views(records, view_spec(40, fit="pad"))
     assert views.shape == (STUDIES, 40, 40, 1)
     for number, mask in enumerate(masks):
         assert_array_equal(mask, truth(number))
@@ -115,7 +117,7 @@ def test_evaluation_views_come_with_masks_in_pixels_of_the_source(squares):
 
 
 def test_a_mask_in_pixels_of_the_stored_image_keeps_its_area(squares):
-    for number, record in enumerate(open_masks(squares, "train")):
+    for number, record in enumerate(open_split(squares, "train")):
         shape = (72, 48) if number % 2 else (48, 80)
         small = mask_like(record, np.zeros(shape, np.uint8))
         assert small.shape == shape
@@ -126,6 +128,4 @@ def test_a_build_without_masks_is_refused(squares, tmp_path):
     build(Squares(masks=False), tmp_path / "plain", short_side=48, workers=1, progress=False)
     assert open_split(tmp_path / "plain", "train")[0].mask == b""
     with pytest.raises(DataError, match="split 'train' has no masks; expected a build of `msfl data build siim`"):
-        rows_of(tmp_path / "plain", MaskSpec(40))
-    with pytest.raises(UserError, match="no split 'test'"):
-        open_masks(squares, "test")
+        rows_of(tmp_path / "plain", view_spec(40, fit="pad"))

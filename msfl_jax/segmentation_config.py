@@ -97,10 +97,13 @@ class SegmentationDataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationConfig:
-    """One segmentation run, whole."""
+    """One segmentation run, whole; `best_metric` is the Dice on validation images that chooses the checkpoint."""
 
     name: str
     seed: int
+    best_metric: Literal[
+        "dice_per_image_with_empty", "dice_positive_only", "dice_pooled_foreground", "dice_pooled_with_background"
+    ]
     encoder: SegmentationEncoderConfig
     head: SegmentationHeadConfig
     data: SegmentationDataConfig

@@ -62,9 +62,9 @@ def save_overlay(
       phrase: the caption.
       path: a PNG file; its folder is made.
     """
-    figure = _panels(1, image.shape)
+    figure = panels(1, image.shape)
     _draw_overlay(figure.axes[0], image, heatmap, boxes, phrase)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_report_overlays(
@@ -84,12 +84,12 @@ def save_report_overlays(
       path: a PNG file; its folder is made.
       boxes: of each sentence; empty where none is known.
     """
-    figure = _panels(1 + len(phrases), image.shape)
-    _draw_image(figure.axes[0], image, "radiograph")
+    figure = panels(1 + len(phrases), image.shape)
+    draw_image(figure.axes[0], image, "radiograph")
     none = np.zeros((0, 4), np.float32)
     for index, (axes, heatmap, phrase) in enumerate(zip(figure.axes[1:], heatmaps, phrases, strict=True)):
         _draw_overlay(axes, image, heatmap, boxes[index] if boxes else none, phrase)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_record_overlays(run: Run, records: Sequence[Record], path: Path | str, *, protocol: str | None = None) -> None:
@@ -164,10 +164,10 @@ def save_curves(metrics: Path | str, path: Path | str) -> None:
         _draw_curve(axes, *curves[name], title, unit)
     for axes in grid[len(drawn) :]:
         axes.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _panels(count: int, size: tuple[int, int]) -> Figure:
+def panels(count: int, size: tuple[int, int]) -> Figure:
     """A row of panels for images of (height, width), in several equal rows where there are more than `COLUMNS`."""
     lines = -(-count // COLUMNS)
     columns = -(-count // lines)
@@ -178,7 +178,8 @@ def _panels(count: int, size: tuple[int, int]) -> Figure:
     return figure
 
 
-def _draw_image(axes: Axes, image: UInt8[np.ndarray, "H W"], caption: str) -> None:
+def draw_image(axes: Axes, image: UInt8[np.ndarray, "H W"], caption: str) -> None:
+    """Shows a grey image without ticks, with its caption beneath."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -195,7 +196,7 @@ def _draw_overlay(
     boxes: Float[np.ndarray, "K 4"],
     phrase: str,
 ) -> None:
-    _draw_image(axes, image, phrase)
+    draw_image(axes, image, phrase)
     heat = np.clip(np.nan_to_num(normalise_heatmap(heatmap), nan=0.0), 0, 1)
     overlay = np.empty((*heat.shape, 4), np.float32)
     overlay[..., :3] = RED
@@ -273,8 +274,8 @@ def _findings_in_turn(images: Mapping[str, Sequence[Record]]) -> list[str]:
     return [key for _, _, key in sorted(ranked)]
 
 
-def _save(figure: Figure, path: Path | str) -> None:
-    """Writes whole or not at all."""
+def save_figure(figure: Figure, path: Path | str) -> None:
+    """Writes a PNG file, whole or not at all; its folder is made where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")

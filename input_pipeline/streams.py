@@ -159,9 +159,7 @@ def training_row(
     return _row(view, sentences, record, spec, tokenizer)
 
 
-def training_image(
-    record: records.Record, rng: np.random.Generator, spec: BatchSpec
-) -> UInt8[np.ndarray, "size size"]:
+def training_image(record: records.Record, rng: np.random.Generator, spec: BatchSpec) -> UInt8[np.ndarray, "size size"]:
     """A random view of a record's image as `spec` has it."""
     return random_view(images.decode_gray(record.image), rng, spec)
 

@@ -48,7 +48,9 @@ def synthesize(
     studies: Annotated[int, typer.Option(min=1, help="Number of studies; of images in SIIM-ACR's layout.")] = 6600,
     seed: Seed = 0,
     workers: Workers = 0,
-    layout: Annotated[str, typer.Option(help="mimic-cxr, or siim: DICOM with outlines of pneumothoraces.")] = "mimic-cxr",
+    layout: Annotated[
+        str, typer.Option(help="mimic-cxr, or siim: DICOM with outlines of pneumothoraces.")
+    ] = "mimic-cxr",
 ) -> None:
     """Make a synthetic chest-radiograph study in the layout of MIMIC-CXR-JPG, or of SIIM-ACR."""
     if layout == "siim":

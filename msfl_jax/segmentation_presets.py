@@ -32,9 +32,7 @@ def segmenting(name: str, arg: str, recipes: Mapping[int, Recipe]) -> ConfigDict
     config = ConfigDict()
     config.name = name  # (ours) what the run is called in its reports
     config.seed = 0  # (ours) of the order of the data, the head, drop-path, and label fractions that were not published
-    config.best_metric = (
-        "dice_pooled_foreground"  # (ours) MaCo's dice_per_image_with_empty would choose a model that predicts nothing: .78
-    )
+    config.best_metric = "dice_pooled_foreground"  # (ours) MaCo's dice_per_image_with_empty would choose a model that predicts nothing: .78
     config.encoder = ConfigDict()
     config.encoder.init = "random" if "scratch" in options else "pretrained"  # (ours) of the same size either way
     config.encoder.image_size = 512  # (MaCo) pixels along a side; positions are brought to this size
@@ -50,7 +48,9 @@ def segmenting(name: str, arg: str, recipes: Mapping[int, Recipe]) -> ConfigDict
     config.train.checkpoint_every = 1000  # (ours) steps between two checkpoints; validations save as well
     config.train.keep_checkpoints = 1  # (ours) latest ones kept beside the best
     config.train.evaluate_every = validation  # (MaCo) steps between two validations, by percentage of the labels
-    config.train.max_skipped_steps = 5  # (ours) steps in a row without a finite gradient before the run ends with exit code 5
+    config.train.max_skipped_steps = (
+        5  # (ours) steps in a row without a finite gradient before the run ends with exit code 5
+    )
     config.mesh = ConfigDict()
     config.mesh.data = -1  # (ours) replicas; -1 takes all devices that are left
     config.mesh.fsdp = 1  # (ours) devices over which parameters are sharded
@@ -69,7 +69,9 @@ def _read(name: str, arg: str, recipes: Mapping[int, Recipe]) -> tuple[int, tupl
             raise UserError(f"config {name}: unknown argument '{word}'{hint}; expected some of {', '.join(known)}")
     given = [int(word) for word in words if word not in OPTIONS]
     if len(given) > 1 or {"clean", "as_published"} <= set(words):
-        raise UserError(f"config {name}: argument '{arg}' contradicts itself; expected one percentage and one kind of lists")
+        raise UserError(
+            f"config {name}: argument '{arg}' contradicts itself; expected one percentage and one kind of lists"
+        )
     return (given or [100])[0], tuple(word for word in words if word in OPTIONS)
 
 

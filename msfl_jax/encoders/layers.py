@@ -201,7 +201,10 @@ def _scanned(
         tokens, tapped = carry
         seen = mask if mask is None or masked_blocks == spec.depth else mask | (layer > masked_blocks)
         tokens = block(tokens, seen, *_drop_rate(spec, layer - 1))
-        return (tokens, tuple(jnp.where(layer == tap, tokens, old) for tap, old in zip(kept, tapped, strict=True))), None
+        return (
+            tokens,
+            tuple(jnp.where(layer == tap, tokens, old) for tap, old in zip(kept, tapped, strict=True)),
+        ), None
 
     rngs = {"params": True, "drop_path": True}
     scan = nn.scan(body, variable_axes={"params": 0}, split_rngs=rngs, length=spec.depth)

@@ -1,8 +1,8 @@
 """Decoders that turn the tokens of several encoder blocks into class logits per pixel: UPerNet with its pyramid, and a light one.
 
-Where the siblings normalise over the batch (SyncBN), groups of channels are normalised within each image (GroupNorm, Wu and He 2018). Batch statistics
-would be state beside the parameters, would make an image's mask depend on its neighbours and on the number of devices, and are noisy at the
-siblings' two images per device; GroupNorm is what detection and segmentation use there. The siblings' dropout of .1 before the last layer is left out.
+Where the siblings normalise over the batch (SyncBN), groups of channels are normalised within each image (GroupNorm, Wu and He 2018). Statistics of
+batches would be state beside the parameters, would make an image's mask depend on its neighbours and on the number of devices, and are noisy at
+the siblings' two images per device; GroupNorm is what detection and segmentation use there. The siblings' dropout of .1 before the last layer is left out.
 
 Parameter paths: `pyramid/{up0, up0_norm, up1, up2}`, `upernet/{lateral<i>, pool<s>, bottleneck, fpn<i>, fusion, logits}`,
 `auxiliary/{conv, logits}`, `light/{norm<i>, mix, up<i>, logits}`; a block of convolution, norm and ReLU has `conv` and `norm`.
@@ -39,7 +39,7 @@ class Masks(NamedTuple):
 
 
 def spread_layers(depth: int) -> tuple[int, int, int, int]:
-    """Four blocks, counted from 1, at a third, half, two thirds and the end of the encoder: of 12 the siblings' 4, 6, 8 and 12 (3, 5, 7, 11 from 0)."""
+    """Four blocks, counted from 1, at a third, half, two thirds and the end: of 12 the siblings' 4, 6, 8 and 12 (3, 5, 7, 11 from 0)."""
     first, second, third, last = (math.ceil(depth * share) for share in (1 / 3, 1 / 2, 2 / 3, 1))
     return first, second, third, last
 
@@ -146,7 +146,8 @@ class UPerNet(nn.Module):
         for index in reversed(range(len(levels) - 1)):
             levels[index] = levels[index] + enlarge(levels[index + 1], levels[index].shape[1:3])
         filtered = [
-            ConvBlock(self.channels, 3, self.dtype, name=f"fpn{index}")(level) for index, level in enumerate(levels[:-1])
+            ConvBlock(self.channels, 3, self.dtype, name=f"fpn{index}")(level)
+            for index, level in enumerate(levels[:-1])
         ]
         size = pyramid[0].shape[1:3]
         together = jnp.concatenate([enlarge(level, size) for level in (*filtered, levels[-1])], axis=-1)

@@ -111,7 +111,7 @@ def save_mask_overlays(
 
 
 def choose_images(positive: Bool[np.ndarray, "N"], count: int) -> Sequence[int]:
-    """Indices of `count` images: the first ones with disease for three quarters, rounded up, then the first without; fewer where there are no more."""
+    """Indices of `count` images: for three quarters, rounded up, the first with disease, then the first without; fewer where there are none left."""
     with_disease, without = np.flatnonzero(positive), np.flatnonzero(~positive)
     most = max(-(-3 * count // 4), count - len(without))
     first = with_disease[:most].tolist()

@@ -1,7 +1,7 @@
 """Segmentation fine-tuning: masks of findings from a pretrained or a random encoder, measured in pixels of the source images.
 
-`finetune_segmentation` trains on a build with masks, chooses the checkpoint with the best Dice on validation images, and evaluates it once on the test
-split; `summarise` makes the numbers from predictions alone. An image is seen whole: scaled into the view, predicted, and the prediction scaled back.
+`finetune_segmentation` trains on a build with masks, chooses the checkpoint with the best Dice on validation images, and evaluates it once on the
+test split; `summarise` makes the numbers from predictions alone. An image is seen whole: scaled into the view, predicted, and the prediction scaled back.
 """
 
 import dataclasses
@@ -118,17 +118,23 @@ def finetune_segmentation(
     task = adaptation(config, run, segmenter, label="segmentation" if progress else "")
     adapt(task, config, workdir)
     params, step = best_parameters(workdir, jax.eval_shape(segmenter.init, jax.random.key(0)))
-    predictions = predict(segmenter, params, _with_masks(directory, config.data.test), evaluation_spec(config, segmenter))
+    predictions = predict(
+        segmenter, params, _with_masks(directory, config.data.test), evaluation_spec(config, segmenter)
+    )
     outcome = _outcome(config, manifest, predictions, step, caveats, replicates)
     predictions.save(outcome.predictions(workdir))
     save_outcome(outcome, workdir)
     return SegmentationResult(outcome, predictions, params, segmenter)
 
 
-def adaptation(config: SegmentationConfig, run: Run, segmenter: Segmenter, *, label: str = "segmentation") -> Adaptation:
+def adaptation(
+    config: SegmentationConfig, run: Run, segmenter: Segmenter, *, label: str = "segmentation"
+) -> Adaptation:
     """What is trained on what, for `msfl_jax.train.adaptation.adapt`."""
     directory, data, seed = Path(config.data.directory), config.data, config.seed
-    train = require_masks(labelled_records(directory, data.fraction, seed=seed), directory, f"train ({data.fraction} %)")
+    train = require_masks(
+        labelled_records(directory, data.fraction, seed=seed), directory, f"train ({data.fraction} %)"
+    )
     validate = _with_masks(directory, data.validate)
     depth = run.config.model.vision.depth
     pretrained = run.params if config.encoder.init == "pretrained" else None
@@ -154,7 +160,10 @@ def adaptation(config: SegmentationConfig, run: Run, segmenter: Segmenter, *, la
         batch_size=data.batch_size,
         evaluate=functools.partial(_validate, segmenter, validate, evaluation_spec(config, segmenter)),
         best_metric=f"validation/{config.best_metric}",
-        meta={"data": [data.fraction, len(train), identify_split(directory, "train")[1]], "init": _describe(config, run)},
+        meta={
+            "data": [data.fraction, len(train), identify_split(directory, "train")[1]],
+            "init": _describe(config, run),
+        },
         label=label,
     )
 

@@ -78,7 +78,9 @@ def test_a_query_that_sees_nothing_has_finite_values_and_gradients():
 
 
 @pytest.mark.parametrize("kind", ["vit", "bert"])
-@pytest.mark.parametrize("options", [{}, {"masked_blocks": 1, "taps": (1,)}, {"masked_blocks": 2, "taps": (3, 1, 2, 1)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"masked_blocks": 1, "taps": (1,)}, {"masked_blocks": 2, "taps": (3, 1, 2, 1)}]
+)
 def test_scanned_blocks_equal_unrolled_ones(kind, options, tokens, mask):
     spec = dataclasses.replace(SPEC, kind=kind)
     params = initialise(spec)

@@ -32,7 +32,9 @@ FINDING = "Pneumothorax"
 _DRAWN = 256  # the phantom has no finer detail; pixels are then enlarged by whole numbers, and masks stay exact
 _JPEG_QUALITY = 92
 _CHUNK = 32
-_OTHER_PATIENTS = 2**31  # added to the seed; `synthesize` takes seeds as they are given. With 2^32, [seed, 1, 0] would seed as [seed, 1]
+_OTHER_PATIENTS = (
+    2**31
+)  # added to the seed; `synthesize` takes seeds as they are given. With 2^32, [seed, 1, 0] would seed as [seed, 1]
 _UID = 10**38  # identifiers are 2.25 and a number below 2^128 (PS3.5, annex B.2)
 
 

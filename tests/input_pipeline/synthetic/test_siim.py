@@ -95,7 +95,9 @@ def test_bytes_follow_from_the_seed(folder, tmp_path):
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         assert (tmp_path / "again" / file.relative_to(folder)).read_bytes() == file.read_bytes()
     synthesize_siim(tmp_path / "other", images=2, seed=4, workers=1)
-    assert not {path.stem for path in (tmp_path / "other").rglob("*.dcm")} & {path.stem for path in folder.rglob("*.dcm")}
+    assert not {path.stem for path in (tmp_path / "other").rglob("*.dcm")} & {
+        path.stem for path in folder.rglob("*.dcm")
+    }
 
 
 @pytest.mark.parametrize("options", [{"images": 0}, {"seed": -1}, {"positives": 1.5}, {"workers": 0}])

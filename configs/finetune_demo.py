@@ -11,7 +11,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Args:
       arg: percentage of the labels, 1, 10 or 100 (default), and options: "probe", "scratch" (see configs/README.md).
     """
-    recipes = {1: (150, 15, 1e-3), 10: (250, 25, 1e-3), 100: (400, 40, 1e-3)}
+    recipes = {1: (120, 12, 1e-3), 10: (200, 20, 1e-3), 100: (300, 30, 1e-3)}
     config = finetune_presets.finetuning("finetune_demo", arg, recipes, recipes)
     config.encoder.pool = "mean_max"  # (ours) as the demo's pretraining
     config.encoder.final_norm = True  # (ours)

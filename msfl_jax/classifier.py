@@ -1,10 +1,9 @@
 """The image encoder of a pretrained model with a linear head: images in, one logit per finding out.
 
-Parameter paths: `vision` as in pretraining (without `norm` where the final norm is dropped), `head/fc_norm`, `head/fc`.
+Parameter paths: `vision` as in pretraining (without `norm` where the final norm is dropped), `head/fc_norm` (unless it is a probe), `head/fc`.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -23,14 +22,21 @@ DROP_PATH = "drop_path"
 
 
 class Head(nn.Module):
-    """LayerNorm and a linear layer whose kernel starts near 0 (MAE's and the siblings' truncated normal of deviation 2e-5)."""
+    """LayerNorm and a linear layer whose kernel starts near 0 (MAE's and the siblings' truncated normal of deviation 2e-5).
+
+    Attributes:
+      outputs: findings.
+      norm: whether there is the LayerNorm; a linear probe does without.
+    """
 
     outputs: int
+    norm: bool = True
 
     @nn.compact
     def __call__(self, pooled: Float[Array, "B C"]) -> Float32[Array, "B L"]:
         """Logits of pooled tokens, float32."""
-        pooled = layer_norm("vit", "float32", "fc_norm")(pooled)
+        if self.norm:
+            pooled = layer_norm("vit", "float32", "fc_norm")(pooled)
         return nn.Dense(self.outputs, kernel_init=nn.initializers.truncated_normal(2e-5), name="fc")(pooled)
 
 
@@ -45,6 +51,7 @@ class Classifier:
       pool: mean of the patch tokens, or mean and maximum side by side.
       final_norm: whether the pretrained norm behind the last block stays (MaCo and MRM drop it).
       drop_path: of the last block, while training.
+      head_norm: whether pooled tokens are normalised before the linear layer; frozen features of a probe are not.
     """
 
     config: Config
@@ -53,6 +60,7 @@ class Classifier:
     pool: Literal["mean", "mean_max"] = "mean"
     final_norm: bool = False
     drop_path: float = 0.0
+    head_norm: bool = True
 
     @property
     def side(self) -> int:
@@ -64,6 +72,10 @@ class Classifier:
         """The encoder, whose parameters are `params["vision"]`."""
         return finetuned_vision(self.config, image_size=self.side, drop_path=self.drop_path, final_norm=self.final_norm)
 
+    @property
+    def _head(self) -> Head:
+        return Head(self.outputs, norm=self.head_norm)
+
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Fresh parameters: an encoder as pretraining starts from, and a head."""
         first, second = jax.random.split(key)
@@ -71,7 +83,7 @@ class Classifier:
         width = self.config.model.vision.width * (2 if self.pool == "mean_max" else 1)
         return {
             "vision": self.vision.init(first, patches)["params"],
-            "head": Head(self.outputs).init(second, jnp.zeros((1, width)))["params"],
+            "head": self._head.init(second, jnp.zeros((1, width)))["params"],
         }
 
     def initial(self, key: Key[Array, ""], pretrained: Params | None) -> dict[str, Any]:
@@ -108,7 +120,7 @@ class Classifier:
 
     def classify(self, params: Params, features: Float[Array, "B C"]) -> Float32[Array, "B L"]:
         """Log-odds from `features`."""
-        logits: Any = Head(self.outputs).apply({"params": params["head"]}, features)
+        logits: Any = self._head.apply({"params": params["head"]}, features)
         return logits
 
 

@@ -330,7 +330,7 @@ def _names(kind: Any) -> list[str]:
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """`value` as the type that the field declares, or a UserError."""
     if dataclasses.is_dataclass(hint):
-        return build_dataclass(hint, value, path)
+        return build_dataclass(typing.cast(Any, hint), value, path)
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if value in choices:

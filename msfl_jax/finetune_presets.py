@@ -42,7 +42,10 @@ def finetuning(name: str, arg: str, recipes: Mapping[int, Recipe], mrm: Mapping[
     config.optimizer = _optimizer(warmup, rate)
     config.train = _train(steps)
     config.probe = ConfigDict()
-    config.probe.penalty = (1e-2, 1e4)  # (ours) range of L2 penalties; the best one on validation images is taken
+    config.probe.penalty = (
+        1e-4,
+        1e2,
+    )  # (ours) range of L2 penalties on standardised features; validation images choose
     config.probe.penalties = 7  # (ours) how many, evenly in the logarithm
     config.mesh = ConfigDict()
     config.mesh.data = -1  # (ours) replicas; -1 takes all devices that are left

@@ -206,7 +206,7 @@ def _scanned(
             tuple(jnp.where(layer == tap, tokens, old) for tap, old in zip(kept, tapped, strict=True)),
         ), None
 
-    rngs = {"params": True, "drop_path": True}
+    rngs: dict[Any, bool] = {"params": True, "drop_path": True}
     scan = nn.scan(body, variable_axes={"params": 0}, split_rngs=rngs, length=spec.depth)
     block = _block_type(spec)(spec, name="blocks")
     (tokens, tapped), _ = scan(block, (tokens, (tokens,) * len(kept)), jnp.arange(1, spec.depth + 1))

@@ -2,7 +2,8 @@
 
 Where the siblings normalise over the batch (SyncBN), groups of channels are normalised within each image (GroupNorm, Wu and He 2018). Statistics of
 batches would be state beside the parameters, would make an image's mask depend on its neighbours and on the number of devices, and are noisy at
-the siblings' two images per device; GroupNorm is what detection and segmentation use there. The siblings' dropout of .1 before the last layer is left out.
+the siblings' two images per device; GroupNorm is what detection and segmentation use there. The siblings' dropout of .1 before the last layer is
+left out.
 
 Parameter paths: `pyramid/{up0, up0_norm, up1, up2}`, `upernet/{lateral<i>, pool<s>, bottleneck, fpn<i>, fusion, logits}`,
 `auxiliary/{conv, logits}`, `light/{norm<i>, mix, up<i>, logits}`; a block of convolution, norm and ReLU has `conv` and `norm`.

@@ -1,7 +1,8 @@
 """Segmentation fine-tuning: masks of findings from a pretrained or a random encoder, measured in pixels of the source images.
 
 `finetune_segmentation` trains on a build with masks, chooses the checkpoint with the best Dice on validation images, and evaluates it once on the
-test split; `summarise` makes the numbers from predictions alone. An image is seen whole: scaled into the view, predicted, and the prediction scaled back.
+test split; `summarise` makes the numbers from predictions alone. An image is seen whole: scaled into the view, predicted, and the prediction
+scaled back.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ MAY_CHANGE = (
 )
 
 
+@runtime_checkable
 class Settings(Protocol):
     """What the loop reads of a configuration, which is a frozen dataclass with more in it."""
 
@@ -127,7 +128,7 @@ def adapt(task: Adaptation, config: Settings, workdir: Path, *, may_change: Sequ
         Checkpoints(run.workdir, keep=config.train.keep_checkpoints) as checkpoints,
     ):
         state = _first_state(run, checkpoints, may_change)
-        _write_config(config, run.workdir)
+        write_config(config, run.workdir)
         start = int(state.step)
         with _recorder(run, state, start) as recorder:
             state = _train(run, state, start, recorder, checkpoints, preemption)
@@ -269,7 +270,8 @@ def _recorder(run: _Run, state: TrainState, start: int) -> Recorder:
     )
 
 
-def _write_config(config: Any, workdir: Path) -> None:
+def write_config(config: Any, workdir: Path) -> None:
+    """Writes config.json of a run directory, once for all processes."""
     if distributed.is_lead():
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")

@@ -11,7 +11,7 @@ from msfl_jax.results.tables import with_caveats
 from msfl_jax.segmentation_config import segmentation_config
 from msfl_jax.tasks.outcome import RESULTS
 from msfl_jax.tasks.run import open_run
-from msfl_jax.tasks.segmentation import evaluation_spec, finetune_segmentation
+from msfl_jax.tasks.segmentation import finetune_segmentation, open_segmentation, segmentation_caveats
 
 
 def segmentation_report(
@@ -32,7 +32,7 @@ def segmentation_report(
       workdir: of the fine-tuned run; the same command again resumes.
       config: as for `--config`.
       overrides: `--config.a.b=value` each.
-      allow_leak: see `msfl_jax.tasks.leaks.leak_caveats`.
+      allow_leak: see `msfl_jax.tasks.segmentation.segmentation_caveats`.
       overlays: images of the test split that are drawn.
 
     Raises:
@@ -40,12 +40,13 @@ def segmentation_report(
     """
     settings = load_config(config, overrides, make=segmentation_config)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, directory=str(directory)))
-    result = finetune_segmentation(settings, open_run(run), workdir, allow_leak=allow_leak)
+    pretrained = open_run(run)
+    caveats = segmentation_caveats(settings, pretrained, allow_leak=allow_leak)
+    result = finetune_segmentation(settings, workdir, pretrained, caveats=caveats)
     if not distributed.is_lead():
         return ""
     outcome = result.outcome
-    spec = evaluation_spec(settings, result.segmenter)
-    save_mask_overlays(result, directory, workdir / "figures", spec=spec, count=overlays)
+    save_mask_overlays(open_segmentation(workdir), result, directory, workdir / "figures", count=overlays)
     places = {
         "result": workdir / RESULTS / f"{outcome.name}.json",
         "predictions": outcome.predictions(workdir),

@@ -12,11 +12,11 @@ from matplotlib.patheffects import Normal, Stroke
 from input_pipeline.images import decode_gray
 from input_pipeline.mask_batches import evaluation_views
 from input_pipeline.reading import open_split
-from input_pipeline.streams import BatchSpec
 from msfl_jax.metrics import COUNTS, count_overlap, dice, dice_statistics
 from msfl_jax.results.figures import draw_image, panels, save_figure
 from msfl_jax.results.tables import format_table, interval, number
-from msfl_jax.tasks.segmentation import SegmentationResult, predict_masks
+from msfl_jax.tasks.mask_predictions import predict_masks
+from msfl_jax.tasks.segmentation import SegmentationResult, SegmentationRun, evaluation_spec
 
 ROWS = {
     "dice_per_image_with_empty": "Dice per image, empty = 1",
@@ -82,15 +82,15 @@ def save_mask_overlay(
 
 
 def save_mask_overlays(
-    result: SegmentationResult, directory: Path | str, folder: Path | str, *, spec: BatchSpec, count: int
+    run: SegmentationRun, result: SegmentationResult, directory: Path | str, folder: Path | str, *, count: int
 ) -> list[Path]:
-    """Draws some images of the test split, most of them with disease (see `choose_images`).
+    """Draws some images of the evaluated split, most of them with disease (see `choose_images`).
 
     Args:
-      result: of the fine-tuned run.
+      run: the fine-tuned model.
+      result: what it scored.
       directory: the build that it was evaluated on.
       folder: gets mask_00.png, mask_01.png, ...
-      spec: of the evaluation views.
       count: of images.
 
     Returns:
@@ -101,10 +101,10 @@ def save_mask_overlays(
     """
     source = open_split(directory, result.outcome.split)
     chosen = [source[index] for index in choose_images(result.predictions.counts[:, COUNTS.index("target")] > 0, count)]
-    files = []
+    spec, files = evaluation_spec(run.config, run.segmenter), []
     for number_, record in enumerate(chosen):
         views, masks = evaluation_views([record], spec)
-        (predicted,) = predict_masks(result.segmenter, result.params, views, [masks[0].shape], fit=spec.fit)
+        (predicted,) = predict_masks(run.segmenter, run.params, views, [masks[0].shape], fit=spec.fit)
         files.append(Path(folder) / f"mask_{number_:02d}.png")
         save_mask_overlay(decode_gray(record.image), masks[0], predicted, files[-1])
     return files

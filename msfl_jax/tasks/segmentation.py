@@ -7,125 +7,200 @@ scaled back.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int64, UInt8, UInt32
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.labelled_batches import labelled_records, view_spec
 from input_pipeline.manifest import Manifest, read_manifest
-from input_pipeline.mask_batches import evaluation_views, mask_batches, require_masks
+from input_pipeline.mask_batches import mask_batches, require_masks
 from input_pipeline.reading import SplitRecords, open_split
-from input_pipeline.records import Record
 from input_pipeline.streams import BatchSpec
-from msfl_jax.metrics import Interval, bootstrap, count_overlap, dice_statistics
+from msfl_jax.config import from_config_dict, to_dict
+from msfl_jax.metrics import dice_statistics
 from msfl_jax.model import Params
-from msfl_jax.segmentation_config import Lists, SegmentationConfig
+from msfl_jax.parallel import distributed
+from msfl_jax.segmentation_config import Lists, SegmentationConfig, segmentation_config
 from msfl_jax.segmenter import Segmenter
-from msfl_jax.tasks.grounding import to_pixels
 from msfl_jax.tasks.leaks import leak_caveats
+from msfl_jax.tasks.mask_predictions import MaskPredictions, predict, summarise
 from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
-from msfl_jax.tasks.predictions import load_arrays, save_arrays
-from msfl_jax.tasks.run import Run, on_mesh, to_host
+from msfl_jax.tasks.run import CONFIG_FILE, Run
 from msfl_jax.train.adaptation import Adaptation, adapt, best_parameters
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
+from msfl_jax.train.provenance import read_caveats, write_provenance
 
 TASK = "segmentation"
-ROWS = 16  # images at a time in evaluations
-_THREADS = 4
+ENCODER_FILE = "encoder.json"
+
+UNDEFINED = {
+    "dice_per_image_with_empty": "no image",
+    "dice_positive_only": "no image with a mask",
+    "dice_pooled_foreground": "no pixel predicted or true",
+    "dice_pooled_with_background": "no pixel predicted or true",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskPredictions:
-    """What every Dice variant and its interval follow from, without images or a model.
+class SegmentationRun:
+    """A fine-tuned model with all that is needed to use it.
 
     Attributes:
-      counts: [N, 4], common, predicted, true and all pixels of each image (see `msfl_jax.metrics.COUNTS`).
-      patient_key, image_key: [N], hashed.
+      directory: its run directory.
+      config: as it was made.
+      segmenter: static.
+      params: of the best checkpoint, unless another was asked for.
+      step: of the parameters.
+      caveats: what its training data make it necessary to say beside every number.
     """
 
-    counts: Int64[np.ndarray, "N 4"]
-    patient_key: UInt32[np.ndarray, "N"]
-    image_key: UInt32[np.ndarray, "N"]
-
-    def save(self, path: Path | str) -> None:
-        """Writes an .npz file without pickle."""
-        save_arrays(path, counts=self.counts, patient_key=self.patient_key, image_key=self.image_key)
-
-    @classmethod
-    def load(cls, path: Path | str) -> "MaskPredictions":
-        """Reads what `save` wrote; raises a UserError where it is something else."""
-        arrays = load_arrays(path)
-        try:
-            return cls(arrays["counts"], arrays["patient_key"], arrays["image_key"])
-        except KeyError as error:
-            found = f"{path}: array {error} is missing"
-            raise UserError(f"{found}; expected predictions of `msfl finetune segmentation`") from error
+    directory: Path
+    config: SegmentationConfig
+    segmenter: Segmenter
+    params: Params
+    step: int
+    caveats: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationResult:
-    """A fine-tuned run and what it scored on the test split.
+    """What a fine-tuned run scored on a split.
 
     Attributes:
       outcome: as saved.
       predictions: from which its numbers follow.
-      params: of the chosen checkpoint, on one device.
-      segmenter: static.
     """
 
     outcome: Outcome
     predictions: MaskPredictions
-    params: Params
-    segmenter: Segmenter
 
 
 def finetune_segmentation(
     config: SegmentationConfig,
-    run: Run,
     workdir: Path,
+    run: Run,
     *,
-    allow_leak: bool = False,
-    replicates: int = 2000,
+    caveats: tuple[str, ...] = (),
     progress: bool = True,
+    replicates: int = 2000,
 ) -> SegmentationResult:
-    """Trains in `workdir`, or goes on training there, then evaluates the best checkpoint and saves predictions and outcome.
+    """Trains a decoder and its encoder, chooses the checkpoint by `best_metric` on the validation split, and evaluates it once on the test split.
+
+    Every process of a run calls it with the same arguments; calling it again resumes.
 
     Args:
       config: with the build in `data.directory`.
-      run: the pretrained model; with `encoder.init` "random" only its configuration is used.
       workdir: of the fine-tuned run, not the pretraining run's.
-      allow_leak: see `leak_caveats`.
-      replicates: of the bootstrap.
+      run: the pretrained model; with `encoder.init` "random" only its configuration is used.
+      caveats: of the build against what the model was pretrained on (see `segmentation_caveats`).
       progress: whether to print a line of progress.
+      replicates: of the bootstrap.
+
+    Returns:
+      What was saved in `workdir`/results and `workdir`/predictions.
 
     Raises:
       UserError: the build, a split or the lists are not what the configuration asks for, or `workdir` is the pretraining run's.
-      DataError: the build has no masks, or the test split shares images or patients with what the run was trained on.
+      DataError: the build has no masks, or an image or a shard is damaged.
       CheckpointError, DivergedError, RetryError: see `msfl_jax.train.adaptation.adapt`.
     """
     if workdir.resolve() == run.directory.resolve():
         raise UserError(f"{workdir}: is the pretraining run itself; give a new --workdir")
     directory = Path(config.data.directory)
-    manifest = read_manifest(directory)
-    refuse_other_lists(config, manifest)
-    caveats = _caveats(config, run, directory, manifest, allow_leak=allow_leak)
+    refuse_other_lists(config, read_manifest(directory))
+    with_masks(directory, config.data.test)
     segmenter = Segmenter.create(config, run.config)
     task = adaptation(config, run, segmenter, label="segmentation" if progress else "")
+    _prepare(config, workdir, run, caveats)
     adapt(task, config, workdir)
-    params, step = best_parameters(workdir, jax.eval_shape(segmenter.init, jax.random.key(0)))
-    predictions = predict(
-        segmenter, params, _with_masks(directory, config.data.test), evaluation_spec(config, segmenter)
+    return evaluate_segmentation(open_segmentation(workdir), directory, config.data.test, replicates=replicates)
+
+
+def open_segmentation(workdir: Path, *, step: int | str | None = "best") -> SegmentationRun:
+    """Opens a run directory of `finetune_segmentation`.
+
+    Args:
+      workdir: holds config.json, encoder.json and checkpoints/.
+      step: "best", a step with a checkpoint, or None for the latest.
+
+    Raises:
+      UserError: not such a run directory.
+      CheckpointError: the checkpoint is missing, damaged or of another configuration.
+    """
+    try:
+        config = segmentation_config(json.loads((workdir / CONFIG_FILE).read_text()))
+        pretraining = from_config_dict(json.loads((workdir / ENCODER_FILE).read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = f"{workdir}: no fine-tuned segmenter ({type(error).__name__})"
+        raise UserError(f"{found}; expected a folder of `msfl finetune segmentation`") from error
+    segmenter = Segmenter.create(config, pretraining)
+    params, found = best_parameters(workdir, jax.eval_shape(segmenter.init, jax.random.key(0)), step=step)
+    return SegmentationRun(workdir, config, segmenter, params, found, read_caveats(workdir))
+
+
+def evaluate_segmentation(
+    run: SegmentationRun, directory: Path, split: str, *, replicates: int = 2000
+) -> SegmentationResult:
+    """Measures a fine-tuned run on a split with masks and saves predictions and outcome in its directory.
+
+    Raises:
+      UserError: there is no such build or split.
+      DataError: the split has no masks, or an image or a shard is damaged.
+    """
+    spec = evaluation_spec(run.config, run.segmenter)
+    predictions = predict(run.segmenter, run.params, with_masks(directory, split), spec)
+    metrics = summarise(predictions.counts, predictions.patient_key, replicates=replicates)
+    config, (dataset, split_hash) = run.config, identify_split(directory, split)
+    options = {
+        "init": config.encoder.init,
+        "head": config.head.kind,
+        "fraction": config.data.fraction,
+        "seed": config.seed,
+        "config": config.name,
+        "lists": lists_of(read_manifest(directory)),
+        "replicates": replicates,
+    }
+    outcome = Outcome(
+        task=TASK,
+        dataset=dataset,
+        split=split,
+        split_hash=split_hash,
+        variant=variant(config),
+        options=options,
+        step=run.step,
+        records=len(predictions.counts),
+        patients=len(np.unique(predictions.patient_key)),
+        metrics=metrics,
+        reasons={name: UNDEFINED[name] for name, interval in metrics.items() if np.isnan(interval.value)},
+        caveats=run.caveats,
     )
-    outcome = _outcome(config, manifest, predictions, step, caveats, replicates)
-    predictions.save(outcome.predictions(workdir))
-    save_outcome(outcome, workdir)
-    return SegmentationResult(outcome, predictions, params, segmenter)
+    if distributed.is_lead():
+        predictions.save(outcome.predictions(run.directory))
+        save_outcome(outcome, run.directory)
+    return SegmentationResult(outcome, predictions)
+
+
+def variant(config: SegmentationConfig) -> str:
+    """Of the run's results: where the encoder came from, the head, the percentage of the labels and the seed."""
+    return f"{config.encoder.init}-{config.head.kind}-{config.data.fraction}-seed{config.seed}"
+
+
+def segmentation_caveats(config: SegmentationConfig, run: Run, *, allow_leak: bool = False) -> tuple[str, ...]:
+    """What must stand beneath the numbers: see `leak_caveats`. A random encoder has seen nothing; then only the build itself has something to say.
+
+    Raises:
+      DataError: the test split shares images or patients with what the run was trained on.
+      UserError: there is no such build or split.
+    """
+    directory = Path(config.data.directory)
+    if config.encoder.init == "random":
+        return read_manifest(directory).caveats
+    return leak_caveats(run, directory, config.data.test, allow_leak=allow_leak)
 
 
 def adaptation(
@@ -136,7 +211,7 @@ def adaptation(
     train = require_masks(
         labelled_records(directory, data.fraction, seed=seed), directory, f"train ({data.fraction} %)"
     )
-    validate = _with_masks(directory, data.validate)
+    validate = with_masks(directory, data.validate)
     depth = run.config.model.vision.depth
     pretrained = run.params if config.encoder.init == "pretrained" else None
 
@@ -169,50 +244,6 @@ def adaptation(
     )
 
 
-def predict(segmenter: Segmenter, params: Params, source: SplitRecords, spec: BatchSpec) -> MaskPredictions:
-    """Compares the predicted masks of all records with theirs, in pixels of the source images.
-
-    Raises:
-      DataError: an image, a mask or a shard is damaged.
-    """
-    found = [source[index] for index in range(len(source))]
-    counts = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(found), ROWS):
-            part = found[start : start + ROWS]
-            views, masks = evaluation_views(part, spec)
-            predicted = predict_masks(segmenter, params, views, [mask.shape for mask in masks], fit=spec.fit, pool=pool)
-            counts += list(pool.map(count_overlap, predicted, masks))
-    return MaskPredictions(
-        np.stack(counts),
-        _keys(found, "patient_key"),
-        _keys(found, "image_key"),
-    )
-
-
-def predict_masks(
-    segmenter: Segmenter,
-    params: Params,
-    views: UInt8[np.ndarray, "n H W 1"],
-    sizes: Sequence[tuple[int, ...]],
-    *,
-    fit: str,
-    pool: ThreadPoolExecutor | None = None,
-) -> list[Bool[np.ndarray, "_ _"]]:
-    """Masks of whole images in pixels of their sources: the class with the larger logit, after both were enlarged bilinearly.
-
-    Args:
-      segmenter: static.
-      params: its parameters, on one device or a mesh.
-      views: at most `ROWS` evaluation views.
-      sizes: (height, width) of each source image.
-      fit: how the views were cut; what a view does not show is background.
-      pool: threads for the enlargement.
-    """
-    margins = to_host(_margin(params, *on_mesh(params, views, rows=ROWS), segmenter=segmenter))[: len(views)]
-    return list((pool.map if pool else map)(functools.partial(_mask_of, fit=fit), margins, sizes))
-
-
 def training_spec(config: SegmentationConfig, segmenter: Segmenter) -> BatchSpec:
     """Views of training, moved at random with their masks."""
     data = config.data
@@ -225,12 +256,9 @@ def evaluation_spec(config: SegmentationConfig, segmenter: Segmenter) -> BatchSp
     return view_spec(segmenter.image_size, fit=config.data.fit)
 
 
-def summarise(counts: Int64[np.ndarray, "N 4"], patients: np.ndarray, *, replicates: int = 2000) -> dict[str, Interval]:
-    """The four Dice variants with 95 % patient-bootstrap intervals, by name."""
-    return {
-        name: bootstrap(statistic, patients, replicates=replicates)
-        for name, statistic in dice_statistics(counts).items()
-    }
+def with_masks(directory: Path, split: str) -> SplitRecords:
+    """The records of a split of a build; raises a DataError where they have no masks."""
+    return require_masks(open_split(directory, split), directory, split)
 
 
 def lists_of(manifest: Manifest) -> Lists:
@@ -248,15 +276,6 @@ def refuse_other_lists(config: SegmentationConfig, manifest: Manifest) -> None:
         raise UserError(f"{config.data.directory}: made with lists '{found}'; expected '{wanted}': {advice}")
 
 
-@functools.partial(jax.jit, static_argnames="segmenter")
-def _margin(params: Params, image: UInt8[Array, "B H W 1"], *, segmenter: Segmenter) -> Float32[Array, "B H W"]:
-    return segmenter.margin(params, image)
-
-
-def _mask_of(margin: Float[np.ndarray, "H W"], size: tuple[int, int], *, fit: str) -> Bool[np.ndarray, "_ _"]:
-    return to_pixels(margin, size, fit=fit) > 0  # NaN, where the view shows nothing, is not
-
-
 def _validate(
     segmenter: Segmenter, source: SplitRecords, spec: BatchSpec, params: Any, step: int
 ) -> Mapping[str, float]:
@@ -265,57 +284,23 @@ def _validate(
     return {f"validation/{name}": statistic(weights) for name, statistic in dice_statistics(counts).items()}
 
 
-def _with_masks(directory: Path, split: str) -> SplitRecords:
-    return require_masks(open_split(directory, split), directory, split)
+def _prepare(config: SegmentationConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> None:
+    """Writes encoder.json and data.json, so that the run directory can be evaluated on its own.
 
-
-def _caveats(
-    config: SegmentationConfig, run: Run, directory: Path, manifest: Manifest, *, allow_leak: bool
-) -> tuple[str, ...]:
-    """A random encoder has seen nothing; then only the build itself has something to say."""
-    if config.encoder.init == "random":
-        return manifest.caveats
-    return leak_caveats(run, directory, config.data.test, allow_leak=allow_leak)
+    Raises:
+      CheckpointError: it holds a run on another encoder.
+    """
+    values = json.loads(json.dumps({"config": to_dict(run.config)}))
+    file = workdir / ENCODER_FILE
+    if file.is_file() and json.loads(file.read_text()) != values:
+        raise CheckpointError(f"{workdir}: begun with another encoder; use a new workdir")
+    if distributed.is_lead():
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values, indent=2) + "\n")
+        write_provenance(read_manifest(config.data.directory), "train", workdir, inherited=caveats)
+    distributed.barrier("encoder")
 
 
 def _describe(config: SegmentationConfig, run: Run) -> list[Any]:
     """What the encoder starts from: a resumed run must start from the same."""
     return [config.encoder.init, run.config.name, run.step if config.encoder.init == "pretrained" else 0]
-
-
-def _keys(found: Sequence[Record], name: str) -> UInt32[np.ndarray, "N"]:
-    return np.asarray([int(getattr(record, name)[:8], 16) for record in found], np.uint32)
-
-
-def _outcome(
-    config: SegmentationConfig,
-    manifest: Manifest,
-    predictions: MaskPredictions,
-    step: int,
-    caveats: tuple[str, ...],
-    replicates: int,
-) -> Outcome:
-    data, init, head = config.data, config.encoder.init, config.head.kind
-    metrics = summarise(predictions.counts, predictions.patient_key, replicates=replicates)
-    reasons = {"dice_positive_only": "no image with a mask", "dice_pooled_foreground": "no pixel predicted or true"}
-    reasons["dice_pooled_with_background"] = reasons["dice_pooled_foreground"]
-    return Outcome(
-        task=TASK,
-        dataset=manifest.name,
-        split=data.test,
-        split_hash=identify_split(data.directory, data.test)[1],
-        variant=f"{init}-{head}-{data.fraction}-seed{config.seed}",
-        options={
-            "init": init,
-            "head": head,
-            "fraction": data.fraction,
-            "seed": config.seed,
-            "lists": lists_of(manifest),
-        },
-        step=step,
-        records=len(predictions.counts),
-        patients=len(np.unique(predictions.patient_key)),
-        metrics=metrics,
-        reasons={name: reasons[name] for name, interval in metrics.items() if np.isnan(interval.value)},
-        caveats=caveats,
-    )

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from msfl_jax.results.segmentation import choose_images, save_mask_overlay, segmentation_table
+from msfl_jax.tasks.mask_predictions import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import Outcome
-from msfl_jax.tasks.segmentation import MaskPredictions, SegmentationResult, summarise
+from msfl_jax.tasks.segmentation import SegmentationResult
 
 
 def coloured(path):
@@ -60,7 +61,7 @@ def test_the_table_shows_what_predicting_nothing_would_score():
     metrics = summarise(counts, np.arange(4), replicates=50)
     outcome = Outcome("segmentation", "siim_acr", "test", "", "v", options, 50, 4, 4, metrics)
     predictions = MaskPredictions(counts, *np.zeros((2, 4), np.uint32))
-    lines = segmentation_table(SegmentationResult(outcome, predictions, {}, None)).splitlines()
+    lines = segmentation_table(SegmentationResult(outcome, predictions)).splitlines()
     assert lines[0] == (
         "segmentation, random encoder, upernet head, 10 % of the labels, test (clean lists), step 50: 4 images, 1 with disease"
     )

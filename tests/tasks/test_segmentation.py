@@ -23,15 +23,16 @@ from msfl_jax.model import Model
 from msfl_jax.segmentation_config import segmentation_config
 from msfl_jax.segmenter import Segmenter
 from msfl_jax.tasks import segmentation
+from msfl_jax.tasks.mask_predictions import MaskPredictions, predict, summarise
 from msfl_jax.tasks.outcome import load_outcomes
 from msfl_jax.tasks.run import Run
 from msfl_jax.tasks.segmentation import (
-    MaskPredictions,
+    evaluate_segmentation,
     finetune_segmentation,
     lists_of,
-    predict,
+    open_segmentation,
     refuse_other_lists,
-    summarise,
+    segmentation_caveats,
 )
 
 SPLITS = {"train": 12, "validate": 6, "test": 8}
@@ -106,7 +107,7 @@ def configure(directory, **changes):
 @pytest.fixture(scope="module")
 def trained(discs, run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finetuned") / "run"
-    result = finetune_segmentation(configure(discs), run, workdir, replicates=100, progress=False)
+    result = finetune_segmentation(configure(discs), workdir, run, caveats=("said",), replicates=100, progress=False)
     return workdir, result
 
 
@@ -124,10 +125,11 @@ def test_the_outcome_says_what_was_done_and_follows_from_the_predictions(trained
     assert outcome == result.outcome
     assert (outcome.task, outcome.dataset, outcome.split) == ("segmentation", "discs", "test")
     assert outcome.variant == "pretrained-linear-100-seed0"
-    assert outcome.options == {"init": "pretrained", "head": "linear", "fraction": 100, "seed": 0, "lists": "own"}
+    expected = {"init": "pretrained", "head": "linear", "fraction": 100, "seed": 0, "lists": "own"}
+    assert expected.items() <= outcome.options.items()
     assert outcome.split_hash == read_manifest(discs).splits["test"].members
     assert (outcome.records, outcome.patients) == (8, 8)
-    assert any("not checked" in caveat for caveat in outcome.caveats)  # the pretraining build is gone
+    assert outcome.caveats == ("said",)
     predictions = MaskPredictions.load(outcome.predictions(workdir))
     assert summarise(predictions.counts, predictions.patient_key, replicates=100) == outcome.metrics
     areas = [truth(number).sum() for number in range(18, 26)]
@@ -146,7 +148,7 @@ def test_the_best_checkpoint_is_the_one_evaluated(trained):
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(trained, discs, run, tmp_path, monkeypatch):
-    _, expected = trained
+    workdir, expected = trained
     validate = segmentation._validate
 
     def stopping(segmenter, source, spec, params, step):
@@ -156,12 +158,30 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(trained, discs, run,
 
     monkeypatch.setattr(segmentation, "_validate", stopping)
     with pytest.raises(RetryError):
-        finetune_segmentation(configure(discs), run, tmp_path / "again", replicates=10, progress=False)
+        finetune_segmentation(configure(discs), tmp_path / "again", run, replicates=10, progress=False)
     monkeypatch.setattr(segmentation, "_validate", validate)
-    result = finetune_segmentation(configure(discs), run, tmp_path / "again", replicates=10, progress=False)
+    result = finetune_segmentation(configure(discs), tmp_path / "again", run, replicates=10, progress=False)
     assert result.outcome.step == expected.outcome.step
     assert_array_equal(result.predictions.counts, expected.predictions.counts)
-    jax.tree.map(assert_array_equal, result.params, expected.params)
+    ours, theirs = (open_segmentation(path).params for path in (tmp_path / "again", workdir))
+    jax.tree.map(assert_array_equal, ours, theirs)
+
+
+def test_a_finetuned_run_opens_and_measures_another_split(trained, discs, run, tmp_path):
+    workdir, result = trained
+    shutil.copytree(workdir, tmp_path / "copy")
+    opened = open_segmentation(tmp_path / "copy")
+    assert (opened.step, opened.caveats) == (result.outcome.step, ("said",))
+    again = evaluate_segmentation(opened, discs, "validate", replicates=10)
+    assert again.outcome.records == 6
+    assert (tmp_path / "copy" / "results" / f"segmentation-discs-validate-{again.outcome.variant}.json").is_file()
+    with pytest.raises(UserError, match="no fine-tuned segmenter"):
+        open_segmentation(run.directory)
+
+
+def test_a_random_encoder_has_seen_no_image(run, discs):
+    assert segmentation_caveats(configure(discs, encoder__init="random"), run) == ()
+    assert any("not checked" in caveat for caveat in segmentation_caveats(configure(discs), run))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,12 +238,12 @@ def test_the_margin_is_the_difference_of_the_enlarged_logits(run, discs):
 
 def test_runs_that_make_no_sense_are_refused(run, discs, tmp_path):
     with pytest.raises(UserError, match="is the pretraining run itself"):
-        finetune_segmentation(configure(discs), run, run.directory)
+        finetune_segmentation(configure(discs), run.directory, run)
     with pytest.raises(UserError, match=r"'encoder.layers' is \(1, 1, 1, 2\); expected blocks 1 to 1"):
         Segmenter.create(configure(discs, encoder__layers=(1, 1, 1, 2)), run.config)
     build(Discs(masks=False), tmp_path / "plain", short_side=32, workers=1, progress=False)
     with pytest.raises(DataError, match="has no masks; expected a build of `msfl data build siim`"):
-        finetune_segmentation(configure(tmp_path / "plain"), run, tmp_path / "run")
+        finetune_segmentation(configure(tmp_path / "plain"), tmp_path / "run", run)
     assert not (tmp_path / "run").exists()
     np.savez(tmp_path / "x.npz", patient_key=np.zeros(1))
     with pytest.raises(UserError, match="array 'counts' is missing"):

@@ -80,15 +80,18 @@ class Discs(ImagesOnly):
 @pytest.fixture(scope="module")
 def discs(tmp_path_factory):
     path = tmp_path_factory.mktemp("discs") / "build"
-    build(Discs(), path, short_side=32, workers=1, progress=False)
+    build(Discs(), path, short_side=48, workers=1, progress=False)
     return path
 
 
 @pytest.fixture(scope="module")
 def run(tiny_config, planted_tokenizer, tmp_path_factory):
-    model = Model.create(tiny_config, vocab_size=planted_tokenizer.vocab_size)
+    """A model with patches of 4 px, so that a disc's border is within what its tokens can hold."""
+    vision = dataclasses.replace(tiny_config.model.vision, patch_size=4)
+    config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, vision=vision))
+    model = Model.create(config, vocab_size=planted_tokenizer.vocab_size)
     directory = tmp_path_factory.mktemp("pretrained")
-    return Run(directory, tiny_config, model, jax.jit(model.init)(jax.random.key(5)), planted_tokenizer, 3)
+    return Run(directory, config, model, jax.jit(model.init)(jax.random.key(5)), planted_tokenizer, 3)
 
 
 def configure(directory, **changes):
@@ -224,9 +227,9 @@ def test_the_encoder_is_the_pretrained_one_and_a_random_one_has_its_size(run, di
     assert not np.allclose(kernel, taken["vision"]["blocks_0"]["fc1"]["kernel"])
 
 
-def test_the_margin_is_the_difference_of_the_enlarged_logits(run, discs):
-    segmenter = Segmenter.create(configure(discs), run.config)
-    params = segmenter.initial(jax.random.key(0), run.params)
+def test_the_margin_is_the_difference_of_the_enlarged_logits(tiny_config, discs):
+    segmenter = Segmenter.create(configure(discs), tiny_config)
+    params = jax.jit(segmenter.init)(jax.random.key(0))
     image = jax.random.randint(jax.random.key(1), (2, 48, 48, 1), 0, 255, jnp.uint8)
     logits = jax.jit(segmenter.masks)(params, image).logits
     assert logits.shape == (2, 24, 24, 2)

@@ -23,6 +23,10 @@ VOCABULARY = 30000
 MILLIONS = {"demo": (4.9, 5.2), "mimic_vit_s16": (72, 74), "mimic_vit_b16": (175, 190), "mimic_vit_l16": (442, 444)}
 
 
+def test_every_pretraining_configuration_is_tested_here():
+    assert {name for name in shipped_configs() if not name.startswith(("finetune_", "segment_"))} == set(MILLIONS)
+
+
 @pytest.mark.parametrize("name", sorted(MILLIONS))
 def test_a_configuration_resolves_to_the_shapes_of_its_step(name):
     config = load_config(name)

@@ -111,8 +111,8 @@ def _margin(params: Params, image: UInt8[Array, "B H W 1"], *, segmenter: Segmen
     return segmenter.margin(params, image)
 
 
-def _mask_of(margin: Float[np.ndarray, "H W"], size: tuple[int, int], *, fit: str) -> Bool[np.ndarray, "_ _"]:
-    return to_pixels(margin, size, fit=fit) > 0  # NaN, where the view shows nothing, is not
+def _mask_of(margin: Float[np.ndarray, "H W"], size: tuple[int, ...], *, fit: str) -> Bool[np.ndarray, "_ _"]:
+    return to_pixels(margin, (size[0], size[1]), fit=fit) > 0  # NaN, where the view shows nothing, is not
 
 
 def _keys(found: Sequence[Record], name: str) -> UInt32[np.ndarray, "N"]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msfl_jax.config_files import load_config
+from msfl_jax.config_files import load_config, shipped_configs
 from msfl_jax.model import Model
 from msfl_jax.objective import Weights
 from msfl_jax.train.optimizer import make_optimizer

@@ -29,7 +29,7 @@ NAN = float("nan")
 def config():
     values = presets.pretraining("tiny", presets.vit_tiny())
     values.model.vision.image_size = 32
-    values.model.vision.width, values.model.vision.depth = 16, 2
+    values.model.vision.width, values.model.vision.depth = 16, 1
     values.model.text.width, values.model.text.depth = 16, 1
     values.regions.projection = "own"
     return from_config_dict(values)
@@ -37,8 +37,9 @@ def config():
 
 @pytest.fixture(scope="module")
 def pretrained(config):
-    """Parameters of a whole pretraining model."""
-    return jax.jit(Model(config, vocab_size=20).init)(jax.random.key(4))
+    """The encoder's parameters of a pretraining model, final norm included."""
+    patches = jnp.zeros((1, 16, 64))
+    return {"vision": jax.jit(Model(config, vocab_size=20).vision.init)(jax.random.key(4), patches)["params"]}
 
 
 def with_vision(config, **changes):

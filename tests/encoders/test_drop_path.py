@@ -52,13 +52,12 @@ def test_without_an_rng_nothing_changes_and_parameters_are_the_same(params, toke
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_rates_rise_linearly_from_0_in_the_first_block(params, tokens, scan):
-    """With equal rows, the share of rows that went through every branch is the product of the shares that were kept: (1 - .25)^2 (1 - .5)^2."""
+    """Equal rows come out in sixteen ways, each as often as its branches are kept or dropped: .25 in the second block, .5 in the third."""
     own = stack_layers(params) if scan else params
     spec = dataclasses.replace(SPEC, scan_layers=scan, drop_path=0.5)
     out = jax.jit(Tower(spec).apply)({"params": own}, tokens, rngs={"drop_path": jax.random.key(2)})
     groups, sizes = np.unique(np.asarray(out)[:, 0, 0].round(4), return_counts=True)
     assert len(groups) == 2**4  # the first block never drops; each of the other two has two branches
-    # Kept branches by block: sizes of all sixteen outcomes, as often as they must be.
     expected = sorted(
         2000 * np.prod([rate if gone else 1 - rate for rate, gone in zip((0.25, 0.25, 0.5, 0.5), outcome, strict=True)])
         for outcome in np.ndindex(2, 2, 2, 2)

@@ -57,7 +57,7 @@ def tokens_to_grid(tokens: Float[Array, "B P D"]) -> Float[Array, "B G G D"]:
     return tokens.reshape(len(tokens), side, side, tokens.shape[-1])
 
 
-def enlarge(grid: Grid, size: tuple[int, int]) -> Grid:
+def enlarge(grid: Grid, size: tuple[int, ...]) -> Grid:
     """Bilinear resampling to (height, width), pixel centres aligned and edges repeated (PyTorch's align_corners=False)."""
     return jax.image.resize(grid, (len(grid), *size, grid.shape[-1]), "bilinear", antialias=False)
 

@@ -161,8 +161,15 @@ def training_row(
 
 def training_image(record: records.Record, rng: np.random.Generator, spec: BatchSpec) -> UInt8[np.ndarray, "size size"]:
     """A random view of a record's image as `spec` has it."""
+    return random_view(images.decode_gray(record.image), rng, spec)
+
+
+def random_view(
+    image: UInt8[np.ndarray, "H W"], rng: np.random.Generator, spec: BatchSpec
+) -> UInt8[np.ndarray, "size size"]:
+    """A random view as `spec` has it: images of one size are cut alike by generators in the same state."""
     return images.training_view(
-        images.decode_gray(record.image),
+        image,
         spec.image_size,
         rng,
         scale=spec.scale,

@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Ch
 evaluate = typer.Typer(no_args_is_help=True, help="Evaluate a run directory.")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="eval")
-finetune = typer.Typer(no_args_is_help=True, help="Fine-tune a pretrained encoder on labels.")
+finetune = typer.Typer(no_args_is_help=True, help="Fine-tune a pretrained encoder on a build with labels or masks.")
 app.add_typer(finetune, name="finetune")
 
 ConfigName = Annotated[str, typer.Option("--config", help="Path or bare name of a configuration, with :argument.")]
@@ -262,6 +262,26 @@ def finetune_sweep(
 
     options = {"fractions": parse_fractions(fractions), "seeds": seeds, "inits": inits.split(",")}
     print(run_sweep(config, context.args, workdir, run, directory, **options, allow_leak=allow_leak))
+
+
+@finetune.command("segmentation", context_settings=OVERRIDES)
+def finetune_segmentation(
+    context: typer.Context,
+    config: ConfigName,
+    run: PretrainedRun,
+    directory: BuildDirectory,
+    workdir: Annotated[Path, typer.Option(help="Folder of the fine-tuned run; running again resumes.")],
+    overlays: Annotated[int, typer.Option(min=0, help="Test images whose masks are drawn.")] = 8,
+    allow_leak: AllowLeak = False,
+) -> None:
+    """Segmentation: the four kinds of Dice with 95 % patient-bootstrap intervals, and overlays.
+
+    Takes --config.SECTION.KEY=VALUE as well.
+    """
+    from msfl_jax.commands.segment import segmentation_report
+
+    options = {"config": config, "overrides": context.args, "allow_leak": allow_leak, "overlays": overlays}
+    print(segmentation_report(run, directory, workdir, **options))
 
 
 if __name__ == "__main__":

@@ -58,15 +58,25 @@ _COVERED_SENTENCES = 50_000
 
 @data.command()
 def synthesize(
-    directory: Annotated[Path, typer.Argument(help="Folder to write; MIMIC-CXR-JPG's layout.")],
-    studies: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 6600,
+    directory: Annotated[Path, typer.Argument(help="Folder to write.")],
+    studies: Annotated[int, typer.Option(min=1, help="Number of studies; of images in SIIM-ACR's layout.")] = 6600,
     seed: Seed = 0,
     workers: Workers = 0,
+    layout: Annotated[
+        str, typer.Option(help="mimic-cxr, or siim: DICOM with outlines of pneumothoraces.")
+    ] = "mimic-cxr",
 ) -> None:
-    """Make a synthetic chest-radiograph study in MIMIC-CXR-JPG's layout."""
-    from input_pipeline.datasets.synthetic import synthesize as make
+    """Make a synthetic chest-radiograph study in the layout of MIMIC-CXR-JPG, or of SIIM-ACR."""
+    if layout == "siim":
+        from input_pipeline.datasets.synthetic.siim import synthesize_siim
 
-    print(make(directory, studies=studies, seed=seed, workers=workers or None))
+        print(synthesize_siim(directory, images=studies, seed=seed, workers=workers or None))
+    elif layout == "mimic-cxr":
+        from input_pipeline.datasets.synthetic import synthesize as make
+
+        print(make(directory, studies=studies, seed=seed, workers=workers or None))
+    else:
+        raise UserError(f"found --layout {layout}; expected mimic-cxr or siim")
 
 
 def _choice(

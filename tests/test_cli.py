@@ -42,6 +42,8 @@ def msfl(monkeypatch, capsys, *arguments):
         (["eval", "compare"], ["--task", "--data-name", "--variant"]),
         (["ground"], ["--run", "--report", "--boxes", "--record", "--out"]),
         (["eval"], ["zero-shot", "retrieval", "grounding", "again", "compare"]),
+        (["data", "synthesize"], ["--layout", "--studies"]),
+        (["finetune", "segmentation"], ["--config", "--run", "--data", "--workdir", "--overlays", "--allow-leak"]),
         (["pretrain"], ["--config", "--workdir", "--init-from"]),
     ],
 )
@@ -74,6 +76,20 @@ def test_help_answers_without_importing_jax_or_tensorflow():
         (["eval", "zero-shot", "nowhere", "--data", "nowhere"], 2, ["nowhere", "config.json"]),
         (["data", "build", "mimic-cxr", "--jpg", "nowhere", "--reports", "nowhere", "--out", "o"], 2, ["nowhere"]),
         (["data", "tokenizer", "nowhere", "--out", "o"], 2, ["nowhere", "msfl data build"]),
+        (["data", "synthesize", "x", "--layout", "sim"], 2, ["--layout sim", "mimic-cxr or siim"]),
+        (
+            [
+                *("finetune", "segmentation", "--config", "segment_siim:clan"),
+                "--run",
+                "r",
+                "--data",
+                "d",
+                "--workdir",
+                "w",
+            ],
+            2,
+            ["clan", "did you mean 'clean'"],
+        ),
     ],
 )
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, arguments, code, words):

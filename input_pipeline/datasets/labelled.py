@@ -33,6 +33,7 @@ class SplitPlan:
       validation, test: shares of the training images, by patient, that become these splits where the source has none.
       fractions: shares of the training images, by patient and nested, that become subsets "train_10_seed0" for each of `seeds`.
       seeds: of the fractions; the first is also that of the shares.
+      variant: of the published lists behind `splits`, for the manifest: "as_published", "clean", or "" for lists of another origin.
     """
 
     splits: Mapping[str, Collection[str]] | None = None
@@ -43,6 +44,7 @@ class SplitPlan:
     test: float = 0.0
     fractions: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0,)
+    variant: str = ""
 
     def settings(self) -> dict[str, Any]:
         """What a manifest says of the plan; the names themselves are only hashed."""
@@ -53,7 +55,8 @@ class SplitPlan:
             "fractions": list(self.fractions),
             "seeds": list(self.seeds),
         }
-        return {"splits": kind, "rest": self.rest, "allow_leak": self.allow_leak, **drawn}
+        lists = {"variant": self.variant} if self.variant else {}
+        return {"splits": kind, **lists, "rest": self.rest, "allow_leak": self.allow_leak, **drawn}
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the lists for `Scan.inputs`, whatever the order of their names; empty where there are none."""

@@ -68,7 +68,7 @@ class SplitChoice:
         }
         if published is None:
             return SplitPlan(**drawn)
-        return SplitPlan(published.splits, published.subsets, **drawn)
+        return SplitPlan(published.splits, published.subsets, variant=self.variant, **drawn)
 
 
 def chexpert(root: Path, choice: SplitChoice, **options: Any) -> Chexpert:

@@ -15,6 +15,7 @@ from msfl_jax.encoders.patches import (
 from msfl_jax.encoders.pixel_decoder import PixelDecoder
 from msfl_jax.encoders.pooling import pool_image, pool_report, pool_sentences, separate_sentences
 from msfl_jax.encoders.positions import sincos_positions, window_mask
+from msfl_jax.encoders.segmentation_decoders import Masks, SegmentationDecoder, enlarge, spread_layers
 from msfl_jax.encoders.text import TextTransformer
 from msfl_jax.encoders.token_masking import TRAINED_HERE, SpecialTokens, TokenMasking, mask_tokens
 from msfl_jax.encoders.vision import VisionTokens, VisionTransformer
@@ -22,14 +23,17 @@ from msfl_jax.encoders.vision import VisionTokens, VisionTransformer
 __all__ = [
     "TRAINED_HERE",
     "BlockSpec",
+    "Masks",
     "PatchMasking",
     "PixelDecoder",
+    "SegmentationDecoder",
     "SpecialTokens",
     "TextTransformer",
     "TokenMasking",
     "VisionTokens",
     "VisionTransformer",
     "count_visible",
+    "enlarge",
     "mask_tokens",
     "masking_from_noise",
     "normalise_image",
@@ -42,6 +46,7 @@ __all__ = [
     "separate_sentences",
     "shrink",
     "sincos_positions",
+    "spread_layers",
     "stack_layers",
     "take",
     "unstack_layers",

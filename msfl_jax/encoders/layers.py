@@ -155,8 +155,8 @@ def apply_blocks(
     mask: Bool[Array, "#B #N N"] | None = None,
     *,
     masked_blocks: int | None = None,
-    tap: int = 0,
-) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
+    taps: tuple[int, ...] = (),
+) -> tuple[Float[Array, "B N D"], tuple[Float[Array, "B N D"], ...]]:
     """Runs the stack; called inside a compact method, whose module owns the parameters.
 
     Args:
@@ -164,40 +164,54 @@ def apply_blocks(
       tokens: of any float dtype; computed as `spec.dtype`.
       mask: True where a token (second axis) sees another (third axis).
       masked_blocks: how many blocks, from the first, obey the mask; None is all of them.
-      tap: the block, counted from 1, behind which tokens are handed out as well; 0 is the last.
+      taps: blocks, counted from 1, behind which tokens are handed out as well; in any order, also several times.
 
     Returns:
-      Tokens after the last block, and tokens after block `tap`.
+      Tokens after the last block, and tokens after each block of `taps`, raw as they go into the next one.
+
+    Raises:
+      ValueError: a tap is no block.
     """
+    if any(not 1 <= tap <= spec.depth for tap in taps):
+        raise ValueError(f"taps are {taps}; expected blocks 1 to {spec.depth}")
     run = _scanned if spec.scan_layers else _unrolled
-    return run(spec, tokens.astype(spec.dtype), mask, spec.depth if masked_blocks is None else masked_blocks, tap)
+    return run(spec, tokens.astype(spec.dtype), mask, spec.depth if masked_blocks is None else masked_blocks, taps)
 
 
-def _unrolled(spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks: int, tap: int) -> tuple[Array, Array]:
+def _unrolled(
+    spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks: int, taps: tuple[int, ...]
+) -> tuple[Array, tuple[Array, ...]]:
     outputs = [tokens]
     for layer in range(spec.depth):
         block = _block_type(spec)(spec, name=f"blocks_{layer}")
         seen = mask if layer < masked_blocks else None
         outputs.append(block(outputs[-1], seen, *_drop_rate(spec, layer)))
-    return outputs[-1], outputs[tap or -1]
+    return outputs[-1], tuple(outputs[tap] for tap in taps)
 
 
-def _scanned(spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks: int, tap: int) -> tuple[Array, Array]:
-    """One compiled body: later blocks see through the mask, and the tapped tokens travel with the carry instead of being stacked for all layers."""
+def _scanned(
+    spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks: int, taps: tuple[int, ...]
+) -> tuple[Array, tuple[Array, ...]]:
+    """One compiled body: later blocks see through the mask, and tapped tokens travel with the carry instead of being stacked for all layers."""
+    kept = sorted({tap for tap in taps if tap < spec.depth})  # the last block's tokens are there anyway
 
     def body(
-        block: nn.Module, carry: tuple[Array, Array | None], layer: Array
-    ) -> tuple[tuple[Array, Array | None], None]:
+        block: nn.Module, carry: tuple[Array, tuple[Array, ...]], layer: Array
+    ) -> tuple[tuple[Array, tuple[Array, ...]], None]:
         tokens, tapped = carry
         seen = mask if mask is None or masked_blocks == spec.depth else mask | (layer > masked_blocks)
         tokens = block(tokens, seen, *_drop_rate(spec, layer - 1))
-        return (tokens, None if tapped is None else jnp.where(layer == tap, tokens, tapped)), None
+        return (
+            tokens,
+            tuple(jnp.where(layer == tap, tokens, old) for tap, old in zip(kept, tapped, strict=True)),
+        ), None
 
     rngs: dict[Any, bool] = {"params": True, "drop_path": True}
     scan = nn.scan(body, variable_axes={"params": 0}, split_rngs=rngs, length=spec.depth)
     block = _block_type(spec)(spec, name="blocks")
-    (tokens, tapped), _ = scan(block, (tokens, tokens if tap else None), jnp.arange(1, spec.depth + 1))
-    return tokens, tokens if tapped is None else tapped
+    (tokens, tapped), _ = scan(block, (tokens, (tokens,) * len(kept)), jnp.arange(1, spec.depth + 1))
+    found = dict(zip(kept, tapped, strict=True)) | {spec.depth: tokens}
+    return tokens, tuple(found[tap] for tap in taps)
 
 
 def _drop_rate(spec: BlockSpec, layer: Array | int) -> tuple[Array | float, ...]:

@@ -22,11 +22,13 @@ class VisionTokens(NamedTuple):
       patches: Float [B, n, D] after the final norm, in the order given.
       cls: Float [B, D] after the final norm; None without a class token.
       regions: Float [B, n, D], the raw tokens after block `region_layer`, or `patches` where that is 0.
+      layers: Float [B, n, D] each, the raw tokens after each block of `taps`.
     """
 
     patches: Float[Array, "B n D"]
     cls: Float[Array, "B D"] | None
     regions: Float[Array, "B n D"]
+    layers: tuple[Float[Array, "B n D"], ...] = ()
 
 
 class VisionTransformer(nn.Module):
@@ -40,6 +42,7 @@ class VisionTransformer(nn.Module):
       class_token: whether one token more stands before the patches.
       region_layer: block after which regions are taken; 0 takes them after the final norm.
       window_radius: above 0, blocks up to `region_layer` (all, where that is 0) see only patches this near.
+      taps: blocks, counted from 1, whose tokens are handed out too; they change no parameter and no other result.
       final_norm: whether tokens are normalised behind the last block; fine-tuning may do without, and then there is no `norm`.
     """
 
@@ -50,6 +53,7 @@ class VisionTransformer(nn.Module):
     class_token: bool = True
     region_layer: int = 0
     window_radius: int = 0
+    taps: tuple[int, ...] = ()
     final_norm: bool = True
 
     @nn.compact
@@ -64,8 +68,9 @@ class VisionTransformer(nn.Module):
         if indices is None:
             indices = jnp.arange(patches.shape[1])[None]
         tokens = self._embed(patches, indices)
+        taps = (*self.taps, self.region_layer) if self.region_layer else self.taps
         tokens, tapped = apply_blocks(
-            self.spec, tokens, self._window(indices), masked_blocks=self.region_layer or None, tap=self.region_layer
+            self.spec, tokens, self._window(indices), masked_blocks=self.region_layer or None, taps=taps
         )
         if self.final_norm:
             tokens = layer_norm("vit", self.spec.dtype, "norm")(tokens)
@@ -73,7 +78,8 @@ class VisionTransformer(nn.Module):
         return VisionTokens(
             patches=tokens[:, first:],
             cls=tokens[:, 0] if self.class_token else None,
-            regions=(tapped if self.region_layer else tokens)[:, first:],
+            regions=(tapped[-1] if self.region_layer else tokens)[:, first:],
+            layers=tuple(layer[:, first:] for layer in tapped[: len(self.taps)]),
         )
 
     def _embed(self, patches: Array, indices: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The five losses of the method, as pure functions of arrays over the global batch."""
+"""The five losses of the method, and those of segmentation, as pure functions of arrays over the global batch."""
 
 from msfl_jax.losses.global_alignment import global_alignment
 from msfl_jax.losses.instance_matching import (
@@ -9,6 +9,7 @@ from msfl_jax.losses.instance_matching import (
 )
 from msfl_jax.losses.local_alignment import Aggregate, Attention, local_alignment, local_scores
 from msfl_jax.losses.reconstruction import image_reconstruction, masked_language_modeling
+from msfl_jax.losses.segmentation import focal, segmentation, soft_dice
 from msfl_jax.losses.similarity import Direction
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Attention",
     "Direction",
     "Negatives",
+    "focal",
     "global_alignment",
     "hard_negative_probabilities",
     "image_reconstruction",
@@ -24,4 +26,6 @@ __all__ = [
     "local_scores",
     "masked_language_modeling",
     "sample_hard_negatives",
+    "segmentation",
+    "soft_dice",
 ]

@@ -16,7 +16,7 @@ from msfl_jax.metrics.calibration import (
     calibration_statistic,
     reliability_curve,
 )
-from msfl_jax.metrics.dice import dice
+from msfl_jax.metrics.dice import COUNTS, DICE_VARIANTS, count_overlap, dice, dice_statistics
 from msfl_jax.metrics.grounding import (
     THRESHOLDS,
     contrast_to_noise,
@@ -29,6 +29,8 @@ from msfl_jax.metrics.grounding import (
 )
 
 __all__ = [
+    "COUNTS",
+    "DICE_VARIANTS",
     "THRESHOLDS",
     "Interval",
     "ReliabilityCurve",
@@ -40,7 +42,9 @@ __all__ = [
     "calibration_error",
     "calibration_statistic",
     "contrast_to_noise",
+    "count_overlap",
     "dice",
+    "dice_statistics",
     "difference_statistic",
     "iou_at",
     "mean_iou",

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from input_pipeline.errors import UserError
 from msfl_jax.metrics import reliability_curve
 from msfl_jax.metrics.calibration import BINS, Binning
-from msfl_jax.results.figures import COLUMNS, DPI
 from msfl_jax.results.files import save_figure
+from msfl_jax.results.panels import COLUMNS, DPI
 from msfl_jax.results.tables import number
 from msfl_jax.tasks.zero_shot_result import Finding, ZeroShotResult, probabilities
 

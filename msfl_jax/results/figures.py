@@ -18,19 +18,17 @@ from input_pipeline.images import decode_gray
 from input_pipeline.loader import grounding_records
 from input_pipeline.records import Record
 from msfl_jax.metrics import normalise_heatmap
-from msfl_jax.results.files import save_figure as _save
+from msfl_jax.results.files import save_figure
+from msfl_jax.results.panels import COLUMNS, DPI, PANEL, draw_image
 from msfl_jax.tasks.grounding import ground_phrases
 from msfl_jax.tasks.grounding_protocol import GroundingProtocol, scale_boxes
 from msfl_jax.tasks.run import Run
 
 RED = (0.89, 0.05, 0.04)
 STRONGEST = 0.72  # opacity of the hottest pixel: the anatomy must stay visible below it
-PANEL = 2.6  # inches
-DPI = 200
 CAPTION_CHARACTERS = 42
 CAPTION_LINE = 0.135  # inches
 LEGEND_LINE = 0.2
-COLUMNS = 4
 
 _DOTTED: dict[str, Any] = {"edgecolor": "0.6", "linewidth": 0.8, "linestyle": (0, (1, 2))}
 _SIGNS = {
@@ -76,7 +74,7 @@ def save_overlay(
     caption = _caption(phrase, heatmap)
     figure, panels = _panels([caption], image.shape, _legend_of([heatmap], [boxes]))
     _draw_overlay(panels[0], image, heatmap, boxes, caption)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_report_overlays(
@@ -100,10 +98,10 @@ def save_report_overlays(
     numbered = [f"{number}. {phrase}" for number, phrase in enumerate(phrases, start=1)]
     captions = ["radiograph", *map(_caption, numbered, heatmaps)]
     figure, panels = _panels(captions, image.shape, _legend_of(heatmaps, known))
-    _draw_image(panels[0], image, captions[0])
+    draw_image(panels[0], image, captions[0])
     for axes, heatmap, marked, caption in zip(panels[1:], heatmaps, known, captions[1:], strict=True):
         _draw_overlay(axes, image, heatmap, marked, caption)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_record_overlays(
@@ -192,7 +190,7 @@ def save_curves(metrics: Path | str, path: Path | str) -> None:
         _draw_curve(axes, *curves[name], title, unit)
     for axes in grid[len(drawn) :]:
         axes.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _panels(captions: Sequence[str], size: tuple[int, int], legend: Sequence[str]) -> tuple[Figure, list[Axes]]:
@@ -248,17 +246,6 @@ def _caption(phrase: str, heatmap: Float[np.ndarray, "H W"]) -> str:
     return "\n".join(lines + highest)
 
 
-def _draw_image(axes: Axes, image: UInt8[np.ndarray, "H W"], caption: str) -> None:
-    shrunk = image.shape[1] > PANEL * DPI
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="hanning" if shrunk else "bicubic")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    label = axes.set_xlabel(caption, fontsize=7.4, labelpad=4)
-    label.set_parse_math(False)  # a report's dollar sign begins no formula
-
-
 def _red(heat: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W 4"]:
     """Red of an opacity that grows with heat of 0..1."""
     overlay = np.empty((*heat.shape, 4), np.float32)
@@ -274,7 +261,7 @@ def _draw_overlay(
     boxes: Float[np.ndarray, "K 4"],
     caption: str,
 ) -> None:
-    _draw_image(axes, image, caption)
+    draw_image(axes, image, caption)
     heat = np.clip(np.nan_to_num(normalise_heatmap(heatmap), nan=0.0), 0, 1)
     axes.imshow(_red(heat), interpolation="bilinear")
     _outline_view(axes, ~np.isnan(heatmap))

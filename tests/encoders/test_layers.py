@@ -20,11 +20,11 @@ SPEC = BlockSpec("vit", depth=3, width=16, heads=2, hidden=32)
 class Tower(nn.Module):
     spec: BlockSpec
     masked_blocks: int | None = None
-    tap: int = 0
+    taps: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, tokens, mask):
-        return apply_blocks(self.spec, tokens, mask, masked_blocks=self.masked_blocks, tap=self.tap)
+        return apply_blocks(self.spec, tokens, mask, masked_blocks=self.masked_blocks, taps=self.taps)
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +78,17 @@ def test_a_query_that_sees_nothing_has_finite_values_and_gradients():
 
 
 @pytest.mark.parametrize("kind", ["vit", "bert"])
-@pytest.mark.parametrize("options", [{}, {"masked_blocks": 1, "tap": 1}, {"masked_blocks": 2, "tap": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"masked_blocks": 1, "taps": (1,)}, {"masked_blocks": 2, "taps": (3, 1, 2, 1)}]
+)
 def test_scanned_blocks_equal_unrolled_ones(kind, options, tokens, mask):
     spec = dataclasses.replace(SPEC, kind=kind)
     params = initialise(spec)
     expected = run(spec, params, tokens, mask, **options)
     scanned = dataclasses.replace(spec, scan_layers=True)
     found = run(scanned, stack_layers(params), tokens, mask, **options)
-    assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(found[1]) == len(options.get("taps", ()))
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
 def test_scanned_parameters_have_the_paths_and_shapes_of_stacked_ones(tokens, mask):
@@ -106,9 +109,29 @@ def test_unstacking_then_stacking_gives_the_same_parameters_at_any_depth_of_the_
 
 def test_the_tapped_tokens_are_those_of_a_shorter_stack(tokens, mask):
     params = initialise(SPEC)
-    _, tapped = run(SPEC, params, tokens, None, tap=2)
-    shorter, _ = run(dataclasses.replace(SPEC, depth=2), params, tokens, None)
-    assert_allclose(tapped, shorter, rtol=1e-6, atol=1e-6)
+    last, tapped = run(SPEC, params, tokens, None, taps=(2, 1, 3))
+    for depth, found in zip((2, 1, 3), tapped, strict=True):
+        shorter, _ = run(dataclasses.replace(SPEC, depth=depth), params, tokens, None)
+        assert_allclose(found, shorter, rtol=1e-6, atol=1e-6)
+    assert_array_equal(last, tapped[-1])
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_taps_that_nobody_uses_cost_nothing(scan_layers, tokens):
+    spec = dataclasses.replace(SPEC, scan_layers=scan_layers)
+    params = initialise(spec)
+
+    def operations(taps):
+        return jax.jit(lambda p: Tower(spec, taps=taps).apply({"params": p}, tokens, None)[0]).lower(params).as_text()
+
+    assert operations(()) == operations((SPEC.depth,))
+    found = run(spec, params, tokens, None, taps=(1, 2))
+    assert_allclose(found[0], run(spec, params, tokens, None)[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_tap_beyond_the_blocks_is_refused(tokens):
+    with pytest.raises(ValueError, match="expected blocks 1 to 3"):
+        run(SPEC, initialise(SPEC), tokens, None, taps=(4,))
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

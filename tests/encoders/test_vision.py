@@ -127,3 +127,17 @@ def test_fixed_positions_are_no_parameters_and_learned_ones_cover_the_class_toke
     assert "pos_embed" not in make()[1]["params"]
     assert make(positions="learned")[1]["params"]["pos_embed"].shape == (1, GRID**2 + 1, 16)
     assert make(positions="learned", class_token=False)[1]["params"]["pos_embed"].shape == (1, GRID**2, 16)
+
+
+@pytest.mark.parametrize("class_token, region_layer", [(False, 1), (True, 0)])
+def test_tapped_layers_are_raw_patch_tokens_and_change_nothing_else(patches, class_token, region_layer):
+    module, variables = make(class_token=class_token, region_layer=region_layer)
+    tapping, others = make(class_token=class_token, region_layer=region_layer, taps=(1, 2))
+    assert jax.tree.structure(variables) == jax.tree.structure(others)
+    plain, found = encode(module, variables, patches), encode(tapping, variables, patches)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-6), found._replace(layers=()), plain)
+    assert [layer.shape for layer in found.layers] == [(2, GRID**2, 16)] * 2
+    if region_layer:
+        assert_array_equal(found.layers[0], found.regions)
+    normed = layer_norm("vit", "float32").apply({"params": variables["params"]["norm"]}, found.layers[1])
+    assert_allclose(normed, found.patches, rtol=1e-5, atol=1e-5)

@@ -16,8 +16,10 @@ from input_pipeline.datasets.labelled import (
     image_of_name,
     parse_box,
 )
+from input_pipeline.datasets.releases import SplitChoice
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.sources import SPLITS, ImageRow, Scan
+from input_pipeline.splits import PublishedSplits
 
 
 def row(image, patient=None):
@@ -192,3 +194,10 @@ def test_fractions_of_train_are_subsets_by_seed_and_nested():
     assert set(members) == {f"train_{share}_seed{seed}" for share in (5, 25) for seed in (0, 1)}
     assert all(members[f"train_5_seed{seed}"] < members[f"train_25_seed{seed}"] for seed in (0, 1))
     assert members["train_25_seed0"] != members["train_25_seed1"]
+
+
+def test_the_settings_name_the_variant_of_published_lists_and_nothing_where_there_are_none():
+    published = PublishedSplits({"train": ("a",)}, {}, {})
+    assert SplitChoice(variant="clean").plan(published).settings()["variant"] == "clean"
+    assert SplitChoice().plan(published).settings()["variant"] == "as_published"
+    assert "variant" not in SplitChoice().plan(None).settings()

@@ -1,0 +1,119 @@
+"""Masks predicted for whole images, and the counts of pixels from which every Dice follows."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int64, UInt8, UInt32
+
+from input_pipeline.errors import UserError
+from input_pipeline.mask_batches import evaluation_views
+from input_pipeline.reading import SplitRecords
+from input_pipeline.records import Record
+from input_pipeline.streams import BatchSpec
+from msfl_jax.metrics import Interval, bootstrap, count_overlap, dice_statistics
+from msfl_jax.model import Params
+from msfl_jax.segmenter import Segmenter
+from msfl_jax.tasks.grounding import to_pixels
+from msfl_jax.tasks.predictions import load_arrays, save_arrays
+from msfl_jax.tasks.run import on_mesh, to_host
+
+ROWS = 16  # images at a time
+_THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskPredictions:
+    """What every Dice variant and its interval follow from, without images or a model.
+
+    Attributes:
+      counts: [N, 4], common, predicted, true and all pixels of each image (see `msfl_jax.metrics.COUNTS`).
+      patient_key, image_key: [N], hashed.
+    """
+
+    counts: Int64[np.ndarray, "N 4"]
+    patient_key: UInt32[np.ndarray, "N"]
+    image_key: UInt32[np.ndarray, "N"]
+
+    def save(self, path: Path | str) -> None:
+        """Writes an .npz file without pickle."""
+        save_arrays(path, counts=self.counts, patient_key=self.patient_key, image_key=self.image_key)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "MaskPredictions":
+        """Reads what `save` wrote; raises a UserError where it is something else."""
+        arrays = load_arrays(path)
+        try:
+            return cls(arrays["counts"], arrays["patient_key"], arrays["image_key"])
+        except KeyError as error:
+            found = f"{path}: array {error} is missing"
+            raise UserError(f"{found}; expected predictions of `msfl finetune segmentation`") from error
+
+
+def predict(segmenter: Segmenter, params: Params, source: SplitRecords, spec: BatchSpec) -> MaskPredictions:
+    """Compares the predicted masks of all records with theirs, in pixels of the source images.
+
+    Raises:
+      DataError: an image, a mask or a shard is damaged.
+    """
+    found = [source[index] for index in range(len(source))]
+    counts = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(found), ROWS):
+            part = found[start : start + ROWS]
+            views, masks = evaluation_views(part, spec)
+            predicted = predict_masks(segmenter, params, views, [mask.shape for mask in masks], fit=spec.fit, pool=pool)
+            counts += list(pool.map(count_overlap, predicted, masks))
+    return MaskPredictions(
+        np.stack(counts),
+        _keys(found, "patient_key"),
+        _keys(found, "image_key"),
+    )
+
+
+def predict_masks(
+    segmenter: Segmenter,
+    params: Params,
+    views: UInt8[np.ndarray, "n H W 1"],
+    sizes: Sequence[tuple[int, ...]],
+    *,
+    fit: str,
+    pool: ThreadPoolExecutor | None = None,
+) -> list[Bool[np.ndarray, "_ _"]]:
+    """Masks of whole images in pixels of their sources: the class with the larger logit, after both were enlarged bilinearly.
+
+    Args:
+      segmenter: static.
+      params: its parameters, on one device or a mesh.
+      views: at most `ROWS` evaluation views.
+      sizes: (height, width) of each source image.
+      fit: how the views were cut; what a view does not show is background.
+      pool: threads for the enlargement.
+    """
+    margins = to_host(_margin(params, *on_mesh(params, views, rows=ROWS), segmenter=segmenter))[: len(views)]
+    return list((pool.map if pool else map)(functools.partial(_mask_of, fit=fit), margins, sizes))
+
+
+def summarise(counts: Int64[np.ndarray, "N 4"], patients: np.ndarray, *, replicates: int = 2000) -> dict[str, Interval]:
+    """The four Dice variants with 95 % patient-bootstrap intervals, by name."""
+    return {
+        name: bootstrap(statistic, patients, replicates=replicates)
+        for name, statistic in dice_statistics(counts).items()
+    }
+
+
+@functools.partial(jax.jit, static_argnames="segmenter")
+def _margin(params: Params, image: UInt8[Array, "B H W 1"], *, segmenter: Segmenter) -> Float32[Array, "B H W"]:
+    return segmenter.margin(params, image)
+
+
+def _mask_of(margin: Float[np.ndarray, "H W"], size: tuple[int, ...], *, fit: str) -> Bool[np.ndarray, "_ _"]:
+    return to_pixels(margin, (size[0], size[1]), fit=fit) > 0  # NaN, where the view shows nothing, is not
+
+
+def _keys(found: Sequence[Record], name: str) -> UInt32[np.ndarray, "N"]:
+    return np.asarray([int(getattr(record, name)[:8], 16) for record in found], np.uint32)

@@ -119,6 +119,23 @@ def evaluate_grounding(
     print(grounding_report(run, directory, split=split, protocol=protocol, overlays=overlays, allow_leak=allow_leak))
 
 
+@app.command()
+def table(
+    number: Annotated[int, typer.Argument(min=1, max=5, help="Which of the paper's tables.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories, or folders that hold some.")] = None,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(help="Show ours on these data sets instead, without the paper's rows: NAME,NAME or synthetic."),
+    ] = "",
+) -> None:
+    """Print one of the paper's tables with our results beside its own."""
+    from msfl_jax.commands.table import table_report
+
+    print(table_report(number, runs or [], form=form, out=out, dataset=dataset), end="")
+
+
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):
         main()

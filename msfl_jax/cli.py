@@ -136,6 +136,35 @@ def table(
     print(table_report(number, runs or [], form=form, out=out, dataset=dataset), end="")
 
 
+@app.command(context_settings=OVERRIDES)
+def ablate(
+    context: typer.Context,
+    config: ConfigName,
+    workdir: Annotated[Path, typer.Option(help="Folder of the ablation; running again goes on.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each combination of objectives.")] = 1,
+    objectives: Annotated[
+        str, typer.Option(help='Combinations, as "global;global,local"; default all eight with global alignment.')
+    ] = "",
+    directory: Annotated[
+        Path | None, typer.Option("--data", help="Build to train on; default a synthetic study.")
+    ] = None,
+    phrases: Annotated[Path | None, typer.Option(help="Build with boxes to ground, beside --data.")] = None,
+    studies: Annotated[int, typer.Option(min=100, help="Studies of the synthetic data set.")] = 6600,
+    study_seed: Annotated[int, typer.Option(help="Seed of the synthetic data set.")] = 0,
+    split: Split = "test",
+) -> None:
+    """Pretrain and evaluate combinations of the objectives with several seeds: the paper's table 5.
+
+    Takes --config.SECTION.KEY=VALUE as well.
+    """
+    from msfl_jax.commands.ablate import run_ablation
+
+    made = {"studies": studies, "study_seed": study_seed, "data": directory, "phrases": phrases, "split": split}
+    code = run_ablation(workdir, config=config, seeds=seeds, objectives=objectives, overrides=context.args, **made)
+    if code:
+        raise typer.Exit(code)
+
+
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):
         main()

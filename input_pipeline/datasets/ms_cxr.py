@@ -15,7 +15,7 @@ from input_pipeline import checksums, tables
 from input_pipeline.datasets.labelled import check_size, parse_box
 from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.sections import clean_sentence
-from input_pipeline.sources import ImageRow, ImagesOnly, Scan, is_relative, read_image
+from input_pipeline.sources import ImageRow, ImagesOnly, Scan, is_relative, read_image, synthetic_setting
 
 _COLUMNS = ["category_name", "label_text", "path", "dicom_id", "x", "y", "w", "h"]
 _OPTIONAL = ["split", "image_width", "image_height"]  # release 0.1 has no split
@@ -71,8 +71,8 @@ class MsCxr(ImagesOnly):
         return tuple(sorted({annotation.category for annotation in _read(self.boxes, _pass_over)}))
 
     def settings(self) -> Mapping[str, Any]:
-        """Options that change the records: none."""
-        return {}
+        """Options that change the records: none, but whether they are of a synthetic study."""
+        return synthetic_setting(self.jpg)
 
     def scan(self, *, lenient: bool = False) -> Scan:
         """Groups the boxes by image, phrase (spelled alike) and finding; one group is one input row.

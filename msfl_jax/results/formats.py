@@ -42,7 +42,7 @@ def write_table(table: PaperTable, form: str) -> str:
 
 def as_text(table: PaperTable) -> str:
     """Aligned columns for a terminal; marks stand in brackets."""
-    heads = {index: name for index, name in enumerate(table.columns, start=1)}
+    heads = dict(enumerate(table.columns, start=1))
     # Columns may be called alike, so that their numbers are the keys and the headings a row of their own.
     rows = [{"": "", **{str(index): name for index, name in heads.items()}}]
     for row in table.rows:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import itertools
 import json
 import sys
 import time
@@ -31,7 +30,7 @@ from msfl_jax.results.ablation import (
 )
 from msfl_jax.results.ablation_figure import save_ablation
 from msfl_jax.results.formats import FORMATS, write_table
-from msfl_jax.results.own_results import OBJECTIVES, find_results
+from msfl_jax.results.own_results import ALL_COMBINATIONS, OBJECTIVES, find_results
 from msfl_jax.results.paper_tables import PaperTable, paper_table
 from msfl_jax.results.published import load_published
 
@@ -118,9 +117,7 @@ def choose_combinations(objectives: str = "") -> list[str]:
       UserError: one has a word that is no objective, or lacks "global".
     """
     if not objectives.strip():
-        others = OBJECTIVES[1:]
-        sets = itertools.chain.from_iterable(itertools.combinations(others, count) for count in range(len(others) + 1))
-        return combinations_of(",".join(("global", *chosen)) for chosen in sets)
+        return list(ALL_COMBINATIONS)
     found = []
     for part in filter(None, (part.strip() for part in objectives.split(";"))):
         words = [word.strip() for word in part.split(",")]

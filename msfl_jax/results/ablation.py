@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msfl_jax.metrics import Interval
-from msfl_jax.results.own_results import OBJECTIVES, Result
+from msfl_jax.results.own_results import OBJECTIVES, Result, combination_rank
 from msfl_jax.results.paper_tables import Pool, summarise_seeds
 from msfl_jax.results.pooling import pooled_gain, pooled_interval
 from msfl_jax.results.published import Column, PublishedTable
@@ -63,12 +63,7 @@ class Gain:
 
 def combinations_of(objectives: Iterable[str]) -> list[str]:
     """Distinct combinations in the order of table 5: by the number of objectives, then as the paper lists them."""
-
-    def rank(combination: str) -> tuple[int, tuple[bool, ...]]:
-        words = combination.split(",")
-        return len(words), tuple(name not in words for name in OBJECTIVES)
-
-    return sorted(dict.fromkeys(objectives), key=rank)
+    return sorted(dict.fromkeys(objectives), key=combination_rank)
 
 
 def remembering_pool() -> Pool:

@@ -1,6 +1,7 @@
 """Our results as they lie on disk: every Outcome below some folders, with the model and the seed that it is of."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,26 @@ _VARIANT = {
     "classification": ("init", "mode"),
     "segmentation": ("init", "head", "lists"),
 }
+
+
+def combination_rank(objectives: str) -> tuple[int, tuple[bool, ...]]:
+    """Orders combinations as table 5: by the number of objectives, then as the paper lists them; other words come last."""
+    words = objectives.split(",")
+    if not set(words) <= set(OBJECTIVES):
+        return len(OBJECTIVES) + 1, ()
+    return len(words), tuple(name not in words for name in OBJECTIVES)
+
+
+ALL_COMBINATIONS = tuple(
+    sorted(
+        (
+            ",".join(("global", *others))
+            for count in range(len(OBJECTIVES))
+            for others in itertools.combinations(OBJECTIVES[1:], count)
+        ),
+        key=combination_rank,
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from msfl_jax.metrics import Interval
-from msfl_jax.results.own_results import OBJECTIVES, Result
+from msfl_jax.results.own_results import ALL_COMBINATIONS, OBJECTIVES, Result, combination_rank
 from msfl_jax.results.published import Column, PublishedRow, PublishedTable, Reading
 from msfl_jax.results.tables import MISSING, interval, number
 
@@ -99,11 +99,17 @@ def paper_table(
     rows = [] if wanted else [_paper_row(row, columns, published, notes) for row in published.rows]
     for reading in published.readings:
         rows += _own_rows(published, columns, reading, chosen, notes, pool)
-    if not any(row.kind == "ours" for row in rows):
+    if published.number == 5 and not wanted:
+        found = {row.name.split(",")[0] for row in rows if row.kind == "ours"}
+        missing = [name for name in map(_plus, ALL_COMBINATIONS) if name not in found]
+        rows += [Row("ours", f"{name}, ours", (Cell(NOT_RUN),) * len(columns)) for name in missing]
+    elif not any(row.kind == "ours" for row in rows):
         rows.append(Row("ours", "ours", (Cell(NOT_RUN),) * len(columns)))
     rows = _mark_other_images(rows, columns, notes)
     if published.number == 5:
-        rows.sort(key=_combination)  # stable: the paper's before ours
+        rows.sort(
+            key=lambda row: combination_rank(row.name.split(",")[0].replace(" + ", ","))
+        )  # stable: the paper's first
     caveats = () if wanted else published.caveats
     used = [one for column in chosen for one in column]
     return PaperTable(
@@ -118,10 +124,10 @@ def paper_table(
     )
 
 
-def summarise_seeds(values: Sequence[float], pooled: Interval | None = None) -> dict[str, float]:
+def summarise_seeds(values: Sequence[float], pooled: Interval | None = None) -> dict[str, int | float]:
     """Mean, sample standard deviation ("spread", from two seeds on) and limits where there are any, by name; undefined values are left out."""
     known = [value for value in values if math.isfinite(value)]
-    facts: dict[str, float] = {"seeds": len(known)}
+    facts: dict[str, int | float] = {"seeds": len(known)}
     if known:
         facts["value"] = float(np.mean(known))
     if len(known) > 1:
@@ -131,7 +137,7 @@ def summarise_seeds(values: Sequence[float], pooled: Interval | None = None) -> 
     return facts
 
 
-def number_text(facts: Mapping[str, float], digits: int) -> str:
+def number_text(facts: Mapping[str, int | float], digits: int) -> str:
     """`0.91 (0.89 - 0.93)`, or `0.91 ± 0.01 (3 seeds, 0.89 - 0.93)` where there are several."""
     if "value" not in facts:
         return UNDEFINED
@@ -217,6 +223,10 @@ def _stacks(results: Sequence[Result]) -> list[list[Result]]:
 
 def _own_cell(stack: Sequence[Result], column: Column, reading: Reading, notes: _Notes, pool: Pool | None) -> Cell:
     metric = reading.metric(column)
+    if not metric:
+        return Cell(MISSING)
+    if not any(metric in one.outcome.metrics for one in stack):
+        return Cell(NOT_RUN)
     found = [one.outcome.metrics.get(metric, Interval(math.nan, math.nan, math.nan)) for one in stack]
     pooled = found[0] if len(stack) == 1 else (pool(stack, metric) if pool else None)
     scaled = pooled and Interval(*(column.scale * value for value in pooled))
@@ -243,9 +253,9 @@ def _provenance(stack: Sequence[Result], column: Column) -> str:
     first = stack[0].outcome
     steps = sorted({one.outcome.step for one in stack})
     runs = ", ".join(one.workdir.name for one in stack)
-    seeds = ", ".join(str(one.seed) for one in stack)
+    seeds = ("seeds " if len(stack) > 1 else "seed ") + ", ".join(str(one.seed) for one in stack)
     parts = [
-        f"{runs}, step {', '.join(map(str, steps))}, seed {seeds}, {stack[0].variant}",
+        f"{runs}, step {', '.join(map(str, steps))}, {seeds}, {stack[0].variant}",
         f"{first.dataset} {first.split} (split {first.split_hash[:8]})",
         f"{first.records:,} records of {first.patients:,} patients",
     ]
@@ -311,14 +321,6 @@ def _own_caveats(used: Sequence[Result]) -> list[str]:
 
 def _plus(objectives: str) -> str:
     return objectives.replace(",", " + ")
-
-
-def _combination(row: Row) -> tuple[int, tuple[bool, ...]]:
-    """Order of table 5: by the number of objectives, then as the paper has them; rows without known objectives last."""
-    words = row.name.split(",")[0].split(" + ")
-    if not set(words) <= set(OBJECTIVES):
-        return len(OBJECTIVES) + 1, ()
-    return len(words), tuple(name not in words for name in OBJECTIVES)
 
 
 def _letters(index: int) -> str:

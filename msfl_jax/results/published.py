@@ -69,14 +69,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a table's numbers from ours: which metric, by key or task of the column."""
+    """One way to read a table's numbers from ours: which metric, by key or task of the column; columns may be left out."""
 
     title: str
     metrics: Mapping[str, str]
 
     def metric(self, column: Column) -> str:
-        """Name of the metric in an `Outcome`."""
-        return self.metrics.get(column.key) or self.metrics[column.task]
+        """Name of the metric in an `Outcome`; empty where this reading leaves the column out."""
+        return self.metrics.get(column.key) or self.metrics.get(column.task, "")
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,9 @@ def _table(number: int, values: Any, sources: Mapping[str, Any]) -> PublishedTab
     _check(values, where, {"title": str, "measure": str, **lists})
     columns = tuple(_column(column, f"{where}.columns.{i}", sources) for i, column in enumerate(values["columns"]))
     readings = tuple(_reading(reading, f"{where}.readings.{i}") for i, reading in enumerate(values["readings"]))
-    for reading in readings:
-        for column in columns:
-            if not {column.key, column.task} & reading.metrics.keys():
-                raise DataError(f"{_FILE}: {where}.readings: no metric for column '{column.key}'")
+    for column in columns:
+        if not any(reading.metric(column) for reading in readings):
+            raise DataError(f"{_FILE}: {where}.readings: no metric for column '{column.key}'")
     rows = tuple(_row(row, f"{where}.rows.{i}", columns, sources) for i, row in enumerate(values["rows"]))
     if not all(isinstance(caveat, str) for caveat in values["caveats"]):
         raise DataError(f"{_FILE}: {where}.caveats: expected sentences")
@@ -135,7 +134,8 @@ def _column(values: Any, where: str, sources: Mapping[str, Any]) -> Column:
     required = {**words, "options": dict, "scale": _NUMBER, "digits": int}
     _check(values, where, required, {"test_records": int, "test_source": str})
     source = _source(values["test_source"], where, sources)["text"] if "test_source" in values else ""
-    return Column(**values | {"test_records": values.get("test_records", 0), "test_source": source})
+    records = values.get("test_records", 0)
+    return Column(**values | {"scale": float(values["scale"]), "test_records": records, "test_source": source})
 
 
 def _reading(values: Any, where: str) -> Reading:

@@ -201,7 +201,7 @@ def _report(
 ) -> tuple[PaperTable, list[Combination], list[Gain]]:
     """Table 5, its numbers and the gains of local alignment, written into `workdir` as they are computed."""
     published, pool = load_published()[TABLE], remembering_pool()
-    results = find_results([plan.workdir for plan in plans])
+    results = find_results([plan.workdir for plan in plans if plan.workdir.is_dir()])
     names = {one.outcome.dataset for one in results}
     foreign = not names <= {column.dataset for column in published.columns}
     table = paper_table(published, results, dataset=",".join(sorted(names)) if foreign else "", pool=pool)

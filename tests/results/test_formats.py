@@ -90,7 +90,8 @@ def test_latex_has_no_bare_special_character_and_one_cell_per_column(hard):
     body = text[text.index(r"\hline") : text.index(r"\end{tabular}")]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert [len(re.findall(r"(?<!\\)&", row)) for row in rows] == [2, 2, 2]
-    known = r"\\(begin|end|centering|caption|hline|par|footnotesize|textsuperscript|textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar)\b"
+    words = "begin end centering caption hline par footnotesize textsuperscript textbackslash textasciitilde textasciicircum"
+    known = rf"\\({'|'.join([*words.split(), 'textless', 'textgreater', 'textbar'])})\b"
     plain = re.sub(r"\\[&%$#_{}]|\\\\|\$\\pm\$|" + known, "", text)
     assert not re.search(r"[\\%$#~^<>|]", plain)
     assert re.sub(r"\\[{}]", "", text).count("{") == re.sub(r"\\[{}]", "", text).count("}")

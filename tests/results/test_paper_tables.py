@@ -124,7 +124,7 @@ def test_segmentation_shows_all_four_dice(run_directory, save):
     save(run, "segmentation", "siim_acr", metrics, options=options, records=1286)
     rows = ours(paper_table(TABLES[2], find_results([run])))
     assert [texts(row)[1].split()[0] for row in rows] == ["10.0", "20.0", "30.0", "40.0"]
-    assert [row.name for row in rows][0] == "ours, pretrained, linear, clean, per image, empty = 1"
+    assert rows[0].name == "ours, pretrained, linear, clean, per image, empty = 1"
     assert rows[1].name.endswith("positives only")
 
 

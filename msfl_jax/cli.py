@@ -99,7 +99,7 @@ def evaluate_zero_shot(
     allow_leak: AllowLeak = False,
 ) -> None:
     """Zero-shot classification: AUC per finding with 95 % patient-bootstrap intervals."""
-    from msfl_jax.commands.evaluate import zero_shot_report
+    from msfl_jax.commands.zero_shot import zero_shot_report
 
     print(zero_shot_report(run, directory, split=split, prompts=prompts, rule=rule, allow_leak=allow_leak))
 

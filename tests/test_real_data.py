@@ -15,8 +15,9 @@ from input_pipeline.datasets.synthetic import synthesize
 from input_pipeline.images import decode_gray, evaluation_view
 from input_pipeline.loader import text_sentences
 from input_pipeline.tokenizer import train_tokenizer
-from msfl_jax.commands.evaluate import grounding_report, zero_shot_report
+from msfl_jax.commands.evaluate import grounding_report
 from msfl_jax.commands.pretrain import run_pretraining
+from msfl_jax.commands.zero_shot import zero_shot_report
 from msfl_jax.config_files import load_config
 from msfl_jax.tasks.prompts import load_prompts
 from msfl_jax.tasks.run import encode_images, encode_texts, open_run

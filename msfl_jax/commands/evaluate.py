@@ -3,44 +3,34 @@
 from pathlib import Path
 
 from input_pipeline.reading import open_split
+from msfl_jax.config import GroundingConfig
 from msfl_jax.results.figures import save_phrase_overlays, save_record_overlays
-from msfl_jax.results.tables import grounding_table, with_caveats, zero_shot_table
-from msfl_jax.tasks.grounding import evaluate_grounding
+from msfl_jax.results.tables import grounding_table, with_caveats
+from msfl_jax.tasks.grounding import evaluate_grounding, with_shifts
+from msfl_jax.tasks.grounding_protocol import GroundingProtocol, known_protocol
+from msfl_jax.tasks.grounding_result import outcome_of
 from msfl_jax.tasks.leaks import leak_caveats
-from msfl_jax.tasks.prompts import load_prompts
+from msfl_jax.tasks.outcome import identify_split, save_outcome
 from msfl_jax.tasks.run import Run, open_run
-from msfl_jax.tasks.zero_shot import evaluate_zero_shot
 
-
-def zero_shot_report(
-    workdir: Path, directory: Path, *, split: str, prompts: str = "", rule: str = "", allow_leak: bool = False
-) -> str:
-    """Zero-shot classification of a build: the table as text; predictions go to `workdir`/predictions.
-
-    Args:
-      workdir: run directory.
-      directory: build with labels.
-      split: of the build.
-      prompts, rule: "" takes the run's own.
-      allow_leak: see `leak_caveats`.
-
-    Raises:
-      UserError: the run, the build, the split, the prompts or the rule do not exist.
-      DataError: the split shares images or patients with what the run was trained on.
-    """
-    run = open_run(workdir)
-    caveats = leak_caveats(run, directory, split, allow_leak=allow_leak)
-    chosen = load_prompts(prompts or run.config.zero_shot.prompts)
-    result = evaluate_zero_shot(run, directory, split, prompts=chosen, rule=rule or None)
-    file = workdir / "predictions" / f"zero_shot_{split}.npz"
-    result.predictions.save(file)
-    return f"{with_caveats(zero_shot_table(result), caveats)}\n\npredictions  {file}"
+REPLICATES = 2000  # of the bootstrap
 
 
 def grounding_report(
-    workdir: Path, directory: Path, *, split: str, protocol: str = "", overlays: int = 8, allow_leak: bool = False
+    workdir: Path,
+    directory: Path,
+    *,
+    split: str,
+    protocol: str = "",
+    scaling: str = "minmax",
+    geometry: str = "own",
+    sigma: float | None = None,
+    shifts: int = 0,
+    seed: int = 0,
+    overlays: int = 8,
+    allow_leak: bool = False,
 ) -> str:
-    """Phrase grounding of a build: the table as text; predictions and overlays go to `workdir`.
+    """Phrase grounding of a build: the table as text; result, predictions and overlays go to `workdir`.
 
     A build without boxes, as of image-report pairs, has nothing to measure: then the sentences of its reports are drawn and that is said.
 
@@ -49,6 +39,10 @@ def grounding_report(
       directory: build with phrases and boxes.
       split: of the build.
       protocol: "" takes the run's own.
+      scaling, geometry: see `msfl_jax.tasks.grounding_protocol`.
+      sigma: smoothing in patches; None takes the run's own.
+      shifts: looks per axis; 0 takes the run's own.
+      seed: of the shuffled phrases and the bootstrap.
       overlays: images for which heat-maps are drawn.
       allow_leak: see `leak_caveats`.
 
@@ -56,17 +50,45 @@ def grounding_report(
       UserError: the run, the build, the split or the protocol does not exist.
       DataError: the split shares images or patients with what the run was trained on.
     """
-    run = open_run(workdir)
+    opened = open_run(workdir)
+    run = with_shifts(opened, shifts) if shifts else opened
+    sigma = run.config.grounding.sigma if sigma is None else sigma
+    chosen = known_protocol(protocol or run.config.grounding.protocol, scaling, geometry)
     figures = workdir / "figures"
     if not has_boxes(directory, split):
-        return sentence_overlays(run, directory, split, figures, count=overlays, protocol=protocol or None)
+        return sentence_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
     caveats = leak_caveats(run, directory, split, allow_leak=allow_leak)
-    result = evaluate_grounding(run, directory, split, protocol=protocol or None)
-    file = workdir / "predictions" / f"grounding_{split}.npz"
-    result.scores.save(file)
-    save_phrase_overlays(run, directory, split, figures, count=overlays, protocol=protocol or None)
-    table = with_caveats(grounding_table(result), caveats)
-    return f"{table}\n\npredictions  {file}\noverlays     {figures}"
+    result = evaluate_grounding(run, directory, split, protocol=chosen, sigma=sigma, seed=seed, replicates=REPLICATES)
+    name, split_hash = identify_split(directory, split)
+    outcome = outcome_of(
+        result,
+        dataset=name,
+        split_hash=split_hash,
+        variant=grounding_variant(opened.config.grounding, chosen, sigma, run.config.grounding.shifts),
+        options={
+            "protocol": chosen.name,
+            "scaling": chosen.scaling,
+            "geometry": chosen.geometry,
+            "sigma": sigma,
+            "shifts": run.config.grounding.shifts,
+            "seed": seed,
+            "replicates": REPLICATES,
+        },
+        caveats=caveats,
+    )
+    result.scores.save(outcome.predictions(workdir))
+    file = save_outcome(outcome, workdir)
+    save_phrase_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
+    table = with_caveats(grounding_table(result, chosen.explanation), outcome.caveats)
+    return f"{table}\n\nresult       {file}\npredictions  {outcome.predictions(workdir)}\noverlays     {figures}"
+
+
+def grounding_variant(own: GroundingConfig, protocol: GroundingProtocol, sigma: float, shifts: int) -> str:
+    """Short name for files: the protocol and what differs from its and the run's own settings."""
+    parts = [protocol.variant]
+    parts += [f"sigma{sigma:g}"] if sigma != own.sigma else []
+    parts += [f"shifts{shifts}"] if shifts != own.shifts else []
+    return "-".join(parts)
 
 
 def has_boxes(directory: Path, split: str) -> bool:
@@ -75,13 +97,20 @@ def has_boxes(directory: Path, split: str) -> bool:
 
 
 def sentence_overlays(
-    run: Run, directory: Path, split: str, folder: Path, *, count: int, protocol: str | None = None
+    run: Run,
+    directory: Path,
+    split: str,
+    folder: Path,
+    *,
+    count: int,
+    protocol: GroundingProtocol | None = None,
+    sigma: float | None = None,
 ) -> str:
     """Draws every sentence of the first `count` reports of a split over its own image, and says where."""
     records = open_split(directory, split)
     drawn = min(count, len(records))
     for index in range(drawn):
         file = folder / f"report_{split}_{index:02d}.png"
-        save_record_overlays(run, [records[index]], file, protocol=protocol)
+        save_record_overlays(run, [records[index]], file, protocol=protocol, sigma=sigma)
     said = f"{directory} has no boxes: nothing to measure\noverlays     {folder}  ({drawn} reports, one panel per sentence)"
     return with_caveats(said, run.caveats)

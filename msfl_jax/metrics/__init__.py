@@ -2,8 +2,15 @@
 
 from msfl_jax.metrics.auc import auc, auc_statistic
 from msfl_jax.metrics.bootstrap import Interval, Statistic, bootstrap, mean_statistic, paired_bootstrap
+from msfl_jax.metrics.calibration import (
+    ReliabilityCurve,
+    calibration_error,
+    calibration_statistic,
+    reliability_curve,
+)
 from msfl_jax.metrics.dice import dice
 from msfl_jax.metrics.grounding import (
+    THRESHOLDS,
     contrast_to_noise,
     iou_at,
     mean_iou,
@@ -14,11 +21,15 @@ from msfl_jax.metrics.grounding import (
 )
 
 __all__ = [
+    "THRESHOLDS",
     "Interval",
+    "ReliabilityCurve",
     "Statistic",
     "auc",
     "auc_statistic",
     "bootstrap",
+    "calibration_error",
+    "calibration_statistic",
     "contrast_to_noise",
     "dice",
     "iou_at",
@@ -27,6 +38,7 @@ __all__ = [
     "normalise_heatmap",
     "paired_bootstrap",
     "pointing_game",
+    "reliability_curve",
     "smoothing",
     "upsample",
 ]

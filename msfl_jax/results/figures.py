@@ -1,7 +1,6 @@
 """Figures as PNG files: heat-maps of sentences over radiographs, and training curves. Nothing here touches matplotlib's global state."""
 
 import json
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
@@ -20,7 +18,9 @@ from input_pipeline.images import decode_gray
 from input_pipeline.loader import grounding_records
 from input_pipeline.records import Record
 from msfl_jax.metrics import normalise_heatmap
-from msfl_jax.tasks.grounding import ground_phrases, scale_boxes
+from msfl_jax.results.files import save_figure as _save
+from msfl_jax.tasks.grounding import ground_phrases
+from msfl_jax.tasks.grounding_protocol import GroundingProtocol, scale_boxes
 from msfl_jax.tasks.run import Run
 
 RED = (0.89, 0.05, 0.04)
@@ -92,27 +92,41 @@ def save_report_overlays(
     _save(figure, path)
 
 
-def save_record_overlays(run: Run, records: Sequence[Record], path: Path | str, *, protocol: str | None = None) -> None:
+def save_record_overlays(
+    run: Run,
+    records: Sequence[Record],
+    path: Path | str,
+    *,
+    protocol: GroundingProtocol | str | None = None,
+    sigma: float | None = None,
+) -> None:
     """Grounds and draws every sentence of the records of one image.
 
     Args:
       run: the model.
       records: the phrases of one image with their boxes, or a single record with a report.
       path: a PNG file.
-      protocol: of the heat-maps; None takes the run's own.
+      protocol, sigma: of the heat-maps; None takes the run's own.
 
     Raises:
       DataError: the image is damaged.
     """
     image = decode_gray(records[0].image)
     pairs = [(sentence, record) for record in records for sentence in record.sentences]
-    heatmaps = ground_phrases(run, image, [sentence for sentence, _ in pairs], protocol=protocol)
+    heatmaps = ground_phrases(run, image, [sentence for sentence, _ in pairs], protocol=protocol, sigma=sigma)
     boxes = [scale_boxes(record.boxes, record.original_size, image.shape) for _, record in pairs]
     save_report_overlays(image, heatmaps, [sentence for sentence, _ in pairs], path, boxes=boxes)
 
 
 def save_phrase_overlays(
-    run: Run, directory: Path | str, split: str, folder: Path | str, *, count: int, protocol: str | None = None
+    run: Run,
+    directory: Path | str,
+    split: str,
+    folder: Path | str,
+    *,
+    count: int,
+    protocol: GroundingProtocol | str | None = None,
+    sigma: float | None = None,
 ) -> list[Path]:
     """Draws the phrases of some images of a build with boxes, findings in turn.
 
@@ -122,7 +136,7 @@ def save_phrase_overlays(
       split: of the build.
       folder: gets overlay_00.png, overlay_01.png, ...
       count: of images.
-      protocol: of the heat-maps; None takes the run's own.
+      protocol, sigma: of the heat-maps; None takes the run's own.
 
     Returns:
       The files.
@@ -137,7 +151,7 @@ def save_phrase_overlays(
     files = []
     for index, key in enumerate(_findings_in_turn(images)[:count]):
         files.append(Path(folder) / f"overlay_{index:02d}.png")
-        save_record_overlays(run, images[key], files[-1], protocol=protocol)
+        save_record_overlays(run, images[key], files[-1], protocol=protocol, sigma=sigma)
     return files
 
 
@@ -271,13 +285,3 @@ def _findings_in_turn(images: Mapping[str, Sequence[Record]]) -> list[str]:
         seen[category] = seen.get(category, -1) + 1
         ranked.append((seen[category], category, key))
     return [key for _, _, key in sorted(ranked)]
-
-
-def _save(figure: Figure, path: Path | str) -> None:
-    """Writes whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    FigureCanvasAgg(figure)  # a backend of its own, whatever the session has chosen
-    figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.03)
-    os.replace(temporary, path)

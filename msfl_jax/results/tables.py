@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from msfl_jax.metrics import Interval
-from msfl_jax.tasks.grounding_result import GroundingResult
-from msfl_jax.tasks.zero_shot import ZeroShotResult
+from msfl_jax.metrics.calibration import BINS
+from msfl_jax.tasks.grounding_result import OVERLAPS, GroundingResult
+from msfl_jax.tasks.zero_shot_result import ZeroShotResult
 
 MISSING = "-"
 GAP = "   "
@@ -71,37 +72,56 @@ def demo_table(zero_shot: ZeroShotResult, grounding: GroundingResult) -> str:
 
 
 def zero_shot_table(result: ZeroShotResult) -> str:
-    """AUC of each finding and their mean, with how many images are positive and negative; a reason where an AUC is undefined."""
+    """AUC and calibration error of each finding, their means and controls, how many images are positive and negative, and reasons for gaps."""
     rows = [
         {
             "": finding.name,
             "AUC": number(finding.auc.value),
             "95 % interval": interval(finding.auc),
+            "ECE": number(finding.ece.value),
             "positives": f"{finding.positives:,}",
             "negatives": f"{finding.negatives:,}",
             " ": f"n/a: {finding.reason}" if finding.reason else "",
         }
         for finding in result.findings
     ]
-    rows.append(
-        {"": f"mean of {result.defined}", "AUC": number(result.mean.value), "95 % interval": interval(result.mean)}
-    )
-    rows.append(
-        {"": "images shuffled", "AUC": number(result.shuffled.value), "95 % interval": interval(result.shuffled)}
-    )
-    columns = ["", "AUC", "95 % interval", "positives", "negatives"]
+    rows.append(_auc_row(f"mean of {result.defined}", result.mean) | {"ECE": number(result.mean_ece.value)})
+    rows.append(_auc_row("images shuffled", result.shuffled))
+    if len(result.findings) > 1:
+        rows.append(_auc_row("prompts of the next finding", result.swapped))
+    rows.append(_auc_row("positive and negative exchanged", result.exchanged))
+    columns = ["", "AUC", "95 % interval", "ECE", "positives", "negatives"]
     columns += [" "] if any(finding.reason for finding in result.findings) else []
     title = f"zero-shot, rule {result.rule}, {result.split}, step {result.step}: {result.records:,} images of {result.patients:,} patients"
-    return f"{title}\n\n{format_table(rows, columns)}"
+    return f"{title}\n\n{format_table(rows, columns)}\n\n{calibration_line(result)}"
 
 
-def grounding_table(result: GroundingResult) -> str:
-    """Means over phrases and over categories with their control, then one row per category."""
-    overall = [
-        row | {"by category": number(result.category_average[name].value)}
-        for name, row in _named_grounding_rows(result)
-    ]
+def calibration_line(result: ZeroShotResult) -> str:
+    """How scores became probabilities, and the mean error in both kinds of bins."""
+    divided = f"1 / (1 + exp(-score / {result.temperature:.3g}))"
+    probability = {"maco": "1 / (1 + exp(-score))", "chexzero": "score"}.get(result.rule, divided)
+    means = f"{number(result.mean_ece.value, 3)}, in bins of equal mass {number(result.mean_ece_equal_mass.value, 3)}"
+    return f"ECE  of probability = {probability}, in {BINS} bins of equal width: mean {means}"
+
+
+def _auc_row(name: str, value: Interval) -> dict[str, str]:
+    return {"": name, "AUC": number(value.value), "95 % interval": interval(value)}
+
+
+def grounding_table(result: GroundingResult, explanation: str = "") -> str:
+    """Means per phrase and per category with their control and the number of phrases that have none, then one row per category.
+
+    Args:
+      result: of `evaluate_grounding`.
+      explanation: of the protocol, in words.
+    """
+    overall = []
+    for name, row in [*_named_grounding_rows(result), *_overlap_rows(result)]:
+        average = {"per category": number(result.category_average[name].value)}
+        overall.append(row | average | {"undefined": f"{result.undefined[name]:,}"})
     overall.append(_row("CNR over shuffled", result.metrics["cnr_over_shuffled"], "", "0"))
+    for row in overall:
+        row["per phrase"] = row["ours"]
     names = {"cnr": "CNR", "absolute_cnr": "|CNR|", "miou": "mIoU", "pointing_game": "pointing"}
     categories = [
         {"": category.name, "phrases": f"{category.phrases:,}"}
@@ -112,8 +132,19 @@ def grounding_table(result: GroundingResult) -> str:
         f"grounding, protocol {result.protocol}, {result.split}, step {result.step}: "
         f"{result.records:,} phrases on {result.images:,} images of {result.patients:,} patients"
     )
-    first = format_table(overall, ["", "ours", "95 % interval", "shuffled", "chance", "by category"])
-    return f"{title}\n\n{first}\n\n{format_table(categories, ['', 'phrases', *names.values()])}"
+    title += f"\n({explanation})" if explanation else ""
+    headings = ["", "per phrase", "95 % interval", "shuffled", "chance", "per category", "undefined"]
+    parts = [title, format_table(overall, headings), format_table(categories, ["", "phrases", *names.values()])]
+    if result.unpredicted:
+        parts.insert(
+            2, f"nothing exceeds a threshold in {result.unpredicted:,} of {result.records:,} phrases: IoU 0 there"
+        )
+    return "\n\n".join(parts)
+
+
+def _overlap_rows(result: GroundingResult) -> list[tuple[str, dict[str, str]]]:
+    """The IoU at each threshold."""
+    return [(name, _row(f"  IoU at {name.removeprefix('iou_0')}", result.metrics[name], "", "")) for name in OVERLAPS]
 
 
 def _grounding_rows(result: GroundingResult) -> list[dict[str, str]]:

@@ -1,23 +1,17 @@
 """Phrase grounding: where in an image a phrase is seen, and how well that agrees with boxes drawn by radiologists.
 
-`evaluate_grounding` scores a build with boxes, `ground` makes one heat-map; `similarity_map`, `to_pixels` and `count_boxes` are their steps.
-
-Protocols follow the published evaluations of MS-CXR, as far as they can be told apart on one model:
-  biovil  cosine of phrase and regions; several boxes of a phrase are one union
-  maco    raw products; pixels in several boxes count on neither side of the CNR
-  afloc   as maco, and the outer sixteenth of the view on each side is left out
-With `grounding.shifts` above 1 the map is finer than the patches (see `msfl_jax.tasks.run.encode_regions`); published evaluations look once.
-MaCo's learned positional prior belongs to its weights and is not added. In all three, the map is smoothed on the patch grid and enlarged to the
-pixels of the source image, and for the IoU it is scaled to -1..1 between its extremes, as MaCo and AFLoc do; thresholds of .1 to .5 on plain
-cosines, which BioViL's code leaves open, would depend on the model's temperature. CNR and pointing game do not change with the scale.
+`evaluate_grounding` scores a build with boxes, `ground` makes one heat-map; `similarity_map` is their step on arrays. What is done to it, by which
+protocol, is in `msfl_jax.tasks.grounding_protocol`. With `grounding.shifts` above 1 the map is finer than the patches (see
+`msfl_jax.tasks.run.encode_regions`); published evaluations look once.
 """
 
+import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,33 +19,30 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from input_pipeline.errors import UserError
-from input_pipeline.images import decode_gray, evaluation_view, view_rectangle
+from input_pipeline.images import decode_gray, evaluation_view
 from input_pipeline.loader import grounding_records
 from input_pipeline.records import Record
-from msfl_jax.config import nearest
-from msfl_jax.metrics import contrast_to_noise, mean_iou, normalise_heatmap, pointing_game, smoothing, upsample
+from msfl_jax.metrics import THRESHOLDS, contrast_to_noise, iou_at, pointing_game, smoothing
+from msfl_jax.tasks.grounding_protocol import GroundingProtocol, known_protocol, phrase_of
 from msfl_jax.tasks.grounding_result import COLUMNS, GroundingResult, PhraseScores, summarise
 from msfl_jax.tasks.run import Run, encode_regions, encode_texts, on_mesh, to_host
 
-Protocol = Literal["biovil", "maco", "afloc"]
-
-AFLOC_MARGIN = 1 / 16  # 14 of 224 pixels
 _THREADS = min(4, os.cpu_count() or 1)  # each holds some 200 MB for an image of 3,000 pixels a side
 
 
-@functools.partial(jax.jit, static_argnames="protocol")
+@functools.partial(jax.jit, static_argnames="cosine")
 def similarity_map(
     regions: Float[Array | np.ndarray, "*n P E"],
     phrases: Float[Array | np.ndarray, "*n K E"],
     *,
-    protocol: Protocol = "biovil",
+    cosine: bool = True,
 ) -> Float[Array, "*n K G G"]:
     """Similarity of K phrases with each region of their image, on the grid of patches, P = G x G row by row.
 
     Args:
       regions: of any norm, as the model gives them.
       phrases: sentence embeddings.
-      protocol: "biovil" takes cosines, the others raw products.
+      cosine: of unit vectors, else the raw product.
 
     Raises:
       ValueError: the number of regions is no square.
@@ -59,53 +50,10 @@ def similarity_map(
     side = round(regions.shape[-2] ** 0.5)
     if side * side != regions.shape[-2]:
         raise ValueError(f"found {regions.shape[-2]} regions; expected a square number of patches")
-    if protocol == "biovil":
+    if cosine:
         regions, phrases = _unit(regions), _unit(phrases)
     products = jnp.einsum("...ke,...pe->...kp", phrases, regions, precision="highest")
     return products.reshape(*products.shape[:-1], side, side)
-
-
-def to_pixels(
-    grid: Float[np.ndarray, "*n G G"], size: tuple[int, int], *, fit: str = "crop", margin: float = 0.0
-) -> Float[np.ndarray, "*n H W"]:
-    """Enlarges maps on the patch grid into the part of an image that the model saw; NaN everywhere else.
-
-    Args:
-      grid: smoothed similarities.
-      size: (height, width) of the image in pixels.
-      fit: how the view was cut from the image (see `input_pipeline.images.view_rectangle`).
-      margin: share of the view's side that is left out on each of its edges.
-    """
-    top, left, height, width = view_rectangle(*size, fit)
-    top, left, height, width = int(np.floor(top)), int(np.floor(left)), max(1, round(height)), max(1, round(width))
-    view = upsample(grid, (height, width))
-    rows, columns = round(height * margin), round(width * margin)
-    pixels = np.full((*grid.shape[:-2], *size), np.nan, grid.dtype)
-    shown = (_overlap(top + rows, height - 2 * rows, size[0]), _overlap(left + columns, width - 2 * columns, size[1]))
-    inside = (slice(shown[0].start - top, shown[0].stop - top), slice(shown[1].start - left, shown[1].stop - left))
-    pixels[..., *shown] = view[..., *inside]
-    return pixels
-
-
-def count_boxes(boxes: Float[np.ndarray, "K 4"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
-    """In how many of the boxes (x, y, width, height) each pixel lies.
-
-    Edges are rounded to whole pixels and cut at the image; a box thinner than a pixel keeps one.
-    """
-    counts = np.zeros(size, np.uint8)
-    for x, y, width, height in boxes:
-        left, top = round(float(x)), round(float(y))
-        right, bottom = max(left + 1, round(float(x + width))), max(top + 1, round(float(y + height)))
-        counts[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] += 1
-    return counts
-
-
-def scale_boxes(
-    boxes: Float[np.ndarray, "K 4"], original_size: tuple[int, int], size: tuple[int, int]
-) -> Float[np.ndarray, "K 4"]:
-    """Boxes (x, y, width, height) in pixels of the source image as those of the same image resized to (height, width)."""
-    vertical, horizontal = size[0] / original_size[0], size[1] / original_size[1]
-    return (boxes * np.asarray([horizontal, vertical, horizontal, vertical])).astype(boxes.dtype)
 
 
 def choose_other_phrases(
@@ -137,20 +85,20 @@ def evaluate_grounding(
     directory: Path | str,
     split: str,
     *,
-    protocol: str | None = None,
+    protocol: GroundingProtocol | str | None = None,
     sigma: float | None = None,
     batch_size: int = 64,
     records: int = 0,
     seed: int = 0,
     replicates: int = 2000,
 ) -> GroundingResult:
-    """Grounds every phrase of a build with boxes and measures it in pixels of the source image.
+    """Grounds every phrase of a build with boxes and measures it.
 
     Args:
-      run: the model.
+      run: the model; see `with_shifts` for how often it looks.
       directory: a build with phrases and boxes.
       split: of the build.
-      protocol: see above; None takes the run's own.
+      protocol: see `msfl_jax.tasks.grounding_protocol`; None takes the run's own, with its heat scaled per map and in its own geometry.
       sigma: smoothing in patches; None takes the run's own.
       batch_size: images at a time.
       records: how many phrases, from the split's first; 0 is all.
@@ -161,29 +109,42 @@ def evaluate_grounding(
       UserError: there is no such build, split or protocol.
       DataError: no record has boxes, or a shard or an image is damaged.
     """
-    chosen = _known_protocol(protocol or run.config.grounding.protocol)
+    chosen = _protocol_of(run, protocol)
     sigma = run.config.grounding.sigma if sigma is None else sigma
-    found = grounding_records(Path(directory), split)[: records or None]
-    patients = [record.patient_key for record in found]
-    texts = [" ".join(record.sentences) for record in found]
+    found = chosen.merged(grounding_records(Path(directory), split))[: records or None]
+    texts, patients = [phrase_of(record) for record in found], [record.patient_key for record in found]
     others = choose_other_phrases(texts, [record.category for record in found], patients, seed=seed)
     maps = smoothing(
         _maps_of_records(run, found, texts, others, chosen, batch_size), sigma * run.config.grounding.shifts
     )
     measure = functools.partial(_measure, fit=run.config.data.fit, protocol=chosen)
     with ThreadPoolExecutor(_THREADS) as pool:
-        rows = list(pool.map(measure, maps, found))
-    values = np.asarray([row[0] for row in rows], np.float32)
+        values, unpredicted, box_share = (np.asarray(column) for column in zip(*pool.map(measure, maps, found), strict=True))
     values[others < 0, 1] = np.nan
     scores = PhraseScores(
-        values=values,
-        box_share=np.asarray([row[1] for row in rows], np.float32),
+        values=values.astype(np.float32),
+        unpredicted=unpredicted.astype(np.uint8),
+        box_share=box_share.astype(np.float32),
         category=np.asarray([record.category for record in found], np.str_),
         patient_key=np.asarray([int(key[:8], 16) for key in patients], np.uint32),
         image_key=np.asarray([int(record.image_key[:8], 16) for record in found], np.uint32),
+        phrase_key=np.asarray([_phrase_key(record) for record in found], np.uint32),
         maps=maps,
     )
-    return summarise(scores, protocol=chosen, split=split, step=run.step, seed=seed, replicates=replicates)
+    return summarise(scores, protocol=str(chosen), split=split, step=run.step, seed=seed, replicates=replicates)
+
+
+def with_shifts(run: Run, shifts: int) -> Run:
+    """The run with another number of looks per axis.
+
+    Raises:
+      UserError: the patches cannot be divided so.
+    """
+    patch = run.config.model.vision.patch_size
+    if shifts < 1 or (shifts > 1 and patch % (2 * shifts)):
+        raise UserError(f"grounding: found {shifts} looks per axis; expected 1, or a number whose double divides {patch}")
+    config = dataclasses.replace(run.config, grounding=dataclasses.replace(run.config.grounding, shifts=shifts))
+    return dataclasses.replace(run, config=config)
 
 
 def ground(
@@ -191,10 +152,10 @@ def ground(
     image: UInt8[np.ndarray, "H W"],
     phrase: str,
     *,
-    protocol: str | None = None,
+    protocol: GroundingProtocol | str | None = None,
     sigma: float | None = None,
 ) -> Float[np.ndarray, "H W"]:
-    """Heat-map of one phrase in the pixels of an image; NaN where the model did not look.
+    """Heat-map of one phrase in the pixels of an image, in the run's own geometry; NaN where the model did not look.
 
     Args:
       run: the model.
@@ -213,11 +174,11 @@ def ground_phrases(
     image: UInt8[np.ndarray, "H W"],
     phrases: Sequence[str],
     *,
-    protocol: str | None = None,
+    protocol: GroundingProtocol | str | None = None,
     sigma: float | None = None,
 ) -> Float[np.ndarray, "K H W"]:
     """Heat-maps of several phrases in one image; see `ground`."""
-    chosen = _known_protocol(protocol or run.config.grounding.protocol)
+    chosen = dataclasses.replace(_protocol_of(run, protocol), geometry="own")
     sentences, usable = _phrase_embeddings(run, phrases)
     if not usable.all():
         raise UserError(
@@ -226,18 +187,16 @@ def ground_phrases(
     fit = run.config.data.fit
     view = evaluation_view(image, run.config.model.vision.image_size, fit)[None, :, :, None]
     regions = encode_regions(run, view, batch_size=1)
-    maps = to_host(similarity_map(regions, *on_mesh(run.params, sentences[None], rows=1), protocol=chosen))[0]
+    maps = to_host(similarity_map(regions, *on_mesh(run.params, sentences[None], rows=1), cosine=chosen.cosine))[0]
     options = run.config.grounding
     smooth = smoothing(maps, (options.sigma if sigma is None else sigma) * options.shifts)
-    return to_pixels(smooth, image.shape, fit=fit, margin=AFLOC_MARGIN if chosen == "afloc" else 0.0)
+    return chosen.heat(smooth, image.shape, fit)
 
 
-def _known_protocol(protocol: str) -> Protocol:
-    choices = get_args(Protocol)
-    if protocol not in choices:
-        hint = nearest(protocol, choices)
-        raise UserError(f"grounding: no protocol '{protocol}'{hint}; expected one of {', '.join(choices)}")
-    return cast(Protocol, protocol)
+def _protocol_of(run: Run, protocol: GroundingProtocol | str | None) -> GroundingProtocol:
+    if isinstance(protocol, GroundingProtocol):
+        return protocol
+    return known_protocol(protocol or run.config.grounding.protocol)
 
 
 def _maps_of_records(
@@ -245,7 +204,7 @@ def _maps_of_records(
     found: Sequence[Record],
     texts: Sequence[str],
     others: Int[np.ndarray, "N"],
-    protocol: Protocol,
+    protocol: GroundingProtocol,
     batch_size: int,
 ) -> Float[np.ndarray, "N 2 G G"]:
     """Maps of each image with its own phrase and with the other one, still unsmoothed."""
@@ -254,10 +213,11 @@ def _maps_of_records(
     size, fit, maps = run.config.model.vision.image_size, run.config.data.fit, []
     for start in range(0, len(found), batch_size):
         batch = found[start : start + batch_size]
-        views = np.stack([evaluation_view(decode_gray(record.image), size, fit) for record in batch])[..., None]
+        shown = [protocol.view(decode_gray(record.image), fit) for record in batch]
+        views = np.stack([evaluation_view(image, size, how) for image, how in shown])[..., None]
         regions = encode_regions(run, views, batch_size=batch_size)
         phrases = on_mesh(run.params, pairs[start : start + batch_size], rows=batch_size)
-        maps.append(to_host(similarity_map(regions, *phrases, protocol=protocol))[: len(batch)])
+        maps.append(to_host(similarity_map(regions, *phrases, cosine=protocol.cosine))[: len(batch)])
     return np.concatenate(maps)
 
 
@@ -275,32 +235,32 @@ def _phrase_embeddings(run: Run, phrases: Sequence[str]) -> tuple[Float[np.ndarr
 
 
 def _measure(
-    maps: Float[np.ndarray, "2 G G"], record: Record, fit: str, protocol: Protocol
-) -> tuple[list[list[float]], float]:
-    """The metrics of both maps in the order of `COLUMNS`, and the share of the pixels seen that lies in a box."""
-    counts = count_boxes(record.boxes, record.original_size)
-    inside = counts != 0
-    margin = AFLOC_MARGIN if protocol == "afloc" else 0.0
-    heatmaps = to_pixels(maps, record.original_size, fit=fit, margin=margin)
-    sides = inside if protocol == "biovil" else counts
-    rows = []
-    for heatmap in heatmaps:
-        cnr = contrast_to_noise(heatmap, sides)
-        values = {
-            "cnr": cnr,
-            "absolute_cnr": abs(cnr),
-            "miou": mean_iou(normalise_heatmap(heatmap), inside),
-            "pointing_game": pointing_game(heatmap, inside),
-        }
-        rows.append([values[name] for name in COLUMNS])
+    maps: Float[np.ndarray, "2 G G"], record: Record, fit: str, protocol: GroundingProtocol
+) -> tuple[list[list[float]], list[int], float]:
+    """Of both maps the metrics in the order of `COLUMNS` and the number of thresholds that no pixel exceeds; the share of seen pixels in a box."""
+    counts = protocol.counts(record.boxes, record.original_size)
+    heatmaps = protocol.heat(maps, record.original_size, fit)
     seen = ~np.isnan(heatmaps[0])
-    return rows, float(inside[seen].mean()) if seen.any() else float("nan")
+    if protocol.geometry == "published":
+        counts = np.where(seen, counts, 0)
+    inside = counts != 0
+    sides = inside if protocol.name == "biovil" else counts
+    rows, unpredicted = [], []
+    for heatmap in heatmaps:
+        cnr, scaled = contrast_to_noise(heatmap, sides), protocol.scaled(heatmap)
+        overlaps = [iou_at(scaled, inside, threshold) for threshold in THRESHOLDS]
+        unpredicted.append(int(np.isnan(overlaps).sum()) if inside.any() else 0)
+        # Nothing above a threshold overlaps with nothing; without a box nothing is defined.
+        ious = np.nan_to_num(overlaps) if inside.any() else np.full(len(overlaps), np.nan)
+        rows.append([cnr, abs(cnr), float(ious.mean()), pointing_game(heatmap, inside), *ious])
+    return rows, unpredicted, float(inside[seen].mean()) if seen.any() else float("nan")
 
 
-def _overlap(start: int, length: int, limit: int) -> slice:
-    """The pixels from `start` that lie within 0..limit."""
-    first = min(max(start, 0), limit)
-    return slice(first, max(first, min(start + length, limit)))
+def _phrase_key(record: Record) -> int:
+    """Tells the phrases of an image apart; keyed by the image's own key, so that nobody can look phrases up."""
+    key = bytes.fromhex(record.image_key)
+    text = phrase_of(record).lower() + record.category
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4, key=key).digest(), "big")
 
 
 def _unit(vectors: Array | np.ndarray) -> Array:

@@ -1,109 +1,40 @@
 """Zero-shot classification: images scored by how much nearer they are to positive than to negative prompts.
 
-`evaluate_zero_shot` scores a build; `score` and `local_similarity` are the rules, on arrays; `summarise` makes numbers from predictions.
+`evaluate_zero_shot` scores a build; `score` and `local_similarity` are the rules, on arrays; numbers are made from predictions in
+`msfl_jax.tasks.zero_shot_result`.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Real
+from jaxtyping import Array, Bool, Float
 
 from input_pipeline.errors import UserError
 from input_pipeline.loader import evaluation_batches, label_names
 from msfl_jax.config import nearest
-from msfl_jax.metrics import Interval, Statistic, auc_statistic, bootstrap
-from msfl_jax.tasks.predictions import load_arrays, save_arrays
 from msfl_jax.tasks.prompts import Prompts
 from msfl_jax.tasks.run import Run, Texts, batch_spec, encode_images, encode_texts, to_host
+from msfl_jax.tasks.zero_shot_result import Finding, Predictions, ZeroShotResult, summarise, truth_of_labels
+
+__all__ = [
+    "Finding",
+    "Predictions",
+    "ZeroShotResult",
+    "choose_rule",
+    "evaluate_zero_shot",
+    "local_similarity",
+    "score",
+    "summarise",
+    "truth_of_labels",
+]
 
 Rule = Literal["cosine", "maco", "chexzero", "gloria"]
 Blank = Literal["negative", "ignore"]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Scores and truth of every image.
-
-    Attributes:
-      findings: names of the columns.
-      scores: [N, F], higher is more likely present.
-      truth: [N, F]; 1 present, 0 absent, NaN left out.
-      patient_key: [N], hashed.
-    """
-
-    findings: tuple[str, ...]
-    scores: Float[np.ndarray, "N F"]
-    truth: Float[np.ndarray, "N F"]
-    patient_key: Real[np.ndarray, "N"]
-
-    def save(self, path: Path | str) -> None:
-        """Writes an .npz file without pickle."""
-        arrays = {"scores": self.scores, "truth": self.truth, "patient_key": self.patient_key}
-        save_arrays(path, findings=np.asarray(self.findings, dtype=np.str_), **arrays)
-
-    @classmethod
-    def load(cls, path: Path | str) -> "Predictions":
-        """Reads what `save` wrote; raises a UserError where it is something else."""
-        arrays = load_arrays(path)
-        try:
-            findings = tuple(str(name) for name in arrays["findings"])
-            return cls(findings, arrays["scores"], arrays["truth"], arrays["patient_key"])
-        except KeyError as error:
-            raise UserError(
-                f"{path}: array {error} is missing; expected predictions of `msfl eval zero-shot`"
-            ) from error
-
-
-@dataclass(frozen=True)
-class Finding:
-    """AUC of one finding over the images whose label is known; nan, with the reason, where it is undefined."""
-
-    name: str
-    auc: Interval
-    positives: int
-    negatives: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class ZeroShotResult:
-    """Zero-shot AUCs with 95 % patient-bootstrap intervals.
-
-    Attributes:
-      rule: how prompts became scores.
-      split, step: what was evaluated, and the step of the parameters.
-      findings: in the order of the prompt set.
-      mean: unweighted mean AUC of the `defined` findings; its interval resamples the same patients for all of them.
-      shuffled: the same mean with images shuffled against labels: what no information gives on this very data.
-      records, patients: how many were scored.
-      predictions: from which all of this can be computed again.
-    """
-
-    rule: str
-    split: str
-    step: int
-    findings: tuple[Finding, ...]
-    mean: Interval
-    shuffled: Interval
-    records: int
-    patients: int
-    predictions: Predictions
-
-    @property
-    def auc(self) -> dict[str, Interval]:
-        """AUC by finding."""
-        return {finding.name: finding.auc for finding in self.findings}
-
-    @property
-    def defined(self) -> int:
-        """How many findings the mean is over."""
-        return sum(not finding.reason for finding in self.findings)
 
 
 def score(
@@ -229,8 +160,24 @@ def evaluate_zero_shot(
                 break
     scores, labels, patients = (np.concatenate(column)[: records or None] for column in columns)
     truth = truth_of_labels(labels[:, [names.index(name) for name in chosen]], blank)
-    predictions = Predictions(tuple(chosen), scores.astype(np.float32), truth, patients)
-    return summarise(predictions, rule=chosen_rule, split=split, step=run.step, seed=seed, replicates=replicates)
+    own, exchanged = scores.astype(np.float32).transpose(1, 0, 2)
+    predictions = Predictions(
+        tuple(chosen), own, truth, patients, exchanged=exchanged if chosen_rule == "gloria" else None
+    )
+    return summarise(
+        predictions,
+        rule=chosen_rule,
+        split=split,
+        step=run.step,
+        temperature=temperature_of(run),
+        seed=seed,
+        replicates=replicates,
+    )
+
+
+def temperature_of(run: Run) -> float:
+    """What the run's global alignment divides cosines by."""
+    return float(to_host(run.model.temperature(run.params)))
 
 
 def choose_rule(run: Run, rule: str | None) -> Rule:
@@ -248,38 +195,6 @@ def choose_rule(run: Run, rule: str | None) -> Rule:
     return default if rule is None else _known_rule(rule)
 
 
-def truth_of_labels(labels: Float[np.ndarray, "N F"], blank: Blank = "negative") -> Float[np.ndarray, "N F"]:
-    """1 present, 0 absent, NaN left out, from labels that are also -1 (uncertain, left out) and NaN (blank, as `blank` says)."""
-    truth = np.where(labels == -1, np.nan, labels)
-    return np.where(np.isnan(labels), 0.0 if blank == "negative" else np.nan, truth).astype(np.float32)
-
-
-def summarise(
-    predictions: Predictions, *, rule: str, split: str, step: int, seed: int = 0, replicates: int = 2000
-) -> ZeroShotResult:
-    """AUCs, their mean and their intervals, from predictions alone; `rule`, `split` and `step` are only passed on."""
-    resample = functools.partial(bootstrap, patients=predictions.patient_key, replicates=replicates, seed=seed)
-    statistics = _auc_statistics(predictions.scores, predictions.truth)
-    findings = [
-        _finding(name, predictions.truth[:, column], functools.partial(resample, statistics[column]))
-        for column, name in enumerate(predictions.findings)
-    ]
-    order = np.random.default_rng(seed).permutation(len(predictions.scores))
-    shuffled = _auc_statistics(predictions.scores[order], predictions.truth)
-    defined = [column for column, finding in enumerate(findings) if not finding.reason]
-    return ZeroShotResult(
-        rule=rule,
-        split=split,
-        step=step,
-        findings=tuple(findings),
-        mean=resample(_mean([statistics[column] for column in defined])),
-        shuffled=resample(_mean([shuffled[column] for column in defined])),
-        records=len(predictions.scores),
-        patients=len(np.unique(predictions.patient_key)),
-        predictions=predictions,
-    )
-
-
 def _encode_prompts(run: Run, prompts: Mapping[str, Prompts]) -> dict[str, tuple[Texts, Texts]]:
     """Positive and negative prompts of each finding, embedded together, so that the encoder is compiled and filled once."""
     sides = [side for finding in prompts.values() for side in (finding.positive, finding.negative)]
@@ -291,8 +206,8 @@ def _encode_prompts(run: Run, prompts: Mapping[str, Prompts]) -> dict[str, tuple
 
 def _predict(
     run: Run, texts: Mapping[str, tuple[Texts, Texts]], rule: Rule, batch_size: int, image: np.ndarray
-) -> Float[np.ndarray, "B F"]:
-    """Scores of one batch for every finding; rows beyond the images are padding."""
+) -> Float[np.ndarray, "B 2 F"]:
+    """Scores of one batch for every finding, as they are and with both sides exchanged; rows beyond the images are padding."""
     embedding, regions = encode_images(run, image, batch_size=batch_size)
     scale = run.config.objective.local_alignment.region_scale
 
@@ -302,12 +217,14 @@ def _predict(
             return None
         return local_similarity(regions, side.sentences, side.sentence_mask, region_scale=scale)
 
-    embedding, local = to_host((embedding, {name: locally(positive) for name, (positive, _) in texts.items()}))
-    columns = [
-        score(embedding, positive.report_embedding, negative.report_embedding, rule, local_positive=local[name])
-        for name, (positive, negative) in texts.items()
-    ]
-    return np.stack(columns, axis=1)
+    near = {name: (locally(positive), locally(negative)) for name, (positive, negative) in texts.items()}
+    embedding, near = to_host((embedding, near))
+    columns = []
+    for name, (positive, negative) in texts.items():
+        present, absent = positive.report_embedding, negative.report_embedding
+        own = score(embedding, present, absent, rule, local_positive=near[name][0])
+        columns.append([own, score(embedding, absent, present, rule, local_positive=near[name][1])])
+    return np.asarray(columns).transpose(2, 1, 0)
 
 
 def _known_rule(rule: str) -> Rule:
@@ -325,25 +242,6 @@ def _known_findings(prompts: Mapping[str, Prompts], names: tuple[str, ...]) -> d
             f"prompts: no finding is a label of the build; found '{first}'{nearest(first, names)}, expected some of {', '.join(names)}"
         )
     return known
-
-
-def _auc_statistics(scores: np.ndarray, truth: np.ndarray) -> list[Statistic]:
-    return [auc_statistic(scores[:, column].astype(np.float64), truth[:, column]) for column in range(scores.shape[1])]
-
-
-def _mean(statistics: list[Statistic]) -> Statistic:
-    """The mean of several statistics of the same weights; nan without any."""
-    return lambda weights: (
-        float(np.mean([statistic(weights) for statistic in statistics])) if statistics else float("nan")
-    )
-
-
-def _finding(name: str, truth: Float[np.ndarray, "N"], resample: Callable[[], Interval]) -> Finding:
-    positives, negatives = int((truth == 1).sum()), int((truth == 0).sum())
-    missing = [word for word, count in (("positives", positives), ("negatives", negatives)) if not count]
-    reason = f"no {' and no '.join(missing)}" if missing else ""
-    auc = Interval(np.nan, np.nan, np.nan) if missing else resample()
-    return Finding(name, auc, positives, negatives, reason or ("scores are not numbers" if np.isnan(auc.value) else ""))
 
 
 def _unit(vectors: Float[np.ndarray, "*n D"]) -> Float[np.ndarray, "*n D"]:

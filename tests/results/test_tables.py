@@ -1,5 +1,6 @@
 """Tables: alignment, formatting of numbers, and what stands in which row."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from msfl_jax.metrics import Interval
 from msfl_jax.results.tables import (
+    calibration_line,
     demo_table,
     format_table,
     grounding_table,
@@ -15,9 +17,9 @@ from msfl_jax.results.tables import (
     with_caveats,
     zero_shot_table,
 )
-from msfl_jax.tasks import grounding_result, zero_shot
+from msfl_jax.tasks import grounding_result, zero_shot_result
 from msfl_jax.tasks.grounding_result import PhraseScores
-from msfl_jax.tasks.zero_shot import Predictions
+from msfl_jax.tasks.zero_shot_result import Predictions
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +28,20 @@ def classified():
     truth = np.asarray([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
     scores = np.asarray([[4, 4, 0], [2, 1, 0], [3, 3, 0], [1, 2, 0]], np.float32)
     predictions = Predictions(("Pneumonia", "Edema", "Hernia"), scores, truth, np.arange(4, dtype=np.uint32))
-    return zero_shot.summarise(predictions, rule="cosine", split="test", step=5, replicates=50)
+    return zero_shot_result.summarise(predictions, rule="cosine", split="test", step=5, replicates=50)
 
 
 @pytest.fixture(scope="module")
 def grounded():
-    values = np.zeros((4, 2, 4), np.float32)
-    values[:, 0] = [1.744, 1.8, 0.25, 0.75]
-    values[:, 1] = [-0.004, 0.7, 0.12, 0.1]
+    values = np.zeros((4, 2, 9), np.float32)
+    values[:, 0] = [1.744, 1.8, 0.25, 0.75, 0.31, 0.29, 0.25, 0.21, 0.19]
+    values[:, 1] = [-0.004, 0.7, 0.12, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0]
+    values[3, 0, 0] = math.nan
     keys, names = np.arange(4, dtype=np.uint32), np.asarray(["Edema", "Edema", "Edema", "Pneumonia"])
-    scores = PhraseScores(values, np.full(4, 0.09, np.float32), names, keys, keys, np.zeros((4, 2, 2, 2), np.float32))
-    return grounding_result.summarise(scores, protocol="biovil", split="test", step=5, replicates=50)
+    unpredicted = np.asarray([[0, 0], [2, 0], [0, 0], [0, 1]], np.uint8)
+    maps = np.zeros((4, 2, 2, 2), np.float32)
+    scores = PhraseScores(values, unpredicted, np.full(4, 0.09, np.float32), names, keys, keys, keys, maps)
+    return grounding_result.summarise(scores, protocol="biovil/minmax", split="test", step=5, replicates=50)
 
 
 def test_numbers_have_two_decimals_and_no_negative_zero():
@@ -73,16 +78,37 @@ def test_an_undefined_finding_has_its_reason_and_the_mean_its_number(classified)
     lines = zero_shot_table(classified).splitlines()
     assert lines[0] == "zero-shot, rule cosine, test, step 5: 4 images of 4 patients"
     hernia = next(line for line in lines if line.startswith("Hernia"))
-    assert hernia.split() == ["Hernia", "-", "-", "0", "4", "n/a:", "no", "positives"]
+    assert hernia.split() == ["Hernia", "-", "-", "-", "0", "4", "n/a:", "no", "positives"]
     assert any(line.startswith("mean of 2") for line in lines)
 
 
-def test_the_grounding_table_has_both_averages_and_every_category(grounded):
-    text = grounding_table(grounded)
-    assert "4 phrases on 4 images of 4 patients" in text
-    assert [line.split()[:2] for line in text.splitlines()[-2:]] == [["Edema", "3"], ["Pneumonia", "1"]]
+def test_controls_stand_beneath_the_mean_and_the_mapping_to_probabilities_beneath_them(classified):
+    lines = zero_shot_table(classified).splitlines()
+    names = ["mean of 2", "images shuffled", "prompts of the next finding", "positive and negative exchanged"]
+    assert [line[: len(name)] for line, name in zip(lines[-6:-2], names, strict=True)] == names
+    assert lines[-1].startswith("ECE  of probability = 1 / (1 + exp(-score / 1)), in 15 bins of equal width: mean 0.")
+    alone = dataclasses.replace(classified.predictions, findings=("Pneumonia",))
+    alone = dataclasses.replace(alone, scores=alone.scores[:, :1], truth=alone.truth[:, :1])
+    result = zero_shot_result.summarise(alone, rule="maco", split="test", step=5, replicates=0)
+    assert "next finding" not in zero_shot_table(result)
+    assert "probability = 1 / (1 + exp(-score)), in 15 bins" in calibration_line(result)
+    assert result.swapped == result.exchanged
+
+
+def test_the_grounding_table_names_its_protocol_both_averages_and_what_is_undefined(grounded):
+    text = grounding_table(grounded, "heat scaled to -1..1 per map")
+    lines = text.splitlines()
+    assert lines[0].startswith("grounding, protocol biovil/minmax, test, step 5: 4 phrases on 4 images of 4 patients")
+    assert lines[1] == "(heat scaled to -1..1 per map)"
+    assert lines[3].split() == [
+        *["per", "phrase", "95", "%", "interval", "shuffled", "chance", "per", "category", "undefined"]
+    ]
+    rows = {line[:23].strip(): line[23:].split() for line in lines[4:14]}
+    assert rows["grounding CNR"] == ["1.74", "1.74", "-", "1.74", "0.00", "0", "1.74", "1"]
+    assert rows["IoU at .1"] == ["0.31", "0.31", "-", "0.31", "0.31", "0"]
+    assert "nothing exceeds a threshold in 1 of 4 phrases: IoU 0 there" in lines
+    assert [line.split()[:3] for line in lines[-2:]] == [["Edema", "3", "1.74"], ["Pneumonia", "1", "-"]]
     assert "CNR over shuffled" in text
-    assert "by category" in text
 
 
 def test_caveats_stand_beneath_a_table_one_per_line():

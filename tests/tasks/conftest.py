@@ -87,6 +87,9 @@ class PlantedModel(Model):
     words: tuple[int, int] = (0, 0)
     no: int = 0
 
+    def temperature(self, params):
+        return jnp.float32(0.1)
+
     def encode_image(self, params, image):
         patch, grid = self.config.model.vision.patch_size, self.config.model.vision.grid
         levels = (

@@ -16,15 +16,14 @@ from msfl_jax.metrics import contrast_to_noise, iou_at, mean_iou, smoothing
 from msfl_jax.model import Model
 from msfl_jax.tasks.grounding import (
     choose_other_phrases,
-    count_boxes,
     evaluate_grounding,
     ground,
     ground_phrases,
-    scale_boxes,
     similarity_map,
-    to_pixels,
+    with_shifts,
 )
-from msfl_jax.tasks.grounding_result import PhraseScores, summarise
+from msfl_jax.tasks.grounding_protocol import count_boxes, scale_boxes, to_pixels
+from msfl_jax.tasks.grounding_result import COLUMNS, PhraseScores, summarise
 from msfl_jax.tasks.run import encode_regions
 
 sizes = st.integers(3, 40)
@@ -39,15 +38,31 @@ class WordlessModel(Model):
         return jnp.zeros((rows, sizes.embedding_width)), *nothing
 
 
-@pytest.mark.parametrize("protocol", ["biovil", "maco", "afloc"])
-def test_similarity_maps_equal_a_loop_over_patches(protocol):
+def phrase_scores(values, categories):
+    """Scores of as many phrases, each of its own image and patient."""
+    count = len(values)
+    keys = np.arange(count, dtype=np.uint32)
+    return PhraseScores(
+        values=np.asarray(values, np.float32),
+        unpredicted=np.zeros((count, 2), np.uint8),
+        box_share=np.full(count, 0.1),
+        category=np.asarray(categories),
+        patient_key=keys,
+        image_key=keys,
+        phrase_key=keys,
+        maps=np.zeros((count, 2, 2, 2)),
+    )
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_similarity_maps_equal_a_loop_over_patches(cosine):
     rng = np.random.default_rng(0)
     regions, phrases = rng.normal(size=(2, 9, 5)).astype(np.float32), rng.normal(size=(2, 3, 5)).astype(np.float32)
-    found = np.asarray(similarity_map(regions, phrases, protocol=protocol))
+    found = np.asarray(similarity_map(regions, phrases, cosine=cosine))
     assert found.shape == (2, 3, 3, 3)
     for image, phrase, row, column in np.ndindex(2, 3, 3, 3):
         a, b = regions[image, 3 * row + column], phrases[image, phrase]
-        scale = np.linalg.norm(a) * np.linalg.norm(b) if protocol == "biovil" else 1.0
+        scale = np.linalg.norm(a) * np.linalg.norm(b) if cosine else 1.0
         assert_allclose(found[image, phrase, row, column], a @ b / scale, atol=1e-5)
 
 
@@ -203,11 +218,10 @@ def test_saved_scores_give_the_same_result(planted_run, boxes_build, tmp_path):
 
 
 def test_means_are_over_phrases_or_over_categories():
-    values = np.zeros((3, 2, 4), np.float32)
+    values = np.zeros((3, 2, len(COLUMNS)), np.float32)
     values[:, 0, 0] = [1.0, 2.0, 6.0]
     values[2, 1, 0] = np.nan
-    keys = np.arange(3, dtype=np.uint32)
-    scores = PhraseScores(values, np.full(3, 0.1), np.asarray(["a", "a", "b"]), keys, keys, np.zeros((3, 2, 2, 2)))
+    scores = phrase_scores(values, ["a", "a", "b"])
     result = summarise(scores, protocol="biovil", split="test", step=0, replicates=0)
     assert result.metrics["cnr"].value == 3.0
     assert result.category_average["cnr"].value == (1.5 + 6.0) / 2
@@ -222,11 +236,6 @@ def test_ground_gives_one_map_per_phrase_and_refuses_wordless_ones(planted_run):
     no_unit = dataclasses.replace(planted_run, model=WordlessModel(planted_run.config, planted_run.model.vocab_size))
     with pytest.raises(UserError, match="phrase 1 of 1 has no word"):
         ground(no_unit, image, "...")
-
-
-def with_shifts(run, shifts):
-    config = dataclasses.replace(run.config, grounding=dataclasses.replace(run.config.grounding, shifts=shifts))
-    return dataclasses.replace(run, config=config)
 
 
 def test_two_looks_per_axis_put_each_region_where_its_centre_lies(planted_run):

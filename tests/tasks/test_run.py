@@ -13,7 +13,8 @@ from numpy.testing import assert_allclose
 from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.loader import grounding_records
 from input_pipeline.tokenizer import train_tokenizer
-from msfl_jax.commands.evaluate import grounding_report, zero_shot_report
+from msfl_jax.commands.evaluate import grounding_report
+from msfl_jax.commands.zero_shot import zero_shot_report
 from msfl_jax.config import MeshConfig, to_dict
 from msfl_jax.model import Model
 from msfl_jax.parallel.mesh import make_mesh

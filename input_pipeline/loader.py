@@ -109,8 +109,7 @@ def train_batches(
       UserError: no such build, split or tokenizer, or sizes that do not fit.
       DataError: a shard is damaged, or one patient has more than half of the reports to permute.
     """
-    if not 0 <= seed < 2**32 or workers < 0:
-        raise UserError(f"seed is {seed} and workers {workers}; expected 0 to {2**32 - 1}, and 0 or more")
+    check_seed(seed, workers)
     positions = Positions.of_process(
         process_index, process_count, batch_size=batch_size, start_step=start_step, end_step=_ENDLESS
     )
@@ -119,7 +118,7 @@ def train_batches(
     tokenizer = ReportTokenizer.load(spec.tokenizer)
     stream = grain.MapDataset.source(TrainingRecords(source, reports)).seed(seed).shuffle().repeat(None)
     stream = stream.random_map(functools.partial(training_row, spec=spec, tokenizer=tokenizer))
-    return _start(ProcessRows(stream, positions), positions.local_size, workers)
+    return start_batches(ProcessRows(stream, positions), positions.local_size, workers)
 
 
 def evaluation_batches(
@@ -147,11 +146,17 @@ def evaluation_batches(
     padded = PaddedRecords(source, steps * batch_size, len(label_names(directory)))
     stream = grain.MapDataset.source(padded)
     stream = stream.map(functools.partial(evaluation_row, spec=spec, tokenizer=tokenizer))
-    return _start(ProcessRows(stream, positions), positions.local_size, workers=0)
+    return start_batches(ProcessRows(stream, positions), positions.local_size, workers=0)
 
 
-def _start(rows: grain.MapDataset, local_size: int, workers: int) -> Batches:
-    """Batches the rows and starts threads, in this process or in workers."""
+def check_seed(seed: int, workers: int) -> None:
+    """Raises a UserError where a seed or a number of workers is out of range."""
+    if not 0 <= seed < 2**32 or workers < 0:
+        raise UserError(f"seed is {seed} and workers {workers}; expected 0 to {2**32 - 1}, and 0 or more")
+
+
+def start_batches(rows: grain.MapDataset, local_size: int, workers: int) -> Batches:
+    """Batches the rows of this process, `local_size` at a time, and starts threads, in this process or in workers."""
     _prepare_process()
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which nobody parsed in a notebook or a test
         flags.FLAGS.mark_as_parsed()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import grain
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from input_pipeline import augment, images, records
 from input_pipeline.errors import DataError, UserError
@@ -154,9 +154,15 @@ def training_row(
     record: records.Record, rng: np.random.Generator, *, spec: BatchSpec, tokenizer: ReportTokenizer
 ) -> dict[str, np.ndarray]:
     """One row of a training batch; `rng` depends on seed and position alone."""
-    image = images.decode_gray(record.image)
-    view = images.training_view(
-        image,
+    view = training_image(record, rng, spec)
+    sentences = _subset(record.sentences, rng) if rng.random() < spec.subset_probability else record.sentences
+    return _row(view, sentences, record, spec, tokenizer)
+
+
+def training_image(record: records.Record, rng: np.random.Generator, spec: BatchSpec) -> UInt8[np.ndarray, "size size"]:
+    """A random view of a record's image as `spec` has it."""
+    return images.training_view(
+        images.decode_gray(record.image),
         spec.image_size,
         rng,
         scale=spec.scale,
@@ -168,8 +174,6 @@ def training_row(
         rotation=spec.rotation,
         flip=spec.flip,
     )
-    sentences = _subset(record.sentences, rng) if rng.random() < spec.subset_probability else record.sentences
-    return _row(view, sentences, record, spec, tokenizer)
 
 
 def evaluation_row(

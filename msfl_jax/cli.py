@@ -18,6 +18,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Ch
 evaluate = typer.Typer(no_args_is_help=True, help="Evaluate a run directory.")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="eval")
+finetune = typer.Typer(no_args_is_help=True, help="Fine-tune a pretrained encoder on labels.")
+app.add_typer(finetune, name="finetune")
 
 ConfigName = Annotated[str, typer.Option("--config", help="Path or bare name of a configuration, with :argument.")]
 RunDirectory = Annotated[Path, typer.Argument(help="Run directory of `msfl pretrain`.")]
@@ -152,6 +154,10 @@ def ablate(
     studies: Annotated[int, typer.Option(min=100, help="Studies of the synthetic data set.")] = 6600,
     study_seed: Annotated[int, typer.Option(help="Seed of the synthetic data set.")] = 0,
     split: Split = "test",
+    finetuning: Annotated[
+        str, typer.Option("--finetune", help="Configuration of fine-tuning, as finetune_rsna:1, or none.")
+    ] = "",
+    labels: Annotated[Path | None, typer.Option(help="Build to fine-tune on; default the one to train on.")] = None,
 ) -> None:
     """Pretrain and evaluate combinations of the objectives with several seeds: the paper's table 5.
 
@@ -160,9 +166,56 @@ def ablate(
     from msfl_jax.commands.ablate import run_ablation
 
     made = {"studies": studies, "study_seed": study_seed, "data": directory, "phrases": phrases, "split": split}
+    made |= {"finetune": finetuning, "labels": labels}
     code = run_ablation(workdir, config=config, seeds=seeds, objectives=objectives, overrides=context.args, **made)
     if code:
         raise typer.Exit(code)
+
+
+PretrainedRun = Annotated[Path, typer.Option("--run", help="Run directory of `msfl pretrain`.")]
+
+
+@finetune.command("classification", context_settings=OVERRIDES)
+def finetune_classification(
+    context: typer.Context,
+    config: ConfigName,
+    run: PretrainedRun,
+    directory: BuildDirectory,
+    workdir: Annotated[Path, typer.Option(help="Folder of the fine-tuned run; running again resumes.")],
+    allow_leak: AllowLeak = False,
+) -> None:
+    """Fine-tune on a percentage of the labels, as in --config finetune_nih:1, and evaluate the best checkpoint on the test split.
+
+    Takes --config.SECTION.KEY=VALUE as well.
+    """
+    from msfl_jax.commands.finetune import run_classification
+    from msfl_jax.config_files import load_config
+    from msfl_jax.finetune_config import finetune_config
+
+    settings = load_config(config, context.args, make=finetune_config)
+    print(run_classification(settings, workdir, run, directory, allow_leak=allow_leak))
+
+
+@finetune.command("sweep", context_settings=OVERRIDES)
+def finetune_sweep(
+    context: typer.Context,
+    config: ConfigName,
+    run: PretrainedRun,
+    directory: BuildDirectory,
+    workdir: Annotated[Path, typer.Option(help="Holds one run per cell; running again goes on with what is left.")],
+    fractions: Annotated[str, typer.Option(help="Percentages of the labels.")] = "1,10,100",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell.")] = 3,
+    inits: Annotated[str, typer.Option(help="Initialisations.")] = "pretrained,random",
+    allow_leak: AllowLeak = False,
+) -> None:
+    """Label efficiency: mean AUC by percentage of the labels, over seeds, pretrained beside random; a table and a plot.
+
+    Takes --config.SECTION.KEY=VALUE as well.
+    """
+    from msfl_jax.commands.finetune import parse_fractions, run_sweep
+
+    options = {"fractions": parse_fractions(fractions), "seeds": seeds, "inits": inits.split(",")}
+    print(run_sweep(config, context.args, workdir, run, directory, **options, allow_leak=allow_leak))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from msfl_jax.config_rules import refuse_broken_rules
 
+T = TypeVar("T")
 Direction = Literal["symmetric", "image_to_report", "report_to_image"]
 
 
@@ -272,12 +273,12 @@ def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
     Raises:
       UserError: a key is unknown or missing, a value has another type or is none of the choices.
     """
-    config = _build(Config, values, "")
+    config = build_dataclass(Config, values)
     refuse_broken_rules(config)
     return config
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain nested dictionaries, as written to a run's config.json."""
     return dataclasses.asdict(config)
 
@@ -297,8 +298,17 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def _build(kind: Any, values: Any, path: str) -> Any:
-    """One dataclass from one mapping, its fields converted in turn."""
+def build_dataclass(kind: type[T], values: Any, path: str = "") -> T:
+    """A frozen dataclass from a mapping, its fields converted in turn, sections within sections.
+
+    Args:
+      kind: a dataclass whose fields are dataclasses, choices (`Literal`), fixed tuples, numbers, words or truth values.
+      values: a ConfigDict or a dictionary with exactly the fields' names as keys.
+      path: dotted name of the section, for messages.
+
+    Raises:
+      UserError: a key is unknown or missing, a value has another type or is none of the choices.
+    """
     if not isinstance(values, Mapping | ConfigDict):
         raise UserError(f"config: '{path}' is {values!r}; expected a section with keys {', '.join(_names(kind))}")
     given = dict(values.items())
@@ -308,9 +318,7 @@ def _build(kind: Any, values: Any, path: str) -> Any:
             raise UserError(f"config: unknown key '{prefix}{key}'{nearest(str(key), _names(kind))}")
     for name in _names(kind):
         if name not in given:
-            raise UserError(
-                f"config: key '{prefix}{name}' is missing; build the configuration on msfl_jax.presets.pretraining()"
-            )
+            raise UserError(f"config: key '{prefix}{name}' is missing; build the configuration on a shipped one")
     hints = typing.get_type_hints(kind)
     return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in given.items()})
 
@@ -322,7 +330,7 @@ def _names(kind: Any) -> list[str]:
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """`value` as the type that the field declares, or a UserError."""
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, path)
+        return build_dataclass(typing.cast(Any, hint), value, path)
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if value in choices:

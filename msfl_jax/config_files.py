@@ -1,17 +1,17 @@
 """Finds configuration files by path or bare name and applies `--config.a.b=value` overrides (ml_collections)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import UserError
 from msfl_jax import config as config_types
-from msfl_jax.config import Config
 
 PACKAGE = Path(__file__).parent
+T = TypeVar("T")
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -36,12 +36,18 @@ def find_config(name: str) -> Path:
     raise UserError(f"--config: no configuration '{name}'{hint}; expected a .py file or one of {', '.join(known)}")
 
 
-def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    make: Callable[[ConfigDict], T] = config_types.from_config_dict,
+) -> T:
     """Reads a configuration and applies overrides.
 
     Args:
       name: `FILE[:arg]` or `NAME[:arg]`; the argument is handed to the file's get_config.
       overrides: `--config.a.b=value` each.
+      make: makes the frozen configuration; the default one is that of pretraining.
 
     Raises:
       UserError: the file, a key, a type or a value is wrong.
@@ -60,7 +66,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(_one_line(base, file, argument, overrides, plain, error)) from error
-    return config_types.from_config_dict(settings)
+    return make(settings)
 
 
 def _refuse_malformed(overrides: Sequence[str]) -> None:

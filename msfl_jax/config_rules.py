@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from input_pipeline.errors import UserError
@@ -89,22 +89,38 @@ def refuse_broken_rules(config: Any) -> None:
     Raises:
       UserError: names the first key at fault, what was found and what was expected.
     """
-    for rules in (_ranges, _sizes, _choices):
-        for holds, path, expected in rules(config):
-            if not holds:
-                raise UserError(f"config: '{path}' is {operator.attrgetter(path)(config)!r}; expected {expected}")
+    refuse_first(config, _ranges(config))
+    refuse_first(config, _sizes(config))
+    refuse_first(config, _choices(config))
+
+
+def refuse_first(config: Any, rules: Iterable[Rule]) -> None:
+    """Raises a UserError that names the first key whose rule does not hold, what was found and what was expected."""
+    for holds, path, expected in rules:
+        if not holds:
+            raise UserError(f"config: '{path}' is {operator.attrgetter(path)(config)!r}; expected {expected}")
 
 
 def _ranges(config: Any) -> Iterator[Rule]:
-    for path, least in AT_LEAST.items():
+    yield from in_ranges(config, AT_LEAST, WITHIN, RANGES)
+    for path in ("image.mask_ratio", "text.mask_rate"):
+        yield 0 < operator.attrgetter(path)(config) < 1, path, "a number between 0 and 1"
+
+
+def in_ranges(
+    config: Any,
+    at_least: Mapping[str, int],
+    within: Mapping[str, tuple[float, float]],
+    ranges: Mapping[str, tuple[float, float]],
+) -> Iterator[Rule]:
+    """Rules for single values by dotted key, as `AT_LEAST`, `WITHIN` and `RANGES` are."""
+    for path, least in at_least.items():
         yield operator.attrgetter(path)(config) >= least, path, f"at least {least}"
-    for path, (low, high) in WITHIN.items():
+    for path, (low, high) in within.items():
         value = operator.attrgetter(path)(config)
         expected = f"at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
         yield low <= value <= high and math.isfinite(value), path, expected
-    for path in ("image.mask_ratio", "text.mask_rate"):
-        yield 0 < operator.attrgetter(path)(config) < 1, path, "a number between 0 and 1"
-    for path, (low, high) in RANGES.items():
+    for path, (low, high) in ranges.items():
         first, second = operator.attrgetter(path)(config)
         yield low <= first <= second <= high, path, f"two numbers from {low:g} to {high:g}, the smaller one first"
 

@@ -18,6 +18,7 @@ from msfl_jax.commands.demo import Folders, estimated_minutes, prepare
 from msfl_jax.commands.table import write_whole
 from msfl_jax.config import Config
 from msfl_jax.config_files import load_config
+from msfl_jax.finetune_config import finetune_config
 from msfl_jax.results.ablation import (
     Combination,
     Gain,
@@ -63,6 +64,8 @@ def run_ablation(
     data: Path | None = None,
     phrases: Path | None = None,
     split: str = "test",
+    finetune: str = "",
+    labels: Path | None = None,
 ) -> int:
     """Trains and evaluates every run that is not finished, then prints table 5 and writes it with figure and numbers into `workdir`.
 
@@ -78,6 +81,9 @@ def run_ablation(
       data: build to train on and to classify.
       phrases: build with boxes to ground, for `data`.
       split: that is held out.
+      finetune: configuration of fine-tuning with its percentage, as "finetune_rsna:1"; "" is the demo's with 1 % for the synthetic study and none
+        for `data`, "none" leaves it out. Table 5 has a column for 1 %.
+      labels: build to fine-tune on; None takes the build that is trained on.
 
     Returns:
       Exit code: 0, or 1 where a run failed.
@@ -91,7 +97,12 @@ def run_ablation(
         raise UserError("--phrases needs --data; the synthetic study has its own")
     combinations = choose_combinations(objectives)
     list(_plans(workdir, config, combinations, seeds, overrides))  # refuses a wrong configuration before any work
+    chosen = finetune or ("finetune_demo:1" if data is None else "none")
+    if chosen != "none":
+        load_config(chosen, make=finetune_config)
     builds, fixed = _prepare(workdir, config, overrides, studies, study_seed, data, phrases, split)
+    if chosen != "none":
+        builds = dataclasses.replace(builds, finetune=chosen, labels=labels or builds.records)
     plans = list(_plans(workdir, config, combinations, seeds, [*overrides, *fixed]))
     failed = _run_all(plans, builds, estimated_minutes(0, plans[0].config.train.steps) * 60 if data is None else 0.0)
     table, rows, gains = _report(workdir, builds, [plan for plan in plans if str(plan) not in failed])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from msfl_jax.encoders import initializers
 
@@ -30,6 +30,8 @@ class BlockSpec:
       scan_layers: compiles one block and loops over stacked parameters.
       remat: what the backward pass recomputes: nothing, all but matrix products, or all of a block.
       flat_products: multiplies all tokens of a batch as one matrix (see `flat_product`).
+      drop_path: how often the last block's branches are left out of an image while an rng "drop_path" is given; less in those before it, and
+        never in the first (see `drop_path`). It adds no parameters.
     """
 
     kind: Literal["vit", "bert"]
@@ -41,6 +43,7 @@ class BlockSpec:
     scan_layers: bool = False
     remat: Literal["none", "dots", "full"] = "none"
     flat_products: bool = False
+    drop_path: float = 0.0
 
 
 def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -92,6 +95,14 @@ def attend(
     return jnp.einsum("bhqn,bnhd->bqhd", weights, value)
 
 
+def drop_path(
+    branch: Float[Array, "B N D"], key: Key[Array, ""], rate: Float[Array, ""] | float
+) -> Float[Array, "B N D"]:
+    """Stochastic depth (Huang et al. 2016, as timm has it): each row becomes 0 with probability `rate`, else is divided by 1 - rate."""
+    kept = jax.random.bernoulli(key, 1.0 - rate, (len(branch), 1, 1))
+    return branch * (kept / (1.0 - rate)).astype(branch.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
@@ -115,9 +126,12 @@ class Block(nn.Module):
     spec: BlockSpec
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "B N D"], mask: Bool[Array, "#B #N N"] | None) -> Float[Array, "B N D"]:
-        """One block; tokens keep their dtype."""
+    def __call__(
+        self, tokens: Float[Array, "B N D"], mask: Bool[Array, "#B #N N"] | None, drop: Array | float = 0.0
+    ) -> Float[Array, "B N D"]:
+        """One block; tokens keep their dtype. `drop` is its rate of `drop_path`, for "vit" alone."""
         spec = self.spec
+        drops = spec.drop_path > 0 and self.has_rng("drop_path")
         norm1, norm2 = (layer_norm(spec.kind, spec.dtype, name) for name in ("norm1", "norm2"))
         attention = Attention(spec, name="attn")
         fc1, fc2 = dense(spec, spec.hidden, "fc1"), dense(spec, spec.width, "fc2")
@@ -125,9 +139,12 @@ class Block(nn.Module):
         def mlp(x: Array) -> Array:
             return fc2(gelu(fc1(x)))
 
+        def thinned(branch: Array) -> Array:
+            return drop_path(branch, self.make_rng("drop_path"), drop) if drops else branch
+
         if spec.kind == "vit":
-            tokens = tokens + attention(norm1(tokens), mask)
-            return tokens + mlp(norm2(tokens))
+            tokens = tokens + thinned(attention(norm1(tokens), mask))
+            return tokens + thinned(mlp(norm2(tokens)))
         tokens = norm1(tokens + attention(tokens, mask))
         return norm2(tokens + mlp(tokens))
 
@@ -160,7 +177,8 @@ def _unrolled(spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks:
     outputs = [tokens]
     for layer in range(spec.depth):
         block = _block_type(spec)(spec, name=f"blocks_{layer}")
-        outputs.append(block(outputs[-1], mask if layer < masked_blocks else None))
+        seen = mask if layer < masked_blocks else None
+        outputs.append(block(outputs[-1], seen, *_drop_rate(spec, layer)))
     return outputs[-1], outputs[tap or -1]
 
 
@@ -172,13 +190,19 @@ def _scanned(spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks: 
     ) -> tuple[tuple[Array, Array | None], None]:
         tokens, tapped = carry
         seen = mask if mask is None or masked_blocks == spec.depth else mask | (layer > masked_blocks)
-        tokens = block(tokens, seen)
+        tokens = block(tokens, seen, *_drop_rate(spec, layer - 1))
         return (tokens, None if tapped is None else jnp.where(layer == tap, tokens, tapped)), None
 
-    scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=spec.depth)
+    rngs: dict[Any, bool] = {"params": True, "drop_path": True}
+    scan = nn.scan(body, variable_axes={"params": 0}, split_rngs=rngs, length=spec.depth)
     block = _block_type(spec)(spec, name="blocks")
     (tokens, tapped), _ = scan(block, (tokens, tokens if tap else None), jnp.arange(1, spec.depth + 1))
     return tokens, tokens if tapped is None else tapped
+
+
+def _drop_rate(spec: BlockSpec, layer: Array | int) -> tuple[Array | float, ...]:
+    """The rate of a block, counted from 0, which rises linearly to that of the last; nothing where none are dropped."""
+    return (spec.drop_path * layer / max(spec.depth - 1, 1),) if spec.drop_path else ()
 
 
 def _block_type(spec: BlockSpec) -> Callable[..., Block]:

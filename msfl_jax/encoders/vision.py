@@ -40,6 +40,7 @@ class VisionTransformer(nn.Module):
       class_token: whether one token more stands before the patches.
       region_layer: block after which regions are taken; 0 takes them after the final norm.
       window_radius: above 0, blocks up to `region_layer` (all, where that is 0) see only patches this near.
+      final_norm: whether tokens are normalised behind the last block; fine-tuning may do without, and then there is no `norm`.
     """
 
     spec: BlockSpec
@@ -49,6 +50,7 @@ class VisionTransformer(nn.Module):
     class_token: bool = True
     region_layer: int = 0
     window_radius: int = 0
+    final_norm: bool = True
 
     @nn.compact
     def __call__(self, patches: Float[Array, "B n K"], indices: Int[Array, "B n"] | None = None) -> VisionTokens:
@@ -65,7 +67,8 @@ class VisionTransformer(nn.Module):
         tokens, tapped = apply_blocks(
             self.spec, tokens, self._window(indices), masked_blocks=self.region_layer or None, tap=self.region_layer
         )
-        tokens = layer_norm("vit", self.spec.dtype, "norm")(tokens)
+        if self.final_norm:
+            tokens = layer_norm("vit", self.spec.dtype, "norm")(tokens)
         first = int(self.class_token)
         return VisionTokens(
             patches=tokens[:, first:],

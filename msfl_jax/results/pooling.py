@@ -13,18 +13,19 @@ from input_pipeline.errors import UserError
 from msfl_jax.metrics import Interval, Statistic, auc_statistic, bootstrap, mean_statistic, paired_bootstrap
 from msfl_jax.results.own_results import Result
 from msfl_jax.tasks.grounding_result import COLUMNS, PhraseScores
-from msfl_jax.tasks.zero_shot import Predictions
+from msfl_jax.tasks.zero_shot_result import Predictions
 
 SHUFFLED = "_shuffled_phrases"
+REPLICATES = 2000
 
 
-def pooled_interval(stack: Sequence[Result], metric: str, *, replicates: int = 2000) -> Interval | None:
+def pooled_interval(stack: Sequence[Result], metric: str, *, replicates: int | None = None) -> Interval | None:
     """The mean of a metric over the seeds of `stack`, with its interval.
 
     Args:
       stack: results that differ in their seed alone.
       metric: "mean_auc", "auc/<finding>", or one of a phrase as "cnr".
-      replicates: of the bootstrap.
+      replicates: of the bootstrap; None takes `REPLICATES`.
 
     Returns:
       None where predictions are missing or the seeds' are not of the same samples, or for another metric.
@@ -32,16 +33,17 @@ def pooled_interval(stack: Sequence[Result], metric: str, *, replicates: int = 2
     if (found := pooled_statistic(stack, metric)) is None:
         return None
     statistic, patients = found
-    return bootstrap(statistic, patients, replicates=replicates)
+    return bootstrap(statistic, patients, replicates=REPLICATES if replicates is None else replicates)
 
 
 def pooled_gain(
-    better: Sequence[Result], base: Sequence[Result], metric: str, *, replicates: int = 2000
+    better: Sequence[Result], base: Sequence[Result], metric: str, *, replicates: int | None = None
 ) -> Interval | None:
     """By how much the mean over the seeds of `better` exceeds that of `base`, on the same resamples of patients; see `pooled_interval`."""
     first, second = pooled_statistic(better, metric), pooled_statistic(base, metric)
     if first is None or second is None or not np.array_equal(first[1], second[1]):
         return None
+    replicates = REPLICATES if replicates is None else replicates
     return paired_bootstrap(first[0], second[0], first[1], replicates=replicates)
 
 

@@ -119,7 +119,9 @@ def evaluate_grounding(
     )
     measure = functools.partial(_measure, fit=run.config.data.fit, protocol=chosen)
     with ThreadPoolExecutor(_THREADS) as pool:
-        values, unpredicted, box_share = (np.asarray(column) for column in zip(*pool.map(measure, maps, found), strict=True))
+        values, unpredicted, box_share = (
+            np.asarray(column) for column in zip(*pool.map(measure, maps, found), strict=True)
+        )
     values[others < 0, 1] = np.nan
     scores = PhraseScores(
         values=values.astype(np.float32),
@@ -142,7 +144,9 @@ def with_shifts(run: Run, shifts: int) -> Run:
     """
     patch = run.config.model.vision.patch_size
     if shifts < 1 or (shifts > 1 and patch % (2 * shifts)):
-        raise UserError(f"grounding: found {shifts} looks per axis; expected 1, or a number whose double divides {patch}")
+        raise UserError(
+            f"grounding: found {shifts} looks per axis; expected 1, or a number whose double divides {patch}"
+        )
     config = dataclasses.replace(run.config, grounding=dataclasses.replace(run.config.grounding, shifts=shifts))
     return dataclasses.replace(run, config=config)
 

@@ -63,9 +63,7 @@ class GroundingProtocol:
     @property
     def variant(self) -> str:
         """Short name for files: the protocol, and what differs from its default."""
-        return "-".join(
-            (self.name, *(part for part in (self.scaling, self.geometry) if part not in ("minmax", "own")))
-        )
+        return "-".join((self.name, *(part for part in (self.scaling, self.geometry) if part not in ("minmax", "own"))))
 
     @property
     def explanation(self) -> str:

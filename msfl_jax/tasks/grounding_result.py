@@ -119,7 +119,9 @@ def summarise(
         category_average={name: intervals[f"{_AVERAGE}/{name}"] for name in COLUMNS},
         categories=tuple(
             Category(
-                name, int((scores.category == name).sum()), {metric: intervals[f"{name}/{metric}"] for metric in METRICS}
+                name,
+                int((scores.category == name).sum()),
+                {metric: intervals[f"{name}/{metric}"] for metric in METRICS},
             )
             for name in names
         ),

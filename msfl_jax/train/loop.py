@@ -24,7 +24,9 @@ from msfl_jax.objective import Weights
 from msfl_jax.parallel import distributed
 from msfl_jax.parallel.mesh import check_batch_size, make_mesh
 from msfl_jax.train.checkpoint import Checkpoints, restore_parameters
-from msfl_jax.train.optimizer import make_optimizer
+from msfl_jax.train.due import Due
+from msfl_jax.train.flops import flops_per_pair
+from msfl_jax.train.optimizer import learning_rate, make_optimizer
 from msfl_jax.train.preemption import Preemption
 from msfl_jax.train.provenance import read_caveats, write_provenance
 from msfl_jax.train.recorder import Recorder
@@ -103,9 +105,7 @@ def pretrain(
         state = first_state(run, checkpoints, init_from)
         prepare_workdir(run.config, run.workdir, init_from)
         start = int(state.step)
-        with Recorder(
-            run.config, run.workdir, state.params, run.model.vocab_size, step=start, progress=progress
-        ) as recorder:
+        with _recorder(run, state, start, progress) as recorder:
             state = _train(run, state, start, recorder, checkpoints, preemption)
     return RunResult(config.train.steps, state.params, recorder.values)
 
@@ -154,7 +154,7 @@ def _train(
         for step in range(start + 1, run.config.train.steps + 1):
             state, metrics = update(state, next(batches))
             recorder.add(metrics, step)
-            due = _Due.after(step, run, stop=preemption.reached(step))
+            due = Due.after(step, run.config.train, evaluates=run.evaluate is not None, stop=preemption.reached(step))
             if due.log:
                 refuse_divergence(recorder.read(step), run.config.train.max_skipped_steps, step)
             scores = recorder.evaluate(run.evaluate, state.params, step) if run.evaluate and due.evaluate else {}
@@ -169,30 +169,18 @@ def _train(
     return state
 
 
-@dataclasses.dataclass(frozen=True)
-class _Due:
-    """What is to be done after a step. An evaluation is saved with, so that the best step is always a checkpoint."""
-
-    log: bool
-    evaluate: bool
-    save: bool
-    stop: bool
-
-    @classmethod
-    def after(cls, step: int, run: _Run, *, stop: bool) -> "_Due":
-        train = run.config.train
-        last = step == train.steps
-
-        def every(steps: int) -> bool:
-            return steps > 0 and (last or step % steps == 0)
-
-        evaluate = run.evaluate is not None and every(train.evaluate_every)
-        return cls(
-            log=every(train.log_every) or last or stop,
-            evaluate=evaluate and not stop,
-            save=every(train.checkpoint_every) or last or stop or evaluate,
-            stop=stop and not last,
-        )
+def _recorder(run: _Run, state: TrainState, start: int, progress: bool) -> Recorder:
+    config = run.config
+    return Recorder(
+        run.workdir,
+        state.params,
+        rate=learning_rate(config.optimizer, config.train.steps),
+        flops=flops_per_pair(config, run.model.vocab_size),
+        batch_size=config.data.batch_size,
+        steps=config.train.steps,
+        step=start,
+        label="pretraining" if progress else "",
+    )
 
 
 def training_spec(config: Config) -> BatchSpec:
@@ -287,8 +275,8 @@ def refuse_other_data(
             )
 
 
-def refuse_other_config(config: Config, workdir: Path) -> None:
-    """Raises a CheckpointError that names the keys in which the run's config.json and `config` differ, those of `MAY_CHANGE` aside."""
+def refuse_other_config(config: Any, workdir: Path, *, may_change: Sequence[str] = MAY_CHANGE) -> None:
+    """Raises a CheckpointError that names the keys in which the run's config.json and `config` differ, those of `may_change` aside."""
     try:
         found = _flat(json.loads((workdir / CONFIG_FILE).read_text()))
     except (OSError, ValueError) as error:
@@ -297,7 +285,7 @@ def refuse_other_config(config: Config, workdir: Path) -> None:
         ) from error
     wanted = _flat(json.loads(json.dumps(to_dict(config))))
     keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-    refused = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)]
+    refused = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in may_change)]
     if refused:
         listed = ", ".join(f"{key} {found.get(key)!r} is now {wanted.get(key)!r}" for key in refused)
         raise CheckpointError(f"{workdir}: begun with another configuration: {listed}; use a new workdir")

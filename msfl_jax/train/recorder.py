@@ -7,12 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from clu import metrics as clu_metrics
 
-from msfl_jax.config import Config
 from msfl_jax.parallel.distributed import is_lead
-from msfl_jax.train.flops import flops_per_pair
-from msfl_jax.train.optimizer import learning_rate
 from msfl_jax.train.step import merge, readable
 from msfl_jax.train.telemetry import Clock, Progress, Telemetry, throughput, write_parameter_overview
 
@@ -25,27 +23,37 @@ class Recorder:
     """
 
     def __init__(
-        self, config: Config, workdir: Path, params: Any, vocab_size: int, *, step: int, progress: bool
+        self,
+        workdir: Path,
+        params: Any,
+        *,
+        rate: optax.Schedule,
+        flops: float,
+        batch_size: int,
+        steps: int,
+        step: int,
+        label: str,
     ) -> None:
         """Opens the logs of a run that goes on after `step` and writes the table of parameters.
 
         Args:
-          config: of the run.
           workdir: the run directory.
           params: arrays, for the table.
-          vocab_size: of the model.
+          rate: learning rate by step.
+          flops: of training on one study.
+          batch_size: studies per step.
+          steps: length of the run.
           step: the last one taken.
-          progress: whether to print a line of progress.
+          label: of the line of progress; "" prints none.
         """
         self.values: dict[str, float] = {}
         self._pending: dict[str, float] = {}
         self._metrics: clu_metrics.Collection | None = None
         self._first = step + 1
-        self._rate = learning_rate(config.optimizer, config.train.steps)
-        self._flops = flops_per_pair(config, vocab_size)
-        self._clock = Clock(batch_size=config.data.batch_size, steps=config.train.steps)
+        self._rate, self._flops = rate, flops
+        self._clock = Clock(batch_size=batch_size, steps=steps)
         self._telemetry = Telemetry(workdir, step=step) if is_lead() else None
-        self._progress = Progress("pretraining", steps=config.train.steps) if progress and is_lead() else None
+        self._progress = Progress(label, steps=steps) if label and is_lead() else None
         if is_lead():
             self._describe(workdir, params)
 

@@ -154,13 +154,15 @@ def throughput(rate: float, flops: float, devices: int, device_kind: str) -> dic
 
     Args:
       rate: studies per second over all devices.
-      flops: of training on one study (see `flops.flops_per_pair`).
+      flops: of training on one study (see `flops.flops_per_pair`); nan where it is not known.
       devices: their number.
       device_kind: `jax.Device.device_kind`.
 
     Returns:
       `studies_per_second`, `tflops_per_device`, and for a known device `mfu` beside `peak_tflops`, the number it is a share of.
     """
+    if math.isnan(flops):
+        return {"studies_per_second": rate}
     tflops = rate * flops / devices / 1e12
     values = {"studies_per_second": rate, "tflops_per_device": tflops}
     peak = next((value for kind, value in PEAK_TFLOPS.items() if device_kind.startswith(kind)), None)

@@ -1,9 +1,11 @@
 """The ablation: which runs it makes, that finished ones are left alone, that a failed one stops no other, and the whole of it at tiny size."""
 
+import functools
 import json
 import os
 from pathlib import Path
 
+import jax
 import pytest
 
 from input_pipeline.build import build
@@ -11,11 +13,15 @@ from input_pipeline.datasets.mimic_cxr import MimicCxr
 from input_pipeline.datasets.ms_cxr import MsCxr
 from input_pipeline.datasets.synthetic import synthesize
 from input_pipeline.errors import DivergedError, RetryError, UserError
-from msfl_jax.commands import ablate, ablation_stages
+from msfl_jax.commands import ablate, ablation_stages, evaluate, zero_shot
 from msfl_jax.commands.ablate import choose_combinations, config_of, run_ablation
-from msfl_jax.config import Config
+from msfl_jax.commands.ablation_stages import Stage
+from msfl_jax.config import Config, config_hash
 from msfl_jax.metrics import Interval
+from msfl_jax.parallel.mesh import make_mesh
+from msfl_jax.results import pooling
 from msfl_jax.tasks.outcome import Outcome, save_outcome
+from msfl_jax.train import adaptation, loop
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -58,8 +64,13 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture
-def call(study, tmp_path):
-    """Runs the ablation of the study in the test's own folder."""
+def call(study, tmp_path, monkeypatch):
+    """Runs the ablation of the study in the test's own folder, on one device and with few replicates."""
+    one = functools.partial(make_mesh, devices=jax.devices()[:1])
+    for module in (loop, adaptation):
+        monkeypatch.setattr(module, "make_mesh", one)
+    for module in (evaluate, zero_shot, pooling):
+        monkeypatch.setattr(module, "REPLICATES", 20)
 
     def run(**changes) -> int:
         options = {"config": f"{study / 'tiny.py'}:short", "seeds": 2, "objectives": "global;global,local"}
@@ -89,7 +100,9 @@ def fake_stages(monkeypatch):
         metrics = {"mean_auc": Interval(0.5 + config.seed / 10, 0.4, 0.6)}
         save_outcome(Outcome("zero_shot", "mimic_cxr", "test", "ab", "v", {}, 2, 9, 8, metrics), workdir)
 
-    monkeypatch.setattr(ablation_stages, "STAGES", {"pretraining": pretraining, "evaluation": evaluation})
+    stages = {"pretraining": Stage(pretraining, lambda config, builds: [config_hash(config)])}
+    stages |= {"evaluation": Stage(evaluation, lambda config, builds: [builds.split])}
+    monkeypatch.setattr(ablation_stages, "STAGES", stages)
     return calls, broken
 
 
@@ -171,22 +184,22 @@ def test_phrases_need_a_build_and_a_wrong_configuration_is_refused_before_any_wo
 
 def test_an_ablation_that_was_killed_goes_on_and_leaves_finished_runs_alone(call, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "ablation"
-    evaluate = ablation_stages.STAGES["evaluation"]
+    stages = ablation_stages.STAGES
 
     def kill_second(config: Config, workdir: Path, builds: ablation_stages.Builds) -> None:
         if workdir.name == "global-local-seed0":
             raise KeyboardInterrupt
-        evaluate(config, workdir, builds)
+        stages["evaluation"].run(config, workdir, builds)
 
-    monkeypatch.setattr(ablation_stages, "STAGES", {**ablation_stages.STAGES, "evaluation": kill_second})
-    with pytest.raises(KeyboardInterrupt):
+    killed = Stage(kill_second, stages["evaluation"].key)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ablation_stages, "STAGES", {**stages, "evaluation": killed})
         call(seeds=1)
     finished = snapshot(folder / "runs" / "global-seed0")
     trained = snapshot(folder / "runs" / "global-local-seed0" / "checkpoints")
     assert finished
     assert trained
 
-    monkeypatch.undo()
     assert call() == 0
     assert snapshot(folder / "runs" / "global-seed0") == finished
     assert snapshot(folder / "runs" / "global-local-seed0" / "checkpoints") == trained

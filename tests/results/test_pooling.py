@@ -9,7 +9,7 @@ from msfl_jax.results.own_results import Result
 from msfl_jax.results.pooling import mean_over_seeds, pooled_gain, pooled_interval
 from msfl_jax.tasks.grounding_result import COLUMNS, PhraseScores
 from msfl_jax.tasks.outcome import Outcome
-from msfl_jax.tasks.zero_shot import Predictions
+from msfl_jax.tasks.zero_shot_result import Predictions
 
 PATIENTS = np.asarray([7, 7, 3, 9, 3, 1, 9, 9], np.uint32)
 CATEGORIES = np.asarray(["Edema"] * 4 + ["Pneumonia"] * 4)

@@ -1,0 +1,161 @@
+"""`msfl finetune ...`: fine-tunes a pretrained encoder on labels, once or for all label fractions, seeds and initialisations."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from input_pipeline.errors import UserError
+from msfl_jax.commands.stages import stage
+from msfl_jax.config_files import load_config
+from msfl_jax.finetune_config import FinetuneConfig, finetune_config
+from msfl_jax.parallel import distributed
+from msfl_jax.results.label_efficiency import (
+    classification_table,
+    label_efficiency,
+    label_efficiency_table,
+    save_label_efficiency,
+)
+from msfl_jax.results.tables import number, with_caveats
+from msfl_jax.tasks.classification import finetune_classification, variant
+from msfl_jax.tasks.leaks import leak_caveats
+from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcome
+from msfl_jax.tasks.run import Run, open_run
+
+INITS = {"pretrained": "", "random": "scratch"}  # with the word that a configuration's argument has for it
+
+
+def run_classification(
+    config: FinetuneConfig, workdir: Path, run: Path, directory: Path, *, allow_leak: bool = False
+) -> str:
+    """Fine-tunes, or goes on fine-tuning, in `workdir`, evaluates the best checkpoint on the test split, and returns the table.
+
+    Args:
+      config: of the fine-tuning.
+      workdir: its run directory.
+      run: run directory of the pretrained model.
+      directory: build with labels.
+      allow_leak: see `leak_caveats`.
+
+    Raises:
+      UserError: the run, the build, a split or a finding does not exist.
+      DataError: the test split shares images or patients with what the encoder was pretrained on.
+      MsflError: see `finetune_classification`.
+    """
+    pretrained = open_run(run)
+    config = with_data(config, directory)
+    caveats = pretraining_caveats(pretrained, config, allow_leak=allow_leak)
+    outcome = finetune_classification(config, workdir, pretrained, caveats=caveats)
+    table = with_caveats(classification_table(outcome), outcome.caveats)
+    return f"{table}\n\nrun          {workdir}\npredictions  {outcome.predictions(workdir)}"
+
+
+def run_sweep(
+    name: str,
+    overrides: Sequence[str],
+    workdir: Path,
+    run: Path,
+    directory: Path,
+    *,
+    fractions: Sequence[int],
+    seeds: int,
+    inits: Sequence[str] = tuple(INITS),
+    allow_leak: bool = False,
+) -> str:
+    """Label efficiency: every fraction, seed and initialisation in a folder of its own below `workdir`; what is finished is kept.
+
+    The subsets of a seed are nested, and the same for every initialisation.
+
+    Args:
+      name: of the configuration, whose argument may hold options but no percentage.
+      overrides: `--config.a.b=value` each.
+      workdir: holds one run directory per cell and the plot.
+      run: run directory of the pretrained model.
+      directory: build with labels.
+      fractions: percentages of the labels.
+      seeds: how many, from 0.
+      inits: "pretrained" and "random", or one of them.
+      allow_leak: see `leak_caveats`.
+
+    Returns:
+      The table: mean and deviation over seeds.
+
+    Raises:
+      UserError: an initialisation or a configuration does not exist.
+      MsflError: see `run_classification`.
+    """
+    cells = [
+        with_data(sweep_config(name, overrides, fraction, seed, init), directory)
+        for fraction in fractions
+        for seed in range(seeds)
+        for init in inits
+    ]
+    pretrained = open_run(run)
+    caveats = {
+        init: pretraining_caveats(pretrained, next(c for c in cells if c.encoder.init == init), allow_leak=allow_leak)
+        for init in inits
+    }
+    outcomes = [_cell(cell, workdir, pretrained, caveats[cell.encoder.init]) for cell in cells]
+    found = label_efficiency(outcomes)
+    plot = workdir / "label_efficiency.png"
+    if distributed.is_lead():
+        title = f"{outcomes[0].dataset}, {outcomes[0].split}: {outcomes[0].records:,} images"
+        save_label_efficiency(found, plot, title=title)
+    table = with_caveats(
+        f"mean AUC over {seeds} seeds, {outcomes[0].dataset}, {outcomes[0].split}\n\n{label_efficiency_table(found)}",
+        list(dict.fromkeys(caveat for outcome in outcomes for caveat in outcome.caveats)),
+    )
+    return f"{table}\n\nruns  {workdir}\nplot  {plot}"
+
+
+def sweep_config(name: str, overrides: Sequence[str], fraction: int, seed: int, init: str) -> FinetuneConfig:
+    """The configuration of one cell of a sweep.
+
+    Raises:
+      UserError: there is no such configuration or initialisation, or its argument has a percentage already.
+    """
+    if init not in INITS:
+        raise UserError(f"--inits: no initialisation '{init}'; expected some of {', '.join(INITS)}")
+    base, _, argument = name.partition(":")
+    words = [str(fraction), *(word for word in (*argument.split(","), INITS[init]) if word)]
+    return load_config(f"{base}:{','.join(words)}", [*overrides, f"--config.seed={seed}"], make=finetune_config)
+
+
+def parse_fractions(text: str) -> tuple[int, ...]:
+    """Percentages of the labels from "1,10,100".
+
+    Raises:
+      UserError: one is no whole number from 1 to 100.
+    """
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not word.isdecimal() or not 1 <= int(word) <= 100:
+            raise UserError(f"--fractions: found '{word}'; expected whole percentages from 1 to 100, as in 1,10,100")
+    return tuple(map(int, words))
+
+
+def with_data(config: FinetuneConfig, directory: Path) -> FinetuneConfig:
+    """The configuration with the folder of its build."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, directory=str(directory)))
+
+
+def pretraining_caveats(run: Run, config: FinetuneConfig, *, allow_leak: bool) -> tuple[str, ...]:
+    """What pretraining makes it necessary to say beside the test numbers; nothing where the encoder starts at random.
+
+    Raises:
+      DataError: the test split shares images or patients with what the encoder was pretrained on.
+    """
+    if config.encoder.init == "random":
+        return ()
+    return leak_caveats(run, Path(config.data.directory), config.data.test, allow_leak=allow_leak)
+
+
+def _cell(config: FinetuneConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> Outcome:
+    """One run of a sweep, or what it had come to."""
+    folder = workdir / variant(config)
+    finished = sorted((folder / RESULTS).glob(f"classification-*-{config.data.test}-{variant(config)}.json"))
+    if finished:
+        return load_outcome(finished[0])
+    with stage(variant(config)) as current:
+        outcome = finetune_classification(config, folder, run, caveats=caveats, progress=False)
+        current.result = f"mean AUC {number(outcome.metrics['mean_auc'].value, 3)}, step {outcome.step}"
+    return outcome

@@ -1,0 +1,341 @@
+"""Classification: a pretrained encoder fine-tuned, or probed, on the labels of a build, and evaluated with its best checkpoint.
+
+`finetune_classification` trains in a run directory of its own; `evaluate_classification` scores any split with what is there.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32
+
+from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.labelled_batches import labelled_batches, labelled_records
+from input_pipeline.loader import label_names
+from input_pipeline.manifest import read_manifest
+from input_pipeline.streams import BatchSpec
+from msfl_jax.classifier import Classifier, label_truth, masked_cross_entropy
+from msfl_jax.config import Config, config_hash, from_config_dict, to_dict
+from msfl_jax.finetune_config import FinetuneConfig, finetune_config
+from msfl_jax.objective import Tally
+from msfl_jax.parallel import distributed
+from msfl_jax.tasks.classifier_scores import (
+    BEST_METRIC,
+    chosen_findings,
+    evaluation_view_spec,
+    frozen_features,
+    predict,
+    validation_metrics,
+)
+from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
+from msfl_jax.tasks.probe import fit_probe
+from msfl_jax.tasks.run import CONFIG_FILE, Run
+from msfl_jax.tasks.zero_shot import Predictions, summarise
+from msfl_jax.train.adaptation import MAY_CHANGE, Adaptation, adapt, best_parameters, write_config
+from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
+from msfl_jax.train.checkpoint import Checkpoints
+from msfl_jax.train.flops import vit_flops
+from msfl_jax.train.loop import refuse_other_config
+from msfl_jax.train.provenance import read_caveats, write_provenance
+from msfl_jax.train.state import TrainState
+
+TASK = "classification"
+ENCODER_FILE = "encoder.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetunedRun:
+    """A fine-tuned classifier.
+
+    Attributes:
+      directory: the run directory.
+      config: of the fine-tuning.
+      classifier: static.
+      findings: what its outputs stand for.
+      params: of the best checkpoint, unless another was asked for.
+      step: of the parameters; 0 for a probe.
+      caveats: what its training data make it necessary to say beside every number.
+    """
+
+    directory: Path
+    config: FinetuneConfig
+    classifier: Classifier
+    findings: tuple[str, ...]
+    params: Mapping[str, Any]
+    step: int
+    caveats: tuple[str, ...]
+
+
+def finetune_classification(
+    config: FinetuneConfig,
+    workdir: Path,
+    run: Run,
+    *,
+    caveats: tuple[str, ...] = (),
+    progress: bool = True,
+    replicates: int = 2000,
+) -> Outcome:
+    """Trains a classifier, chooses the checkpoint with the best mean AUC on the validation split, and evaluates it once on the test split.
+
+    Every process of a run calls it with the same arguments; calling it again resumes.
+
+    Args:
+      config: of the fine-tuning; `data.directory` names the build.
+      workdir: its run directory.
+      run: the pretrained model; where `encoder.init` is "random", only its configuration is used.
+      caveats: of the build against what the model was pretrained on (see `tasks.leaks`).
+      progress: whether to print a line of progress.
+      replicates: of the bootstrap.
+
+    Returns:
+      What was saved in `workdir`/results; predictions lie in `workdir`/predictions.
+
+    Raises:
+      UserError: no such build, split or finding, or sizes that do not fit.
+      CheckpointError: the run directory holds a run of another configuration, encoder or data.
+      DivergedError, RetryError: see `train.adaptation.adapt`.
+    """
+    findings = chosen_findings(config.data.findings, label_names(Path(config.data.directory)))
+    classifier = make_classifier(config, run.config, len(findings))
+    _prepare(config, workdir, run, findings, caveats)
+    params = classifier.initial(
+        jax.random.key(config.seed), run.params if config.encoder.init == "pretrained" else None
+    )
+    if config.mode == "probe":
+        _probe(config, workdir, run, classifier, findings, params)
+    else:
+        adapt(_adaptation(config, run, classifier, findings, params, progress), config, workdir)
+    finetuned = open_finetuned(workdir)
+    return evaluate_classification(finetuned, Path(config.data.directory), config.data.test, replicates=replicates)
+
+
+def open_finetuned(workdir: Path, *, step: int | str | None = "best") -> FinetunedRun:
+    """Opens a run directory of `finetune_classification`.
+
+    Args:
+      workdir: holds config.json, encoder.json and checkpoints/.
+      step: "best", a step with a checkpoint, or None for the latest.
+
+    Raises:
+      UserError: not such a run directory.
+      CheckpointError: the checkpoint is missing, damaged or of another configuration.
+    """
+    try:
+        config = finetune_config(json.loads((workdir / CONFIG_FILE).read_text()))
+        encoder = json.loads((workdir / ENCODER_FILE).read_text())
+        model, findings = from_config_dict(encoder["config"]), tuple(map(str, encoder["findings"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{workdir}: no fine-tuned classifier ({type(error).__name__}); expected a folder of `msfl finetune classification`"
+        ) from error
+    classifier = make_classifier(config, model, len(findings))
+    like = jax.eval_shape(classifier.init, jax.random.key(0))
+    params, found = best_parameters(workdir, like, step=step)
+    return FinetunedRun(workdir, config, classifier, findings, params, found, read_caveats(workdir))
+
+
+def evaluate_classification(
+    run: FinetunedRun, directory: Path, split: str, *, seed: int = 0, replicates: int = 2000
+) -> Outcome:
+    """Scores a split of a build, and saves predictions and numbers in the run directory.
+
+    Args:
+      run: opened by `open_finetuned`.
+      directory: a build with the run's findings among its labels.
+      split: of the build.
+      seed, replicates: of the patient bootstrap.
+
+    Raises:
+      UserError: no such build or split, or a finding is no label of it.
+    """
+    predictions = predict(run.classifier, run.params, run.findings, run.config, directory, split)
+    result = summarise(
+        predictions, rule="maco", split=split, step=run.step, seed=seed, replicates=replicates
+    )  # of this rule, a score is a log-odds
+    aucs = {f"auc/{finding.name}": finding.auc for finding in result.findings}
+    reasons = {f"auc/{finding.name}": finding.reason for finding in result.findings if finding.reason}
+    dataset, split_hash = identify_split(directory, split)
+    config = run.config
+    options = {
+        "init": config.encoder.init,
+        "mode": config.mode,
+        "fraction": config.data.fraction,
+        "seed": config.seed,
+        "config": config.name,
+        "blank": config.data.blank,
+        "findings_in_mean": result.defined,
+        "bootstrap_seed": seed,
+        "replicates": replicates,
+    }
+    outcome = Outcome(
+        task=TASK,
+        dataset=dataset,
+        split=split,
+        split_hash=split_hash,
+        variant=variant(config),
+        options=options,
+        step=run.step,
+        records=result.records,
+        patients=result.patients,
+        metrics={"mean_auc": result.mean} | aucs,
+        reasons=reasons | ({} if result.defined else {"mean_auc": "no finding has an AUC"}),
+        caveats=run.caveats,
+    )
+    if distributed.is_lead():
+        predictions.save(outcome.predictions(run.directory))
+        save_outcome(outcome, run.directory)
+    return outcome
+
+
+def variant(config: FinetuneConfig) -> str:
+    """Of the run's results: where the weights came from, what was trained, on how many percent of the labels, with which seed."""
+    return f"{config.encoder.init}-{config.mode}-{config.data.fraction}-seed{config.seed}"
+
+
+def make_classifier(config: FinetuneConfig, pretraining: Config, outputs: int) -> Classifier:
+    """The classifier of a fine-tuning configuration on the encoder of a pretraining configuration."""
+    encoder, probe = config.encoder, config.mode == "probe"
+    return Classifier(
+        pretraining,
+        outputs,
+        image_size=encoder.image_size,
+        pool=encoder.pool,
+        final_norm=encoder.final_norm,
+        drop_path=0.0 if probe else encoder.drop_path,
+        head_norm=not probe,
+    )
+
+
+def classification_loss(
+    params: Any, batch: Mapping[str, Array], key: Any, *, classifier: Classifier, columns: tuple[int, ...], blank: str
+) -> tuple[Float32[Array, ""], dict[str, Tally]]:
+    """Mean binary cross-entropy over the known labels of a batch; `key` draws what drop-path leaves out."""
+    truth = label_truth(batch["labels"], columns, blank)
+    total, known = masked_cross_entropy(classifier.logits(params, batch["image"], key), truth)
+    return total / jnp.maximum(known, 1.0), {"loss/cross_entropy": Tally(total, known)}
+
+
+def training_view_spec(classifier: Classifier, config: FinetuneConfig) -> BatchSpec:
+    """Size and augmentation of training images."""
+    data = config.data
+    return dataclasses.replace(
+        evaluation_view_spec(classifier, config),
+        scale=data.scale,
+        shift=data.shift,
+        aspect=data.aspect,
+        placement=data.placement,
+        zoom=data.zoom,
+        rotation=data.rotation,
+        flip=data.flip,
+    )
+
+
+def _adaptation(
+    config: FinetuneConfig,
+    run: Run,
+    classifier: Classifier,
+    findings: tuple[str, ...],
+    params: Any,
+    progress: bool,
+) -> Adaptation:
+    """The training loop's view of the run."""
+    directory, data, size = Path(config.data.directory), config.data, run.config.model.vision
+    columns = tuple(label_names(directory).index(finding) for finding in findings)
+    source = labelled_records(directory, data.fraction, seed=config.seed)
+    spec = training_view_spec(classifier, config)
+
+    def batches(start: int, index: int, count: int) -> Iterator[Mapping[str, Any]]:
+        options = {"start_step": start, "process_index": index, "process_count": count, "workers": data.workers}
+        return labelled_batches(source, spec, batch_size=data.batch_size, seed=config.seed, **options)
+
+    def evaluate(params: Any, _step: int) -> dict[str, float]:
+        return validation_metrics(predict(classifier, params, findings, config, directory, data.validate))
+
+    return Adaptation(
+        params=params,
+        loss=functools.partial(classification_loss, classifier=classifier, columns=columns, blank=data.blank),
+        optimizer=finetuning_optimizer(config.optimizer, config.train.steps, depth=size.depth),
+        rate=finetuning_rate(config.optimizer, config.train.steps),
+        batches=batches,
+        batch_size=data.batch_size,
+        evaluate=evaluate,
+        best_metric=BEST_METRIC,
+        meta=_meta(config, run, len(source)),
+        label=variant(config)[:19] if progress else "",
+        flops=3 * vit_flops(dataclasses.replace(size, image_size=classifier.side)),
+    )
+
+
+def _probe(
+    config: FinetuneConfig, workdir: Path, run: Run, classifier: Classifier, findings: tuple[str, ...], params: Any
+) -> None:
+    """Logistic regression on features that are computed once; the penalty is the one with the best mean AUC on the validation split."""
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        if checkpoints.steps:
+            refuse_other_config(config, workdir, may_change=MAY_CHANGE)
+            return
+        directory = Path(config.data.directory)
+        train, validate = (
+            frozen_features(classifier, params, findings, config, directory, split)
+            for split in ("train", config.data.validate)
+        )
+        score, penalty, weights, bias = max(
+            _fits(config, train, validate), key=lambda fit: np.nan_to_num(fit[0], nan=-1)
+        )
+        head = {"fc": {"kernel": jnp.asarray(weights, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}}
+        write_config(config, workdir)
+        state = TrainState(jnp.int32(0), {**params, "head": head}, {"penalty": jnp.float32(penalty)}, jnp.int32(0))
+        checkpoints.save(state, 0, _meta(config, run, len(train.scores)) | {"penalty": penalty}, score=score)
+
+
+def _fits(
+    config: FinetuneConfig, train: Predictions, validate: Predictions
+) -> Iterator[tuple[float, float, np.ndarray, np.ndarray]]:
+    """Mean validation AUC, penalty, weights and bias for each penalty, the strongest first: of equals, the simplest wins."""
+    low, high = config.probe.penalty
+    for penalty in np.geomspace(high, low, config.probe.penalties):
+        weights, bias = fit_probe(train.scores, train.truth, float(penalty))
+        logits = dataclasses.replace(validate, scores=validate.scores @ weights + bias)
+        yield validation_metrics(logits)[BEST_METRIC], float(penalty), weights, bias
+
+
+def _meta(config: FinetuneConfig, run: Run, records: int) -> dict[str, Any]:
+    """What a checkpoint must agree with to be resumed."""
+    manifest = read_manifest(Path(config.data.directory))
+    init: dict[str, Any] = {"kind": config.encoder.init, "config_hash": config_hash(run.config)}
+    if config.encoder.init == "pretrained":
+        init["step"] = run.step
+    return {
+        "seed": config.seed,
+        "init": init,
+        "data": {
+            "members": manifest.splits["train"].members,
+            "fraction": config.data.fraction,
+            "records": records,
+        },
+    }
+
+
+def _prepare(
+    config: FinetuneConfig, workdir: Path, run: Run, findings: tuple[str, ...], caveats: tuple[str, ...]
+) -> None:
+    """Writes encoder.json and data.json, so that the run directory can be evaluated on its own.
+
+    Raises:
+      CheckpointError: it holds a run on another encoder or of other findings.
+    """
+    values = json.loads(json.dumps({"config": to_dict(run.config), "findings": findings}))
+    file = workdir / ENCODER_FILE
+    if file.is_file() and json.loads(file.read_text()) != values:
+        raise CheckpointError(f"{workdir}: begun with another encoder or other findings; use a new workdir")
+    if distributed.is_lead():
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values, indent=2) + "\n")
+        write_provenance(read_manifest(Path(config.data.directory)), "train", workdir, inherited=caveats)
+    distributed.barrier("encoder")

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ MAY_CHANGE = (
 )
 
 
+@runtime_checkable
 class Settings(Protocol):
     """What the loop reads of a configuration, which is a frozen dataclass with more in it."""
 

@@ -71,7 +71,7 @@ def _of_phrases(stack: Sequence[Result], metric: str) -> tuple[Statistic, Shaped
         return None
     scores = [PhraseScores.load(one.outcome.predictions(one.workdir)) for one in stack]
     first = scores[0]
-    if not all(_equal(first, other, ("patient_key", "image_key", "category")) for other in scores):
+    if not all(_equal(first, other, ("patient_key", "image_key", "phrase_key")) for other in scores):
         return None
     side = int(metric.endswith(SHUFFLED))
     values = mean_over_seeds([one.values[:, side, COLUMNS.index(name)] for one in scores])

@@ -179,14 +179,22 @@ def test_one_that_is_asked_to_stop_stops_the_ablation(fake_stages, call):
     assert calls == ["global-seed0", "global-local-seed0"]
 
 
-def test_other_steps_or_images_are_no_finished_run(fake_stages, call, study):
+def test_other_steps_or_images_are_no_finished_run(fake_stages, call, study, tmp_path):
     calls, _ = fake_stages
+    result = tmp_path / "ablation" / "runs" / "global-seed0" / "results" / "zero_shot-mimic_cxr-test-v.json"
+
+    def again(**changes) -> bool:
+        """Whether the run was evaluated again."""
+        before = os.stat(result).st_mtime_ns
+        call(seeds=1, objectives="global", **changes)
+        return os.stat(result).st_mtime_ns != before
+
     call(seeds=1, objectives="global")
-    call(seeds=1, objectives="global")
-    assert calls == ["global-seed0"]
-    call(seeds=1, objectives="global", split="validate")
-    call(seeds=1, objectives="global", split="validate", config=str(study / "tiny.py"))
-    assert calls == ["global-seed0"] * 3
+    assert not again()
+    assert again(split="validate")
+    assert calls == ["global-seed0"], "the same training"
+    again(split="validate", config=str(study / "tiny.py"))
+    assert calls == ["global-seed0"] * 2
 
 
 def test_phrases_need_a_build_and_a_wrong_configuration_is_refused_before_any_work(study, call, tmp_path, fake_stages):

@@ -30,10 +30,17 @@ def grounded(workdir, outcome, cnr):
     keys = np.arange(PHRASES, dtype=np.uint32)
     values = np.full((PHRASES, 2, len(COLUMNS)), 0.5, np.float32)
     values[:, 0, COLUMNS.index("cnr")] = cnr
-    maps, names = np.zeros((PHRASES, 2, 2, 2), np.float32), np.full(PHRASES, "Edema")
-    PhraseScores(values, np.full(PHRASES, 0.1, np.float32), names, keys // 2, keys, maps).save(
-        outcome.predictions(workdir)
+    scores = PhraseScores(
+        values=values,
+        unpredicted=np.zeros((PHRASES, 2), np.int32),
+        box_share=np.full(PHRASES, 0.1, np.float32),
+        category=np.full(PHRASES, "Edema"),
+        patient_key=keys // 2,
+        image_key=keys,
+        phrase_key=keys,
+        maps=np.zeros((PHRASES, 2, 2, 2), np.float32),
     )
+    scores.save(outcome.predictions(workdir))
 
 
 @pytest.fixture

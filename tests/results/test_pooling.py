@@ -27,10 +27,12 @@ def grounded(tmp_path):
     def save(name, cnr, patients=PATIENTS):
         scores = PhraseScores(
             values=np.random.default_rng(0).normal(size=(len(cnr), 2, len(COLUMNS))).astype(np.float32),
+            unpredicted=np.zeros((len(cnr), 2), np.int32),
             box_share=np.full(len(cnr), 0.1, np.float32),
             category=CATEGORIES,
             patient_key=patients,
             image_key=np.arange(len(cnr), dtype=np.uint32),
+            phrase_key=np.arange(len(cnr), dtype=np.uint32),
             maps=np.zeros((len(cnr), 2, 2, 2), np.float32),
         )
         scores.values[:, 0, COLUMNS.index("cnr")] = cnr

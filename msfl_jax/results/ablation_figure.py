@@ -1,15 +1,14 @@
 """The ablation as one figure: a panel per measure, a line per combination of objectives, every seed a dot."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from msfl_jax.results.ablation import Combination, plus
+from msfl_jax.results.files import save_figure
 
 DPI = 200
 LOCAL, OTHER = "#c1272d", "#4d4d4d"
@@ -38,7 +37,7 @@ def save_ablation(rows: Sequence[Combination], path: Path | str) -> None:
         _draw_panel(axes, rows, index)
     panels[0].set_yticks(range(len(rows)), [plus(row.objectives) for row in rows], fontsize=7)
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_panel(axes: Axes, rows: Sequence[Combination], index: int) -> None:
@@ -67,17 +66,8 @@ def _draw_panel(axes: Axes, rows: Sequence[Combination], index: int) -> None:
         axes.plot([measure.mean.value], [line], "o", color=color, markersize=4.2)
     axes.set_title(rows[0].measures[index].column, fontsize=8)
     axes.tick_params(labelsize=6.5, length=2)
+    axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
     axes.margins(x=0.08)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-
-
-def _save(figure: Figure, path: Path | str) -> None:
-    """Writes whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".partial")
-    FigureCanvasAgg(figure)  # a backend of its own, whatever the session has chosen
-    figure.savefig(draft, format="png", bbox_inches="tight", pad_inches=0.03)
-    os.replace(draft, path)

@@ -11,7 +11,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Args:
       arg: percentage of the labels, 1, 10 or 100 (default), and options: "probe", "scratch" (see configs/README.md).
     """
-    recipes = {1: (120, 12, 1e-3), 10: (200, 20, 1e-3), 100: (300, 30, 1e-3)}
+    recipes = {1: (60, 6, 3e-4), 10: (150, 15, 5e-4), 100: (300, 30, 1e-3)}
     config = finetune_presets.finetuning("finetune_demo", arg, recipes, recipes)
     config.encoder.pool = "mean_max"  # (ours) as the demo's pretraining
     config.encoder.final_norm = True  # (ours)
@@ -24,6 +24,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.aspect = (1.0, 1.0)  # (ours)
     config.optimizer.kind = "adamw"  # (ours) SGD needs thousands of steps
     config.optimizer.weight_decay = 0.05  # (MAE)
+    if config.data.fraction < 100:
+        config.optimizer.layer_decay = 0.65  # (MAE) fifty labelled images would undo the first layers
     config.train.log_every = 10  # (ours)
     config.train.checkpoint_every = 1000  # (ours) evaluations save as well
     config.train.evaluate_every = max(1, config.train.steps // 5)  # (ours)

@@ -88,7 +88,7 @@ class Classifier:
 
     def initial(self, key: Key[Array, ""], pretrained: Params | None) -> dict[str, Any]:
         """Parameters before fine-tuning: those of `init`, with the encoder of a pretrained model (all of its parameters) where one is given."""
-        params = self.init(key)
+        params = jax.jit(self.init)(key)
         if pretrained is None:
             return params
         return params | {"vision": transfer_vision(pretrained["vision"], params["vision"], self.vision.class_token)}

@@ -23,7 +23,11 @@ VOCABULARY = 30000
 MILLIONS = {"demo": (4.9, 5.2), "mimic_vit_s16": (72, 74), "mimic_vit_b16": (175, 190), "mimic_vit_l16": (442, 444)}
 
 
-@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_every_pretraining_configuration_is_tested_here():
+    assert {name for name in shipped_configs() if not name.startswith("finetune_")} == set(MILLIONS)
+
+
+@pytest.mark.parametrize("name", sorted(MILLIONS))
 def test_a_configuration_resolves_to_the_shapes_of_its_step(name):
     config = load_config(name)
     model = Model.create(config, vocab_size=VOCABULARY)
@@ -52,7 +56,9 @@ def test_a_configuration_resolves_to_the_shapes_of_its_step(name):
 
 
 @pytest.mark.parametrize(
-    "file", [*sorted((ROOT / "configs").glob("*.py")), ROOT / "msfl_jax/presets.py"], ids=lambda f: f.name
+    "file",
+    [*sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "msfl_jax").glob("*presets.py"))],
+    ids=lambda f: f.name,
 )
 def test_every_field_that_is_set_has_a_comment_with_its_source(file):
     lines = file.read_text().splitlines()

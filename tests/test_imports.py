@@ -40,7 +40,7 @@ ALLOWED = {
         "results",
     },
     "cli_data": set(),
-    "cli": {"cli_data", "commands", "config", "config_files"},
+    "cli": {"cli_data", "commands", "config", "config_files", "finetune_config"},
     "__init__": set(),
 }
 LIBRARIES_OF_ARRAYS = {"vectors", "encoders", "losses", "metrics"}

@@ -33,7 +33,7 @@ from msfl_jax.tasks.classifier_scores import (
     predict,
     validation_metrics,
 )
-from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
+from msfl_jax.tasks.outcome import Option, Outcome, identify_split, save_outcome
 from msfl_jax.tasks.probe import fit_probe
 from msfl_jax.tasks.run import CONFIG_FILE, Run
 from msfl_jax.tasks.zero_shot import Predictions, summarise
@@ -161,25 +161,14 @@ def evaluate_classification(
     aucs = {f"auc/{finding.name}": finding.auc for finding in result.findings}
     reasons = {f"auc/{finding.name}": finding.reason for finding in result.findings if finding.reason}
     dataset, split_hash = identify_split(directory, split)
-    config = run.config
-    options = {
-        "init": config.encoder.init,
-        "mode": config.mode,
-        "fraction": config.data.fraction,
-        "seed": config.seed,
-        "config": config.name,
-        "blank": config.data.blank,
-        "findings_in_mean": result.defined,
-        "bootstrap_seed": seed,
-        "replicates": replicates,
-    }
     outcome = Outcome(
         task=TASK,
         dataset=dataset,
         split=split,
         split_hash=split_hash,
-        variant=variant(config),
-        options=options,
+        variant=variant(run.config),
+        options=_options(run.config)
+        | {"findings_in_mean": result.defined, "bootstrap_seed": seed, "replicates": replicates},
         step=run.step,
         records=result.records,
         patients=result.patients,
@@ -196,6 +185,18 @@ def evaluate_classification(
 def variant(config: FinetuneConfig) -> str:
     """Of the run's results: where the weights came from, what was trained, on how many percent of the labels, with which seed."""
     return f"{config.encoder.init}-{config.mode}-{config.data.fraction}-seed{config.seed}"
+
+
+def _options(config: FinetuneConfig) -> dict[str, Option]:
+    """What an outcome says about how it came about."""
+    return {
+        "init": config.encoder.init,
+        "mode": config.mode,
+        "fraction": config.data.fraction,
+        "seed": config.seed,
+        "config": config.name,
+        "blank": config.data.blank,
+    }
 
 
 def make_classifier(config: FinetuneConfig, pretraining: Config, outputs: int) -> Classifier:

@@ -47,6 +47,7 @@ class PlantedSource(ImagesOnly):
 
     boxes: bool
     name: str = "planted"
+    splits: tuple[str, ...] = ("test",)  # all of the same studies
 
     def label_names(self):
         return () if self.boxes else FINDINGS
@@ -59,7 +60,7 @@ class PlantedSource(ImagesOnly):
 
     def scan(self):
         rows = [row for number in range(STUDIES) for row in self._rows(number)]
-        return Scan({"test": rows}, {"test": Counter()}, {})
+        return Scan(dict.fromkeys(self.splits, rows), {split: Counter() for split in self.splits}, {})
 
     def sentences(self, row):
         return Sentences((row.phrase or "The heart is normal.",))
@@ -145,6 +146,14 @@ def planted_run(tiny_config, planted_tokenizer):
 def labelled_build(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "labels"
     build(PlantedSource(boxes=False), out, short_side=32, workers=1, progress=False)
+    return out
+
+
+@pytest.fixture(scope="session")
+def split_build(labelled_build):
+    out = labelled_build.parent / "splits"
+    source = PlantedSource(boxes=False, splits=("train", "validate", "test"))
+    build(source, out, short_side=32, workers=1, progress=False)
     return out
 
 

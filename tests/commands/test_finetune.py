@@ -1,0 +1,63 @@
+"""The sweep: one run per fraction, seed and initialisation, and what is finished is not run again."""
+
+import dataclasses
+
+import pytest
+
+from msfl_jax.commands import finetune
+from msfl_jax.metrics import Interval
+from msfl_jax.tasks.classification import variant
+from msfl_jax.tasks.outcome import Outcome, save_outcome
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Runs that were made: (variant, caveats) each; nothing is trained."""
+    made = []
+
+    def train(config, workdir, run, *, caveats=(), progress=True, replicates=2000):
+        name = variant(config)
+        made.append((name, caveats))
+        options = {"init": config.encoder.init, "mode": config.mode, "fraction": config.data.fraction}
+        options |= {"seed": config.seed, "findings_in_mean": 1}
+        value = 0.5 + config.data.fraction / 1000 + (config.encoder.init == "pretrained") / 10
+        metrics = {"mean_auc": Interval(value, value, value)}
+        outcome = Outcome("classification", "nih", "test", "h", name, options, 1, 20, 9, metrics, {}, caveats)
+        save_outcome(outcome, workdir)
+        return outcome
+
+    monkeypatch.setattr(finetune, "finetune_classification", train)
+    monkeypatch.setattr(finetune, "open_run", lambda run: None)
+    monkeypatch.setattr(finetune, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
+    return made
+
+
+def sweep(tmp_path, **changes):
+    options = {"fractions": (1, 10), "seeds": 2, "inits": ("pretrained", "random")} | changes
+    return finetune.run_sweep("finetune_nih", [], tmp_path / "sweep", tmp_path, tmp_path / "build", **options)
+
+
+def test_every_cell_is_run_once_and_a_second_sweep_runs_only_what_is_new(calls, tmp_path):
+    text = sweep(tmp_path)
+    assert len(calls) == len({name for name, _ in calls}) == 8
+    assert "0.601 ± 0.000 (2)" in text
+    assert (tmp_path / "sweep" / "label_efficiency.png").is_file()
+    calls.clear()
+    sweep(tmp_path, seeds=3)
+    expected = [f"{init}-full-{fraction}-seed2" for fraction in (1, 10) for init in ("pretrained", "random")]
+    assert [name for name, _ in calls] == expected
+
+
+def test_what_pretraining_saw_is_said_of_pretrained_runs_only(calls, tmp_path):
+    text = sweep(tmp_path, seeds=1)
+    assert {caveats for name, caveats in calls if name.startswith("pretrained")} == {("2 patients are shared",)}
+    assert {caveats for name, caveats in calls if name.startswith("random")} == {()}
+    assert text.count("caveat  2 patients are shared") == 1
+
+
+def test_the_build_of_the_command_line_is_the_configurations(tmp_path):
+    config = finetune.with_data(finetune.sweep_config("finetune_nih", [], 1, 0, "random"), tmp_path)
+    assert config.data.directory == str(tmp_path)
+    assert (
+        dataclasses.replace(config.data, directory="") == finetune.sweep_config("finetune_nih", [], 1, 0, "random").data
+    )

@@ -1,0 +1,147 @@
+"""Fine-tuning on the planted study, whole: squares of two greys stand for findings, and a tiny encoder learns to see them."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.metrics import roc_auc_score
+
+from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.labelled_batches import labelled_evaluation_batches
+from msfl_jax.config_files import load_config
+from msfl_jax.finetune_config import finetune_config
+from msfl_jax.model import Model
+from msfl_jax.tasks.classification import evaluate_classification, finetune_classification, open_finetuned
+from msfl_jax.tasks.classifier_scores import chosen_findings, evaluation_view_spec, validation_metrics
+from msfl_jax.tasks.outcome import load_outcomes
+from msfl_jax.tasks.run import Run
+from msfl_jax.tasks.zero_shot import Predictions
+
+FINDINGS = ("Pneumonia", "Edema", "Pneumothorax")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config, planted_tokenizer):
+    """A model that was never trained, in the place of a pretrained one."""
+    model = Model(tiny_config, planted_tokenizer.vocab_size)
+    patches = np.zeros((1, 16, 64), np.float32)
+    vision = jax.jit(model.vision.init)(jax.random.key(9), patches)["params"]
+    return Run(planted_tokenizer.directory.parent, tiny_config, model, {"vision": vision}, planted_tokenizer, 7)
+
+
+@pytest.fixture(scope="module")
+def build(split_build):
+    """The planted study with three splits."""
+    return split_build
+
+
+def settings(build, **overrides):
+    usual = {
+        "data.directory": build,
+        "data.batch_size": 8,
+        "data.shift": 0.0,
+        "data.flip": False,
+        "data.findings": "",
+        "train.steps": 40,
+        "train.evaluate_every": 20,
+        "optimizer.peak_rate": 5e-3,
+        "optimizer.warmup_steps": 2,
+        "optimizer.layer_decay": 1.0,
+    }
+    words = [f"--config.{key}={value}" for key, value in (usual | overrides).items()]
+    return load_config("finetune_demo", words, make=finetune_config)
+
+
+@pytest.fixture(scope="module")
+def finetuned(build, run, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("ft") / "run"
+    outcome = finetune_classification(settings(build), workdir, run, caveats=("said",), progress=False, replicates=20)
+    return outcome, workdir
+
+
+def test_what_is_planted_is_learned_and_said(finetuned):
+    outcome, _ = finetuned
+    assert outcome.metrics["auc/Pneumonia"].value > 0.9
+    assert (outcome.task, outcome.split, outcome.variant) == ("classification", "test", "pretrained-full-100-seed0")
+    expected = {"init": "pretrained", "mode": "full", "fraction": 100, "seed": 0}
+    assert {name: outcome.options[name] for name in expected} == expected
+    assert outcome.caveats == ("said",)
+
+
+def test_a_finding_without_positives_is_na_with_the_reason_and_the_mean_says_over_how_many(finetuned):
+    outcome, _ = finetuned
+    assert np.isnan(outcome.metrics["auc/Pneumothorax"].value)
+    assert outcome.reasons == {"auc/Pneumothorax": "no positives"}
+    assert outcome.options["findings_in_mean"] == 2
+    both = [outcome.metrics[f"auc/{name}"].value for name in FINDINGS[:2]]
+    assert_allclose(outcome.metrics["mean_auc"].value, np.mean(both))
+
+
+def test_numbers_follow_from_the_saved_predictions(finetuned):
+    outcome, workdir = finetuned
+    assert next(found for _, found in load_outcomes([workdir])).name == outcome.name
+    saved = Predictions.load(outcome.predictions(workdir))
+    assert saved.findings == FINDINGS
+    for column, name in enumerate(FINDINGS[:2]):
+        known = ~np.isnan(saved.truth[:, column])
+        expected = roc_auc_score(saved.truth[known, column], saved.scores[known, column])
+        assert_allclose(outcome.metrics[f"auc/{name}"].value, expected, rtol=1e-12)
+
+
+def test_the_checkpoint_is_the_best_on_the_validation_split(finetuned):
+    outcome, workdir = finetuned
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row["validate/mean_auc"] for row in rows if "validate/mean_auc" in row}
+    assert sorted(scores) == [20, 40]
+    assert outcome.step == max(sorted(scores), key=lambda step: scores[step])
+
+
+def test_running_again_gives_the_same_and_another_configuration_is_refused(finetuned, build, run):
+    outcome, workdir = finetuned
+    again = finetune_classification(settings(build), workdir, run, progress=False, replicates=20)
+    assert again.metrics["auc/Pneumonia"] == outcome.metrics["auc/Pneumonia"]
+    with pytest.raises(CheckpointError, match=r"data\.fraction 100 is now 10"):
+        finetune_classification(settings(build, **{"data.fraction": 10}), workdir, run, progress=False)
+    with pytest.raises(CheckpointError, match="other findings"):
+        finetune_classification(settings(build, **{"data.findings": "Edema"}), workdir, run, progress=False)
+
+
+def test_a_probe_trains_nothing_but_its_last_layer_and_equals_features_times_weights(build, run, tmp_path):
+    config = dataclasses.replace(settings(build), mode="probe")
+    outcome = finetune_classification(config, tmp_path, run, progress=False, replicates=5)
+    probe = open_finetuned(tmp_path)
+    assert (outcome.variant, outcome.step) == ("pretrained-probe-100-seed0", 0)
+    jax.tree.map(assert_array_equal, jax.device_get(probe.params["vision"]), jax.device_get(run.params["vision"]))
+    spec = evaluation_view_spec(probe.classifier, config)
+    with labelled_evaluation_batches(build, spec, batch_size=8, split="test") as batches:
+        batch = next(itertools.islice(batches, 1))
+    features = jax.jit(probe.classifier.features)(probe.params, jax.numpy.asarray(batch["image"]))
+    expected = np.asarray(features) @ probe.params["head"]["fc"]["kernel"] + probe.params["head"]["fc"]["bias"]
+    saved = Predictions.load(outcome.predictions(tmp_path))
+    assert_allclose(saved.scores[: batch["valid"].sum()], expected[batch["valid"]], rtol=1e-3, atol=1e-3)
+    again = evaluate_classification(probe, build, "test", replicates=5)
+    assert again.metrics == outcome.metrics or np.isnan(again.metrics["auc/Pneumothorax"].value)
+
+
+def test_findings_are_chosen_by_name_and_unknown_ones_refused():
+    assert chosen_findings("", FINDINGS) == FINDINGS
+    assert chosen_findings("Edema, Pneumonia", FINDINGS) == ("Edema", "Pneumonia")
+    with pytest.raises(UserError, match=r"'Edma' is no label of the build \(did you mean 'Edema'\?\)"):
+        chosen_findings("Edma", FINDINGS)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no fine-tuned classifier"):
+        open_finetuned(tmp_path)
+
+
+def test_validation_metrics_leave_undefined_findings_out_of_the_mean():
+    truth = np.asarray([[0, 1, np.nan], [1, 1, np.nan], [1, 1, 0]], np.float32)
+    predictions = Predictions(("a", "b", "c"), np.asarray([[0.1] * 3, [0.2] * 3, [0.0] * 3]), truth, np.arange(3))
+    found = validation_metrics(predictions)
+    assert found["validate/mean_auc"] == found["validate/auc/a"] == 0.5
+    assert np.isnan(found["validate/auc/b"])

@@ -106,6 +106,24 @@ def evaluate_zero_shot(
     print(zero_shot_report(run, directory, split=split, prompts=prompts, rule=rule, allow_leak=allow_leak))
 
 
+@evaluate.command("retrieval")
+def evaluate_retrieval(
+    run: RunDirectory, directory: BuildDirectory, split: Split = "test", allow_leak: AllowLeak = False
+) -> None:
+    """Retrieval: the report of an image among all reports of a split, and back: R@1, 5, 10 and median rank."""
+    from msfl_jax.commands.retrieval import retrieval_report
+
+    print(retrieval_report(run, directory, split=split, allow_leak=allow_leak))
+
+
+@evaluate.command("again")
+def evaluate_again(run: RunDirectory) -> None:
+    """Compute every saved number again from the saved predictions, without a model; exit code 3 where one differs."""
+    from msfl_jax.commands.again import again_report
+
+    print(again_report(run))
+
+
 @evaluate.command("grounding")
 def evaluate_grounding(
     run: RunDirectory,

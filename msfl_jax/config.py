@@ -1,7 +1,8 @@
 """Frozen dataclasses of a run, made once from a ConfigDict; the library never sees the ConfigDict itself.
 
 Every field is explained where its default is set, in `msfl_jax.presets`. A key that is not a field, a value of another type and a word that is
-no choice are refused in one line.
+no choice are refused in one line. A field with a default here is younger than some run directories: where their config.json lacks it, the default
+says what they did.
 """
 
 import dataclasses
@@ -225,12 +226,13 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotConfig:
-    """How prompts become a score, and what is evaluated in the loop (`records` 0 is all)."""
+    """How prompts become a score, and what is evaluated in the loop (`records` 0 is all) unless `in_loop` is False."""
 
     rule: Literal["cosine", "maco", "chexzero", "gloria"]
     prompts: str
     split: str
     records: int
+    in_loop: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +245,28 @@ class GroundingConfig:
     directory: str
     split: str
     records: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalConfig:
+    """Retrieval in the loop: on which split of which build with reports (`directory` "" is the training build; `records` 0 is all)."""
+
+    in_loop: bool = False
+    directory: str = ""
+    split: str = "validate"
+    records: int = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """Linear probe in the loop: fitted on `train_split` and measured on `split` of a build with labels (`directory` "" is the training build)."""
+
+    in_loop: bool = False
+    directory: str = ""
+    train_split: str = "train"
+    split: str = "validate"
+    records: int = 2000
+    l2: float = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +286,8 @@ class Config:
     mesh: MeshConfig
     zero_shot: ZeroShotConfig
     grounding: GroundingConfig
+    retrieval: RetrievalConfig = RetrievalConfig()
+    probe: ProbeConfig = ProbeConfig()
 
 
 def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
@@ -289,6 +315,9 @@ def config_hash(config: Config) -> str:
     for key in ("directory", "tokenizer", "tokenizer_hash", "workers"):
         values["data"].pop(key)
     values["grounding"].pop("directory")
+    values["zero_shot"].pop("in_loop")
+    for section in ("retrieval", "probe"):  # what is watched in the loop changes nothing that is computed
+        values.pop(section)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -316,8 +345,9 @@ def build_dataclass(kind: type[T], values: Any, path: str = "") -> T:
     for key in given:
         if key not in _names(kind):
             raise UserError(f"config: unknown key '{prefix}{key}'{nearest(str(key), _names(kind))}")
-    for name in _names(kind):
-        if name not in given:
+    for field in dataclasses.fields(kind):
+        name = field.name
+        if name not in given and field.default is dataclasses.MISSING:
             raise UserError(f"config: key '{prefix}{name}' is missing; build the configuration on a shipped one")
     hints = typing.get_type_hints(kind)
     return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in given.items()})

@@ -44,6 +44,8 @@ AT_LEAST = {
     "zero_shot.records": 0,
     "grounding.records": 0,
     "grounding.shifts": 1,
+    "retrieval.records": 0,
+    "probe.records": 0,
 }
 
 # Lowest and highest value of real numbers; NaN lies in no range.
@@ -69,6 +71,7 @@ WITHIN = {
     "optimizer.b2": (0.0, 1.0),
     "optimizer.clip_norm": (1e-9, math.inf),
     "grounding.sigma": (0.0, math.inf),
+    "probe.l2": (1e-12, math.inf),
 }
 
 # Lowest and highest value of both ends of a range.

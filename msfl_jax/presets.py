@@ -144,6 +144,7 @@ def pretraining(name: str, sizes: ConfigDict) -> ConfigDict:
     config.zero_shot.prompts = "chexpert"  # (ours) a shipped prompt set or a JSON file
     config.zero_shot.split = "validate"  # (ours) split evaluated in the loop
     config.zero_shot.records = 0  # (ours) how many records are evaluated in the loop; 0 is all
+    config.zero_shot.in_loop = True  # (ours) whether it is evaluated in the loop
     config.grounding = ConfigDict()
     config.grounding.protocol = "biovil"  # (ours) cosine; "maco" and "afloc" use raw products and their margins
     config.grounding.sigma = 1.5  # (BioViL) smoothing of the heat-map, in patches
@@ -151,6 +152,8 @@ def pretraining(name: str, sizes: ConfigDict) -> ConfigDict:
     config.grounding.directory = ""  # (ours) build with boxes, evaluated in the loop when named
     config.grounding.split = "validate"  # (ours) split evaluated in the loop
     config.grounding.records = 0  # (ours) how many phrases are evaluated in the loop; 0 is all
+    config.retrieval = _retrieval()
+    config.probe = _probe()
     return config
 
 
@@ -272,6 +275,26 @@ def _optimizer() -> ConfigDict:
     optimizer.b2 = 0.95  # (MaCo)
     optimizer.clip_norm = 1.0  # (ours) global norm of the gradient
     return optimizer
+
+
+def _retrieval() -> ConfigDict:
+    retrieval = ConfigDict()
+    retrieval.in_loop = False  # (ours) whether it is evaluated in the loop
+    retrieval.directory = ""  # (ours) build with reports; "" is the training build
+    retrieval.split = "validate"  # (ours) split evaluated in the loop
+    retrieval.records = 1000  # (ours) the pool, from the split's first; 0 is all, and recalls depend on it
+    return retrieval
+
+
+def _probe() -> ConfigDict:
+    probe = ConfigDict()
+    probe.in_loop = False  # (ours) whether logistic regression on frozen image embeddings is fitted in the loop
+    probe.directory = ""  # (ours) build with labels; "" is the training build
+    probe.train_split = "train"  # (ours) split or subset that it is fitted on
+    probe.split = "validate"  # (ours) split that it is measured on
+    probe.records = 2000  # (ours) how many records of each; 0 is all
+    probe.l2 = 1e-3  # (ours) ridge on weights of standardised features
+    return probe
 
 
 def _train() -> ConfigDict:

@@ -38,7 +38,7 @@ def msfl(monkeypatch, capsys, *arguments):
                 "--equalize",
             ],
         ),
-        (["eval"], ["zero-shot", "grounding"]),
+        (["eval"], ["zero-shot", "retrieval", "grounding", "again"]),
         (["pretrain"], ["--config", "--workdir", "--init-from"]),
     ],
 )

@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 
 from input_pipeline.build import build
+from input_pipeline.datasets.labelled import SplitPlan
 from input_pipeline.datasets.mimic_cxr import MimicCxr
+from input_pipeline.datasets.nih_chestxray14 import NihChestXray14
 from input_pipeline.datasets.synthetic import synthesize
 from input_pipeline.images import decode_gray, evaluation_view
 from input_pipeline.loader import text_sentences
 from input_pipeline.tokenizer import train_tokenizer
+from msfl_jax.commands.again import again_report
 from msfl_jax.commands.evaluate import grounding_report
 from msfl_jax.commands.pretrain import run_pretraining
+from msfl_jax.commands.retrieval import retrieval_report
 from msfl_jax.commands.zero_shot import zero_shot_report
 from msfl_jax.config_files import load_config
+from msfl_jax.tasks.linear_probe import embed_split, evaluate_probe
 from msfl_jax.tasks.prompts import load_prompts
 from msfl_jax.tasks.run import encode_images, encode_texts, open_run
 from msfl_jax.tasks.zero_shot import score
@@ -107,3 +112,36 @@ def test_nih_radiographs_are_embedded_and_scored(real_data, continued):
         scores = score(embedding, *sides)
         assert np.isfinite(scores).all()
         assert len(np.unique(scores)) > 12
+
+
+def test_real_pairs_are_retrieved(pairs, continued):
+    report = retrieval_report(continued, pairs / "pairs", split="test")
+    assert "11 images and " in report
+    assert "R@10" in report
+
+
+def test_nih_radiographs_go_through_zero_shot_embedding_and_probe(real_data, pairs, continued):
+    folder = real_data / "nih_chestxray14"
+    images = sorted(path.name for path in (folder / "images").iterdir())
+    plan = SplitPlan({"train": images[::2], "test": images[1::2]}, {})
+    manifest = build(NihChestXray14(folder, plan), pairs / "nih", short_side=256, workers=1, progress=False)
+    assert manifest.counts == {"train": 12, "test": 12}
+
+    report = zero_shot_report(continued, pairs / "nih", split="test", prompts="nih")
+    assert "12 images of 12 patients" in report
+    assert "n/a: no positives" in report  # no hernia among them
+    assert "prompts of the next finding" in report
+    assert list((continued / "figures").glob("calibration-zero_shot-nih_chestxray14-test-*.png"))
+
+    run = open_run(continued)
+    embedding, labels, _ = embed_split(run, pairs / "nih", "train")
+    assert embedding.shape == (12, run.config.model.embedding_width)
+    assert np.isfinite(embedding).all()
+    assert labels.shape == (12, 14)
+    probed = evaluate_probe(run, pairs / "nih", train_split="train", split="test", replicates=50)
+    assert {"mean_auc", "Pneumonia_auc", "Atelectasis_auc", "Edema_auc", "Infiltration_auc", "Mass_auc"} == set(probed)
+    assert all(0 <= interval.value <= 1 for interval in probed.values())
+
+    lines = again_report(continued).splitlines()
+    assert len(lines) >= 2
+    assert all(" agrees " in line for line in lines)

@@ -40,6 +40,8 @@ PANELS = (
     ("loss/masked_language_modeling", "masked language modeling", "nats"),
     ("zero_shot/mean_auc", "zero-shot, mean of findings", "AUC"),
     ("grounding/cnr", "phrase grounding", "CNR"),
+    ("retrieval/image_to_report/recall@10", "retrieval, image to report", "R@10"),
+    ("probe/mean_auc", "linear probe, mean of labels", "AUC"),
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from msfl_jax.metrics import Interval
 from msfl_jax.metrics.calibration import BINS
 from msfl_jax.tasks.grounding_result import OVERLAPS, GroundingResult
+from msfl_jax.tasks.retrieval_result import DEPTHS, DIRECTIONS, RetrievalResult
 from msfl_jax.tasks.zero_shot_result import ZeroShotResult
 
 MISSING = "-"
@@ -94,6 +95,32 @@ def zero_shot_table(result: ZeroShotResult) -> str:
     columns += [" "] if any(finding.reason for finding in result.findings) else []
     title = f"zero-shot, rule {result.rule}, {result.split}, step {result.step}: {result.records:,} images of {result.patients:,} patients"
     return f"{title}\n\n{format_table(rows, columns)}\n\n{calibration_line(result)}"
+
+
+def retrieval_table(result: RetrievalResult) -> str:
+    """Recalls and median rank in both directions, beside what shuffled reports give and, of recalls, what a random order would."""
+    rows = []
+    for direction in DIRECTIONS:
+        for name in (*(f"recall@{depth}" for depth in DEPTHS), "median_rank"):
+            digits = 0 if name == "median_rank" else 3
+            value, shuffled = (result.metrics[f"{direction}/{name}{suffix}"] for suffix in ("", "_shuffled"))
+            chance = result.metrics.get(f"{direction}/{name}_chance")
+            rows.append(
+                {
+                    "": f"{direction} {name}".replace("_", " ").replace("recall", "R"),
+                    "ours": number(value.value, digits),
+                    "95 % interval": interval(value, digits),
+                    "shuffled": number(shuffled.value, digits),
+                    "chance": number(chance.value if chance else None, digits),
+                }
+            )
+    reports, images = (int(size) for size in result.ranks.pool)
+    title = (
+        f"retrieval, {result.split}, step {result.step}: {images:,} images and {reports:,} distinct reports "
+        f"of {result.patients:,} patients"
+    )
+    title += f"; {result.left_out:,} images without a report left out" if result.left_out else ""
+    return f"{title}\n\n{format_table(rows, ['', 'ours', '95 % interval', 'shuffled', 'chance'])}"
 
 
 def calibration_line(result: ZeroShotResult) -> str:

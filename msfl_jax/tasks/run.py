@@ -119,6 +119,15 @@ def encode_texts(run: Run, texts: Sequence[str], *, batch_size: int = 64) -> Tex
     return Texts(report, sentences[:, first:], mask[:, first:])
 
 
+def encode_reports(
+    run: Run, token_ids: Int32[np.ndarray, "b T"], sentence_ids: Int32[np.ndarray, "b T"], *, batch_size: int = 64
+) -> Array:
+    """Embeds one batch of at most `batch_size` reports as the loader gives them; [B, D] on the devices, as `encode_images`."""
+    return _encode_report(run.params, *on_mesh(run.params, token_ids, sentence_ids, rows=batch_size), model=run.model)[
+        0
+    ]
+
+
 def encode_images(run: Run, image: UInt8[np.ndarray, "b H W 1"], *, batch_size: int = 64) -> tuple[Array, Array]:
     """Embeds one batch of at most `batch_size` images and leaves the result on the devices.
 

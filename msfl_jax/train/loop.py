@@ -40,6 +40,7 @@ BEST_METRIC = "zero_shot/mean_auc"
 # Sections and keys that a resumed run may change: they say where and how it runs and what is watched, not what is computed.
 MAY_CHANGE = (
     *("data.directory", "data.tokenizer", "data.workers", "mesh", "zero_shot", "grounding"),
+    *("retrieval", "probe"),
     *(
         "train.log_every",
         "train.checkpoint_every",

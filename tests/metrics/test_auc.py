@@ -44,6 +44,18 @@ def test_auc_counts_the_pairs_of_known_samples_in_order(scores, labels, weights)
     assert_allclose(auc(scores, labels, weights), expected, rtol=1e-12, atol=1e-12)
 
 
+@given(st.integers(0, 2**31), st.integers(2, 300), st.integers(1, 40))
+def test_auc_of_any_size_with_any_number_of_ties_equals_scikit_learn(seed, size, levels):
+    rng = np.random.default_rng(seed)
+    scores, weights = rng.integers(0, levels, size) / levels, rng.exponential(size=size) * 10.0 ** rng.integers(-3, 4)
+    labels = rng.permutation(np.arange(size) % rng.integers(2, size + 1) == 0).astype(float)
+    expected = roc_auc_score(labels, scores, sample_weight=weights)
+    assert_allclose(auc(scores, labels, weights), expected, rtol=0, atol=1e-12)
+    # Only the order counts, and the other class has what is left.
+    assert_allclose(auc(np.exp(scores), labels, weights), expected, rtol=0, atol=1e-12)
+    assert_allclose(auc(-scores, labels, weights), 1 - expected, rtol=0, atol=1e-12)
+
+
 def test_integer_weights_are_the_same_as_repeated_samples():
     rng = np.random.default_rng(0)
     scores, labels, counts = rng.normal(size=40).round(1), rng.integers(0, 2, 40), rng.integers(0, 4, 40)

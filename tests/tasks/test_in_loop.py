@@ -1,0 +1,130 @@
+"""Evaluations in the loop: each has its own switch, a failing one is named and the others go on; and older configurations still open."""
+
+import dataclasses
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from sklearn.metrics import roc_auc_score
+
+from input_pipeline.errors import DataError, UserError
+from msfl_jax.commands.in_loop import evaluate_in_loop, scheduled
+from msfl_jax.config import config_hash, from_config_dict, to_dict
+from msfl_jax.model import Model
+from msfl_jax.tasks.linear_probe import embed_split, evaluate_probe
+from msfl_jax.tasks.probe import fit_probe
+from msfl_jax.tasks.run import open_run
+from msfl_jax.tasks.zero_shot import truth_of_labels
+
+
+def changed(config, **sections):
+    parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(config, **parts)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config, planted_tokenizer, labelled_build):
+    data = {"directory": str(labelled_build), "tokenizer": str(planted_tokenizer.directory)}
+    return changed(tiny_config, data=data, zero_shot={"split": "test"})
+
+
+@pytest.fixture(scope="module")
+def params(config, planted_tokenizer):
+    return Model.create(config, vocab_size=planted_tokenizer.vocab_size).init(jax.random.key(0))
+
+
+def test_each_evaluation_has_its_own_switch(config, boxes_build):
+    assert list(scheduled(config)) == ["zero_shot"]
+    switches = {
+        "grounding": {"directory": str(boxes_build)},
+        "retrieval": {"in_loop": True},
+        "probe": {"in_loop": True},
+    }
+    for name, values in switches.items():
+        assert list(scheduled(changed(config, zero_shot={"in_loop": False}, **{name: values}))) == [name]
+    assert list(scheduled(changed(config, **switches))) == ["zero_shot", *switches]
+
+
+def test_all_of_them_return_finite_numbers_under_their_names(config, params, boxes_build, tmp_path):
+    everything = changed(
+        config,
+        grounding={"directory": str(boxes_build), "split": "test", "records": 4},
+        retrieval={"in_loop": True, "split": "test"},
+        probe={"in_loop": True, "train_split": "test", "split": "test"},
+    )
+    values = evaluate_in_loop(everything, tmp_path, params, 5)
+    wanted = {
+        *("zero_shot/mean_auc", "zero_shot/Edema_auc", "grounding/cnr", "probe/mean_auc", "probe/Pneumonia_auc"),
+        *("retrieval/image_to_report/recall@10", "retrieval/report_to_image/median_rank"),
+    }
+    assert wanted <= values.keys()
+    assert all(np.isfinite(values[name]) for name in wanted)
+    retrieved = [name for name in values if name.startswith("retrieval/")]
+    assert not any(name.endswith(("_chance", "_shuffled")) for name in retrieved)
+    assert "probe/Pneumothorax_auc" not in values  # it has no positives
+
+
+def test_a_failing_evaluation_is_one_line_and_the_others_go_on(config, params, tmp_path, caplog, monkeypatch):
+    broken = changed(
+        config,
+        retrieval={"in_loop": True, "split": "test"},
+        probe={"in_loop": True, "directory": str(tmp_path / "gone")},
+    )
+    monkeypatch.setattr("msfl_jax.commands.in_loop.evaluate_retrieval", lambda *_, **__: 1 / 0)
+    with caplog.at_level(logging.WARNING):
+        values = evaluate_in_loop(broken, tmp_path, params, 5)
+    assert {name.split("/")[0] for name in values} == {"zero_shot"}
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "evaluation 'retrieval' failed at step 5: ZeroDivisionError; training goes on without it"
+    assert second.startswith("evaluation 'probe' failed at step 5: ")
+    assert "no finished build" in second
+    assert "\n" not in first + second
+
+
+def test_the_probe_is_that_of_the_embeddings_of_both_splits(planted_run, labelled_build):
+    found = evaluate_probe(planted_run, labelled_build, train_split="test", split="test", batch_size=7, replicates=0)
+    features, labels, patients = embed_split(planted_run, labelled_build, "test", batch_size=5)
+    truth = truth_of_labels(labels)
+    assert (len(features), len(np.unique(patients))) == (24, 12)
+    scores = features @ fit_probe(features, truth)[0]
+    for column, name in enumerate(("Pneumonia", "Edema")):
+        known = ~np.isnan(truth[:, column])
+        expected = roc_auc_score(truth[known, column], scores[known, column])
+        assert_allclose(found[f"{name}_auc"].value, expected)
+        assert expected == 1.0
+    assert found.keys() == {"mean_auc", "Pneumonia_auc", "Edema_auc"}
+
+
+def test_a_build_without_labels_is_refused_in_one_line(planted_run, boxes_build):
+    with pytest.raises(DataError, match="no label has both"):
+        evaluate_probe(planted_run, boxes_build, train_split="test", split="test", replicates=0)
+
+
+def test_configurations_from_before_a_section_existed_open_with_its_defaults(tiny_config):
+    older = json.loads(json.dumps(to_dict(tiny_config)))
+    del older["retrieval"], older["probe"], older["zero_shot"]["in_loop"]
+    assert from_config_dict(older) == tiny_config
+    assert tiny_config.zero_shot.in_loop
+    assert not tiny_config.retrieval.in_loop
+    del older["zero_shot"]["rule"]
+    with pytest.raises(UserError, match=r"'zero_shot\.rule' is missing"):
+        from_config_dict(older)
+    with pytest.raises(UserError, match=r"'probe\.l2' is 0"):
+        from_config_dict(to_dict(changed(tiny_config, probe={"l2": 0.0})))
+
+
+def test_what_is_watched_does_not_change_the_experiment(tiny_config):
+    watched = changed(tiny_config, probe={"in_loop": True}, retrieval={"records": 5}, zero_shot={"in_loop": False})
+    assert config_hash(watched) == config_hash(tiny_config)
+
+
+def test_an_older_run_directory_is_named_by_what_it_lacks_and_not_by_its_configuration(tiny_config, tmp_path):
+    older = json.loads(json.dumps(to_dict(tiny_config)))
+    del older["probe"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    with pytest.raises(UserError) as error:
+        open_run(tmp_path)
+    assert "probe" not in str(error.value)

@@ -77,6 +77,12 @@ class Result:
         return ", ".join(words) or self.outcome.variant
 
     @property
+    def run(self) -> str:
+        """Name of the run directory, behind that of the pretraining run that it lies in."""
+        nested = self.fine_tuned and self.objectives
+        return f"{self.workdir.parent.name}/{self.workdir.name}" if nested else self.workdir.name
+
+    @property
     def fine_tuned(self) -> bool:
         """Whether the parameters are those of a run of fine-tuning."""
         return self.outcome.task in FINE_TUNED

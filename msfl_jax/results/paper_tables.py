@@ -241,7 +241,7 @@ def _own_cell(stack: Sequence[Result], column: Column, reading: Reading, notes: 
         "split_hash": first.split_hash,
         "dataset": first.dataset,
         "step": first.step,
-        "run": "; ".join(one.workdir.name for one in stack),
+        "run": "; ".join(one.run for one in stack),
         "metric": metric,
     }
     note = _provenance(stack, column) + (f"; n/a: {', '.join(sorted(reasons))}" if reasons else "")
@@ -252,7 +252,7 @@ def _provenance(stack: Sequence[Result], column: Column) -> str:
     """What a number of ours is: runs, steps, seeds, images, and whether the paper's test set has as many."""
     first = stack[0].outcome
     steps = sorted({one.outcome.step for one in stack})
-    runs = ", ".join(one.workdir.name for one in stack)
+    runs = ", ".join(one.run for one in stack)
     seeds = ("seeds " if len(stack) > 1 else "seed ") + ", ".join(str(one.seed) for one in stack)
     parts = [
         f"{runs}, step {', '.join(map(str, steps))}, {seeds}, {stack[0].variant}",
@@ -315,7 +315,7 @@ def _own_caveats(used: Sequence[Result]) -> list[str]:
     found: dict[str, dict[str, None]] = {}
     for one in used:
         for caveat in one.outcome.caveats:
-            found.setdefault(caveat, {})[one.workdir.name] = None
+            found.setdefault(caveat, {})[one.run] = None
     return [f"{', '.join(runs)}: {caveat}" for caveat, runs in found.items()]
 
 

@@ -85,6 +85,11 @@ class Manifest:
     subsets: dict[str, SubsetEntry] = field(default_factory=dict)
 
     @property
+    def dataset(self) -> str:
+        """What results call the data: "synthetic_mimic_cxr" for a synthetic study in the layout of MIMIC-CXR, else the name."""
+        return f"synthetic_{self.name}" if self.settings.get("synthetic") is True else self.name
+
+    @property
     def counts(self) -> dict[str, int]:
         """Number of records of each split that has any."""
         return {name: split.records for name, split in self.splits.items() if split.records}

@@ -184,6 +184,16 @@ class Source(Protocol):
         ...
 
 
+SYNTHETIC = (
+    "SYNTHETIC"  # a file beside the tables of a synthetic study, which is otherwise laid out as the released data are
+)
+
+
+def synthetic_setting(root: Path) -> dict[str, Any]:
+    """The part of a source's settings that tells a synthetic study from the data set whose layout it has; empty for released data."""
+    return {"synthetic": True} if (root / SYNTHETIC).is_file() else {}
+
+
 class ImagesOnly:
     """What sources without reports and segmentations share."""
 

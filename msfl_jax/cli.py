@@ -218,6 +218,57 @@ def ground(
     )
 
 
+@app.command()
+def table(
+    number: Annotated[int, typer.Argument(min=1, max=5, help="Which of the paper's tables.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories, or folders that hold some.")] = None,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(help="Show ours on these data sets instead, without the paper's rows: NAME,NAME or synthetic."),
+    ] = "",
+) -> None:
+    """Print one of the paper's tables with our results beside its own."""
+    from msfl_jax.commands.table import table_report
+
+    print(table_report(number, runs or [], form=form, out=out, dataset=dataset), end="")
+
+
+@app.command(context_settings=OVERRIDES)
+def ablate(
+    context: typer.Context,
+    config: ConfigName,
+    workdir: Annotated[Path, typer.Option(help="Folder of the ablation; running again goes on.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each combination of objectives.")] = 1,
+    objectives: Annotated[
+        str, typer.Option(help='Combinations, as "global;global,local"; default all eight with global alignment.')
+    ] = "",
+    directory: Annotated[
+        Path | None, typer.Option("--data", help="Build to train on; default a synthetic study.")
+    ] = None,
+    phrases: Annotated[Path | None, typer.Option(help="Build with boxes to ground, beside --data.")] = None,
+    studies: Annotated[int, typer.Option(min=100, help="Studies of the synthetic data set.")] = 6600,
+    study_seed: Annotated[int, typer.Option(help="Seed of the synthetic data set.")] = 0,
+    split: Split = "test",
+    finetuning: Annotated[
+        str, typer.Option("--finetune", help="Configuration of fine-tuning, as finetune_rsna:1, or none.")
+    ] = "",
+    labels: Annotated[Path | None, typer.Option(help="Build to fine-tune on; default the one to train on.")] = None,
+) -> None:
+    """Pretrain and evaluate combinations of the objectives with several seeds: the paper's table 5.
+
+    Takes --config.SECTION.KEY=VALUE as well.
+    """
+    from msfl_jax.commands.ablate import run_ablation
+
+    made = {"studies": studies, "study_seed": study_seed, "data": directory, "phrases": phrases, "split": split}
+    made |= {"finetune": finetuning, "labels": labels}
+    code = run_ablation(workdir, config=config, seeds=seeds, objectives=objectives, overrides=context.args, **made)
+    if code:
+        raise typer.Exit(code)
+
+
 PretrainedRun = Annotated[Path, typer.Option("--run", help="Run directory of `msfl pretrain`.")]
 
 

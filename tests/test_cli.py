@@ -158,4 +158,5 @@ def test_a_build_of_mimic_cxr_takes_its_options_and_asks_about_grounding_patient
         "radiologist_labels": False,
         "splits": "official",
         "grounding_patients": "kept",
+        "synthetic": True,
     }

@@ -18,7 +18,16 @@ from input_pipeline.datasets.mimic_tables import LABEL_NAMES, UNKNOWN, Image, In
 from input_pipeline.errors import UserError
 from input_pipeline.reports import open_reports
 from input_pipeline.sections import normalise_name, report_sentences
-from input_pipeline.sources import NO_SPLIT, Dropped, ImageRow, ImagesOnly, Scan, Sentences, read_image
+from input_pipeline.sources import (
+    NO_SPLIT,
+    Dropped,
+    ImageRow,
+    ImagesOnly,
+    Scan,
+    Sentences,
+    read_image,
+    synthetic_setting,
+)
 
 __all__ = ["LABEL_NAMES", "MimicCxr"]
 
@@ -90,6 +99,7 @@ class MimicCxr(ImagesOnly):
             "radiologist_labels": self.radiologist_labels,
             "splits": "official" if self.splits is None else "own",
             "grounding_patients": "kept" if self.keep_grounding_patients else "excluded",
+            **synthetic_setting(self.jpg),
         }
 
     def scan(self, *, lenient: bool = False) -> Scan:

@@ -16,7 +16,7 @@ from input_pipeline import checksums, tables
 from input_pipeline.datasets.labelled import check_size, parse_box
 from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.sections import clean_sentence
-from input_pipeline.sources import ImageRow, ImagesOnly, Scan, is_relative, read_image
+from input_pipeline.sources import ImageRow, ImagesOnly, Scan, is_relative, read_image, synthetic_setting
 
 # The eight findings of both releases (Boecking et al., 2022, table 1), and one that only the synthetic study has: Lung Lesion.
 CATEGORIES = (
@@ -85,8 +85,8 @@ class MsCxr(ImagesOnly):
         return tuple(name for name in CATEGORIES if name in found)
 
     def settings(self) -> Mapping[str, Any]:
-        """Options that change the records: none."""
-        return {}
+        """Options that change the records: none, but whether they are of a synthetic study."""
+        return synthetic_setting(self.jpg)
 
     def scan(self, *, lenient: bool = False) -> Scan:
         """Groups the boxes by image, phrase (spelled alike) and finding; one group is one input row.

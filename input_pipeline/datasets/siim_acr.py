@@ -20,7 +20,7 @@ from input_pipeline.datasets.labelled import (
     record_hash,
 )
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.sources import ImageRow, Scan
+from input_pipeline.sources import ImageRow, Scan, synthetic_setting
 
 LABEL_NAMES = ("Pneumothorax",)
 NO_RUNS = "-1"
@@ -55,7 +55,7 @@ class SiimAcr(LabelledImages):
 
     def settings(self) -> Mapping[str, Any]:
         """Options that change the records."""
-        return self.plan.settings()
+        return {**self.plan.settings(), **synthetic_setting(self.root)}
 
     def scan(self, *, lenient: bool = False) -> Scan:
         """Groups the codes by image; an image is one input row. Every code is checked.

@@ -63,13 +63,15 @@ class Outcome:
 
 
 def identify_split(directory: Path | str, split: str) -> tuple[str, str]:
-    """Name of a build and hash of the images of one of its splits or subsets, for an `Outcome`.
+    """Name of a build's data and hash of the images of one of its splits or subsets, for an `Outcome`.
+
+    A synthetic study is never called by the name of the data set whose layout it has: see `Manifest.dataset`.
 
     Raises:
       UserError: there is no such build or split.
     """
     manifest = read_manifest(directory)
-    return manifest.name, _members(manifest, split, directory)
+    return manifest.dataset, _members(manifest, split, directory)
 
 
 def save_outcome(outcome: Outcome, workdir: Path) -> Path:

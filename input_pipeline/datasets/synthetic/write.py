@@ -21,6 +21,7 @@ from input_pipeline.datasets.synthetic.findings import Drawing, box_of, draw_fro
 from input_pipeline.datasets.synthetic.report import Report, write_report
 from input_pipeline.datasets.synthetic.study import FINDINGS, SPLITS, Plan, Study, plan_studies
 from input_pipeline.errors import UserError
+from input_pipeline.sources import SYNTHETIC
 
 JPEG_QUALITY = 95  # MIMIC-CXR-JPG's own
 BOX_FILE = "MS_CXR_Local_Alignment_v1.1.0.csv"
@@ -223,6 +224,7 @@ def _write_tables(directory: Path, rows: Rows) -> None:
     tables.write_table(directory / BOX_FILE, tables.BOX_COLUMNS, rows.boxes)
     tables.write_table(directory / RLE_FILE, tables.RLE_COLUMNS, rows.rle)
     (directory / "IMAGE_FILENAMES").write_text("".join(f"{path}\n" for path in rows.images))
+    (directory / SYNTHETIC).write_text("Schematic images and generated reports: no patient is behind them.\n")
 
 
 def _summarise(directory: Path, plan: Plan, rows: Rows, seconds: float) -> StudySummary:

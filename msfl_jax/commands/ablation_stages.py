@@ -1,0 +1,147 @@
+"""The stages of one run of an ablation: pretraining, evaluation and fine-tuning, each done once and noted in stages.json when it is."""
+
+import gc
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from msfl_jax.commands.evaluate import grounding_report
+from msfl_jax.commands.finetune import run_classification
+from msfl_jax.commands.pretrain import run_pretraining
+from msfl_jax.commands.table import write_whole
+from msfl_jax.commands.zero_shot import zero_shot_report
+from msfl_jax.config import Config, config_hash
+from msfl_jax.config_files import load_config
+from msfl_jax.finetune_config import FinetuneConfig, finetune_config
+from msfl_jax.tasks.outcome import identify_split
+
+STAGES_FILE = "stages.json"
+FINETUNED = "finetune"  # folder of the fine-tuned run, in that of the run it starts from
+
+
+@dataclass(frozen=True)
+class Builds:
+    """What an ablation trains on and measures with.
+
+    Attributes:
+      records: build that is trained on, whose `split` is classified.
+      phrases: build with boxes, whose `split` is grounded; None leaves grounding out.
+      split: held out.
+      labels: build to fine-tune on; None leaves fine-tuning out.
+      finetune: configuration of the fine-tuning with its argument, as "finetune_demo:1".
+    """
+
+    records: Path
+    phrases: Path | None
+    split: str
+    labels: Path | None = None
+    finetune: str = ""
+
+    def finetuning(self, seed: int) -> FinetuneConfig:
+        """The configuration of the fine-tuning.
+
+        Raises:
+          UserError: there is no such configuration.
+        """
+        return load_config(self.finetune, [f"--config.seed={seed}"], make=finetune_config)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run: what it does, and a key that is equal as long as it would do the same to the same images."""
+
+    run: Callable[[Config, Path, Builds], object]
+    key: Callable[[Config, Builds], list[str]]
+
+
+def run_stages(config: Config, workdir: Path, builds: Builds) -> float:
+    """Does what is not done yet, and forgets what was compiled for it.
+
+    Args:
+      config: of the run.
+      workdir: its directory; files of finished stages are left as they are.
+      builds: what is trained on and measured with.
+
+    Returns:
+      Seconds that all stages took, over all sessions in which they ended.
+
+    Raises:
+      MsflError: a stage failed.
+    """
+    notes = _read_notes(workdir)
+    for name, stage in STAGES.items():
+        key = stage.key(config, builds)
+        if _done(notes, name, key):
+            continue
+        started = time.monotonic()
+        stage.run(config, workdir, builds)
+        notes[name] = {"key": key, "seconds": round(time.monotonic() - started, 1)}
+        write_whole(workdir / STAGES_FILE, json.dumps(notes, indent=2) + "\n")
+        jax.clear_caches()  # the next run's steps are compiled anew: without this, memory would grow with every run
+        gc.collect()
+    return sum(notes[name]["seconds"] for name in STAGES)
+
+
+def all_finished(config: Config, workdir: Path, builds: Builds) -> bool:
+    """Whether there is nothing left to do in `workdir`."""
+    notes = _read_notes(workdir)
+    return all(_done(notes, name, stage.key(config, builds)) for name, stage in STAGES.items())
+
+
+def _pretrain(config: Config, workdir: Path, builds: Builds) -> None:
+    run_pretraining(config, workdir, quiet=True)
+
+
+def _evaluate(config: Config, workdir: Path, builds: Builds) -> None:
+    """Zero-shot classification and, where there are boxes, grounding, with the run's own rule and protocol."""
+    zero_shot_report(workdir, builds.records, split=builds.split)
+    if builds.phrases:
+        grounding_report(workdir, builds.phrases, split=builds.split, overlays=0)
+
+
+def _finetune(config: Config, workdir: Path, builds: Builds) -> None:
+    if builds.labels:
+        run_classification(builds.finetuning(config.seed), workdir / FINETUNED, workdir, builds.labels)
+
+
+def _pretraining_key(config: Config, builds: Builds) -> list[str]:
+    return [config_hash(config), identify_split(builds.records, config.data.split)[1]]
+
+
+def _evaluation_key(config: Config, builds: Builds) -> list[str]:
+    measured = [build for build in (builds.records, builds.phrases) if build]
+    return [*_pretraining_key(config, builds), *(identify_split(build, builds.split)[1] for build in measured)]
+
+
+def _finetuning_key(config: Config, builds: Builds) -> list[str]:
+    if builds.labels is None:
+        return ["none"]
+    settings = builds.finetuning(config.seed)
+    members = identify_split(builds.labels, settings.data.test)[1]
+    return [*_pretraining_key(config, builds), builds.finetune, members]
+
+
+STAGES: Mapping[str, Stage] = {
+    "pretraining": Stage(_pretrain, _pretraining_key),
+    "evaluation": Stage(_evaluate, _evaluation_key),
+    "fine_tuning": Stage(_finetune, _finetuning_key),
+}
+
+
+def _read_notes(workdir: Path) -> dict[str, Any]:
+    """What stages.json says; nothing where there is none or it is damaged, and then the stages find out themselves what is left to do."""
+    try:
+        notes = json.loads((workdir / STAGES_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _done(notes: Mapping[str, Any], name: str, key: list[str]) -> bool:
+    note = notes.get(name)
+    return isinstance(note, dict) and note.get("key") == key and isinstance(note.get("seconds"), int | float)

@@ -1,0 +1,103 @@
+"""Pooled intervals: several seeds on the same patients, against a loop written out by hand."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from msfl_jax.metrics import Interval
+from msfl_jax.results.own_results import Result
+from msfl_jax.results.pooling import mean_over_seeds, pooled_gain, pooled_interval
+from msfl_jax.tasks.grounding_result import COLUMNS, PhraseScores
+from msfl_jax.tasks.outcome import Outcome
+from msfl_jax.tasks.zero_shot_result import Predictions
+
+PATIENTS = np.asarray([7, 7, 3, 9, 3, 1, 9, 9], np.uint32)
+CATEGORIES = np.asarray(["Edema"] * 4 + ["Pneumonia"] * 4)
+
+
+def result(folder, task, seed):
+    outcome = Outcome(task, "ms_cxr", "test", "ab12", "v", {}, 10, 8, 4, {"cnr": Interval(0.0, 0.0, 0.0)})
+    return Result(folder, outcome, "demo", "global,local", "same", seed)
+
+
+@pytest.fixture
+def grounded(tmp_path):
+    """Saves scores of one seed, with the CNR given and everything else random."""
+
+    def save(name, cnr, patients=PATIENTS):
+        scores = PhraseScores(
+            values=np.random.default_rng(0).normal(size=(len(cnr), 2, len(COLUMNS))).astype(np.float32),
+            unpredicted=np.zeros((len(cnr), 2), np.int32),
+            box_share=np.full(len(cnr), 0.1, np.float32),
+            category=CATEGORIES,
+            patient_key=patients,
+            image_key=np.arange(len(cnr), dtype=np.uint32),
+            phrase_key=np.arange(len(cnr), dtype=np.uint32),
+            maps=np.zeros((len(cnr), 2, 2, 2), np.float32),
+        )
+        scores.values[:, 0, COLUMNS.index("cnr")] = cnr
+        one = result(tmp_path / name, "grounding", 0)
+        scores.save(one.outcome.predictions(one.workdir))
+        return one
+
+    return save
+
+
+def loop_gain(better, base, patients, replicates):
+    """Mean over seeds of each phrase, then patients drawn with all their phrases; differences of the two means, one by one."""
+    a = [np.mean([seed[i] for seed in better]) for i in range(len(patients))]
+    b = [np.mean([seed[i] for seed in base]) for i in range(len(patients))]
+    order = list(dict.fromkeys(patients.tolist()))  # as they first appear
+    rng = np.random.default_rng(0)
+    differences = []
+    for _ in range(replicates):
+        first, second = [], []
+        for drawn in rng.integers(0, len(order), size=len(order)):
+            for i, patient in enumerate(patients.tolist()):
+                if patient == order[drawn]:
+                    first.append(a[i])
+                    second.append(b[i])
+        differences.append(np.mean(first) - np.mean(second))
+    return np.mean(a) - np.mean(b), *np.quantile(differences, [0.025, 0.975])
+
+
+def test_the_gain_is_that_of_a_loop_over_patients(grounded):
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(2, 3, len(PATIENTS))).astype(np.float32) + np.asarray([1.0, 0.0])[:, None, None]
+    stacks = [[grounded(f"{side}{seed}", values[side, seed]) for seed in range(3)] for side in (0, 1)]
+    found = pooled_gain(*stacks, "cnr", replicates=60)
+    assert found == pytest.approx(loop_gain(values[0], values[1], PATIENTS, 60), rel=1e-6)
+
+
+def test_a_phrase_without_a_number_in_one_seed_keeps_those_of_the_others(grounded):
+    values = np.asarray([[1, 2, np.nan, 4, 5, 6, 7, np.nan], [3, 2, 1, 4, 5, 6, 7, np.nan]])
+    np.testing.assert_array_equal(mean_over_seeds(list(values)), [2, 2, 1, 4, 5, 6, 7, np.nan])
+    stack = [grounded(f"seed{seed}", row) for seed, row in enumerate(values)]
+    assert pooled_interval(stack, "cnr", replicates=5).value == pytest.approx(27 / 7)
+
+
+def test_seeds_scored_on_other_patients_are_not_pooled(grounded):
+    one, other = grounded("one", np.ones(8)), grounded("other", np.ones(8), PATIENTS[::-1].copy())
+    assert pooled_interval([one, other], "cnr") is None
+    assert pooled_gain([one], [other], "cnr") is None
+    assert pooled_interval([one], "category/cnr") is None
+    assert pooled_interval([result(one.workdir / "nowhere", "grounding", 0)], "cnr") is None
+
+
+def test_the_pooled_auc_is_the_mean_over_seeds_and_findings_of_scikit_learns(tmp_path):
+    rng = np.random.default_rng(5)
+    truth = np.asarray([[1, 0, 1, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 1, 0, 0], [0] * 8], np.float32).T
+    scores = rng.normal(size=(2, 8, 3)).astype(np.float32)
+    stack = []
+    for seed in (0, 1):
+        one = result(tmp_path / f"seed{seed}", "zero_shot", seed)
+        predictions = Predictions(("Edema", "Hernia", "Fracture"), scores[seed], truth, PATIENTS)
+        predictions.save(one.outcome.predictions(one.workdir))
+        stack.append(one)
+    expected = np.mean([roc_auc_score(truth[:, f], scores[seed][:, f]) for seed in (0, 1) for f in (0, 1)])
+    found = pooled_interval(stack, "mean_auc", replicates=30)
+    assert found.value == pytest.approx(expected, rel=1e-12)
+    assert found.low <= found.value <= found.high
+    hernia = pooled_interval(stack, "auc/Hernia", replicates=0)
+    assert hernia.value == pytest.approx(np.mean([roc_auc_score(truth[:, 1], one[:, 1]) for one in scores]), rel=1e-12)
+    assert pooled_interval(stack, "auc/Mass") is None

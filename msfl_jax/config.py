@@ -345,16 +345,17 @@ def build_dataclass(kind: type[T], values: Any, path: str = "") -> T:
     for key in given:
         if key not in _names(kind):
             raise UserError(f"config: unknown key '{prefix}{key}'{nearest(str(key), _names(kind))}")
-    for field in dataclasses.fields(kind):
-        name = field.name
-        if name not in given and field.default is dataclasses.MISSING:
+    for name in _names(kind, required=True):
+        if name not in given:
             raise UserError(f"config: key '{prefix}{name}' is missing; build the configuration on a shipped one")
     hints = typing.get_type_hints(kind)
     return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in given.items()})
 
 
-def _names(kind: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
+def _names(kind: Any, *, required: bool = False) -> list[str]:
+    """Names of the fields, or of those without a default."""
+    fields = dataclasses.fields(kind)
+    return [field.name for field in fields if not required or field.default is dataclasses.MISSING]
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

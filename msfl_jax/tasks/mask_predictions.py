@@ -1,57 +1,26 @@
 """Masks predicted for whole images, and the counts of pixels from which every Dice follows."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int64, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Float32, UInt8, UInt32
 
-from input_pipeline.errors import UserError
 from input_pipeline.mask_batches import evaluation_views
 from input_pipeline.reading import SplitRecords
 from input_pipeline.records import Record
 from input_pipeline.streams import BatchSpec
-from msfl_jax.metrics import Interval, bootstrap, count_overlap, dice_statistics
+from msfl_jax.metrics import count_overlap
 from msfl_jax.model import Params
 from msfl_jax.segmenter import Segmenter
-from msfl_jax.tasks.grounding import to_pixels
-from msfl_jax.tasks.predictions import load_arrays, save_arrays
+from msfl_jax.tasks.grounding_protocol import to_pixels
+from msfl_jax.tasks.mask_result import MaskPredictions
 from msfl_jax.tasks.run import on_mesh, to_host
 
 ROWS = 16  # images at a time
 _THREADS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskPredictions:
-    """What every Dice variant and its interval follow from, without images or a model.
-
-    Attributes:
-      counts: [N, 4], common, predicted, true and all pixels of each image (see `msfl_jax.metrics.COUNTS`).
-      patient_key, image_key: [N], hashed.
-    """
-
-    counts: Int64[np.ndarray, "N 4"]
-    patient_key: UInt32[np.ndarray, "N"]
-    image_key: UInt32[np.ndarray, "N"]
-
-    def save(self, path: Path | str) -> None:
-        """Writes an .npz file without pickle."""
-        save_arrays(path, counts=self.counts, patient_key=self.patient_key, image_key=self.image_key)
-
-    @classmethod
-    def load(cls, path: Path | str) -> "MaskPredictions":
-        """Reads what `save` wrote; raises a UserError where it is something else."""
-        arrays = load_arrays(path)
-        try:
-            return cls(arrays["counts"], arrays["patient_key"], arrays["image_key"])
-        except KeyError as error:
-            found = f"{path}: array {error} is missing"
-            raise UserError(f"{found}; expected predictions of `msfl finetune segmentation`") from error
 
 
 def predict(segmenter: Segmenter, params: Params, source: SplitRecords, spec: BatchSpec) -> MaskPredictions:
@@ -96,14 +65,6 @@ def predict_masks(
     """
     margins = to_host(_margin(params, *on_mesh(params, views, rows=ROWS), segmenter=segmenter))[: len(views)]
     return list((pool.map if pool else map)(functools.partial(_mask_of, fit=fit), margins, sizes))
-
-
-def summarise(counts: Int64[np.ndarray, "N 4"], patients: np.ndarray, *, replicates: int = 2000) -> dict[str, Interval]:
-    """The four Dice variants with 95 % patient-bootstrap intervals, by name."""
-    return {
-        name: bootstrap(statistic, patients, replicates=replicates)
-        for name, statistic in dice_statistics(counts).items()
-    }
 
 
 @functools.partial(jax.jit, static_argnames="segmenter")

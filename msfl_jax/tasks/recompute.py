@@ -11,7 +11,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from msfl_jax.metrics import Interval
-from msfl_jax.tasks import grounding_result, retrieval_result, zero_shot_result
+from msfl_jax.tasks import grounding_result, mask_result, retrieval_result, zero_shot_result
 from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcome
 
 TOLERANCE = 1e-9  # sums in another order differ by less; another image, label or seed by more
@@ -55,16 +55,37 @@ def grounding(outcome: Outcome, predictions: Path) -> Mapping[str, Interval]:
     return grounding_result.intervals_of(scores, **bootstrap_options(outcome))
 
 
+def classification(outcome: Outcome, predictions: Path) -> Mapping[str, Interval]:
+    """Of `msfl finetune classification`."""
+    result = zero_shot_result.summarise(
+        zero_shot_result.Predictions.load(predictions),
+        rule="maco",  # of this rule, a score is a log-odds
+        split=outcome.split,
+        step=outcome.step,
+        **bootstrap_options(outcome),
+    )
+    return {"mean_auc": result.mean} | {f"auc/{finding.name}": finding.auc for finding in result.findings}
+
+
+def segmentation(outcome: Outcome, predictions: Path) -> Mapping[str, Interval]:
+    """Of `msfl finetune segmentation`."""
+    found = mask_result.MaskPredictions.load(predictions)
+    return mask_result.summarise(found.counts, found.patient_key, **bootstrap_options(outcome))
+
+
 TASKS: dict[str, Recompute] = {
     zero_shot_result.TASK: zero_shot,
     retrieval_result.TASK: retrieval,
     "grounding": grounding,
+    "classification": classification,
+    "segmentation": segmentation,
 }
 
 
 def bootstrap_options(outcome: Outcome) -> dict[str, int]:
-    """`seed` and `replicates`, as the result was made with."""
-    return {name: int(outcome.options[name]) for name in ("seed", "replicates")}
+    """`seed` and `replicates` of the bootstrap, as the result was made with; where a model was trained, `seed` is that of the training."""
+    options = outcome.options
+    return {"seed": int(options.get("bootstrap_seed", options["seed"])), "replicates": int(options["replicates"])}
 
 
 def check_results(workdir: Path) -> list[Check]:

@@ -28,7 +28,8 @@ from msfl_jax.parallel import distributed
 from msfl_jax.segmentation_config import Lists, SegmentationConfig, segmentation_config
 from msfl_jax.segmenter import Segmenter
 from msfl_jax.tasks.leaks import leak_caveats
-from msfl_jax.tasks.mask_predictions import MaskPredictions, predict, summarise
+from msfl_jax.tasks.mask_predictions import predict
+from msfl_jax.tasks.mask_result import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
 from msfl_jax.tasks.run import CONFIG_FILE, Run
 from msfl_jax.train.adaptation import Adaptation, adapt, best_parameters
@@ -144,7 +145,7 @@ def open_segmentation(workdir: Path, *, step: int | str | None = "best") -> Segm
 
 
 def evaluate_segmentation(
-    run: SegmentationRun, directory: Path, split: str, *, replicates: int = 2000
+    run: SegmentationRun, directory: Path, split: str, *, seed: int = 0, replicates: int = 2000
 ) -> SegmentationResult:
     """Measures a fine-tuned run on a split with masks and saves predictions and outcome in its directory.
 
@@ -154,7 +155,7 @@ def evaluate_segmentation(
     """
     spec = evaluation_spec(run.config, run.segmenter)
     predictions = predict(run.segmenter, run.params, with_masks(directory, split), spec)
-    metrics = summarise(predictions.counts, predictions.patient_key, replicates=replicates)
+    metrics = summarise(predictions.counts, predictions.patient_key, seed=seed, replicates=replicates)
     config, (dataset, split_hash) = run.config, identify_split(directory, split)
     options = {
         "init": config.encoder.init,
@@ -163,6 +164,7 @@ def evaluate_segmentation(
         "seed": config.seed,
         "config": config.name,
         "lists": lists_of(read_manifest(directory)),
+        "bootstrap_seed": seed,
         "replicates": replicates,
     }
     outcome = Outcome(

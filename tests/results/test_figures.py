@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import UserError
-from msfl_jax.results.figures import DPI, LEGEND_LINE, save_curves, save_overlay, save_report_overlays
+from msfl_jax.results.figures import LEGEND_LINE, save_curves, save_overlay, save_report_overlays
+from msfl_jax.results.panels import DPI
 
 NO_BOXES = np.zeros((0, 4), np.float32)
 

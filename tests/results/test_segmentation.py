@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from msfl_jax.results.segmentation import choose_images, save_mask_overlay, segmentation_table
-from msfl_jax.tasks.mask_predictions import MaskPredictions, summarise
+from msfl_jax.tasks.mask_result import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import Outcome
 from msfl_jax.tasks.segmentation import SegmentationResult
 

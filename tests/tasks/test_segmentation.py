@@ -23,7 +23,8 @@ from msfl_jax.model import Model
 from msfl_jax.segmentation_config import segmentation_config
 from msfl_jax.segmenter import Segmenter
 from msfl_jax.tasks import segmentation
-from msfl_jax.tasks.mask_predictions import MaskPredictions, predict, summarise
+from msfl_jax.tasks.mask_predictions import predict
+from msfl_jax.tasks.mask_result import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import load_outcomes
 from msfl_jax.tasks.run import Run
 from msfl_jax.tasks.segmentation import (

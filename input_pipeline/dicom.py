@@ -213,7 +213,7 @@ def _stored_pixels(dataset: Any, max_pixels: int) -> Shaped[np.ndarray, "H W"] |
         known = f", {syntax.name}," if syntax.type == "Transfer Syntax" else ""
         # What can be installed is wanting on this machine, not in the file.
         kind = UserError if package else DataError
-        raise kind(f"DICOM's transfer syntax{known} has no decoder here; {advice}", code="no_decoder")
+        raise kind(f"DICOM's transfer syntax{known} has no decoder here; {advice}")
     try:
         return pixels.pixel_array(dataset, index=0)
     except Exception:

@@ -28,41 +28,41 @@ def leave_out(scan: Scan, quarantine: Path, noted: Collection[str] = ()) -> None
     """
     if not (quarantine.parent / SALT_NAME).is_file():
         raise UserError(f"{quarantine}: no {SALT_NAME} beside it; expected the file in the doctor's folder, not a copy")
-    reasons = _reasons(quarantine)
+    named = _reasons(quarantine)
     scan.inputs["quarantine"] = tables.file_hash(quarantine)
     if noted:
         notes = quarantine.parent / NOTES_NAME
         odd = {key: reason for key, reason in _reasons(notes).items() if reason in noted}
         if absent := sorted({*noted} - {*odd.values()}):
             raise UserError(f"{notes}: no row is noted for {', '.join(absent)}; expected reasons that the doctor gave")
-        reasons = {**odd, **reasons}
+        named = {**odd, **named}
         scan.inputs["notes"] = f"{', '.join(sorted(noted))} of {tables.file_hash(notes)}"
     keyring, found = open_keyring(quarantine.parent), 0
     for split, rows in scan.rows.items():
         places = array("I")
         for place, row in enumerate(rows):
-            reason = reasons.get(keyring.key("image", row.image))
+            reason = named.get(keyring.key("image", row.image))
             if reason is None:
                 places.append(place)
             else:
                 scan.drop(split, reason)
         found += len(rows) - len(places)
         scan.rows[split] = Part(rows, places)
-    if reasons and not found:
-        known = f"{quarantine}: none of its {len(reasons):,} images is among those of this build"
+    if named and not found:
+        known = f"{quarantine}: none of its {len(named):,} images is among those of this build"
         raise UserError(f"{known}; expected the doctor's file of this data set; else build without it")
 
 
 def _reasons(file: Path) -> dict[str, str]:
     """The first reason of each image by its key."""
-    reasons: dict[str, str] = {}
+    named: dict[str, str] = {}
     try:
         for line in file.read_text(encoding="utf-8").splitlines():
             values = json.loads(line)
             if image := values.get("image"):
-                reasons.setdefault(str(image), str(values["reason"]))
+                named.setdefault(str(image), str(values["reason"]))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; expected the file that `msfl data doctor` wrote") from None
     except (ValueError, KeyError, AttributeError):
         raise UserError(f"{file}: none of `msfl data doctor`'s files; expected one JSON object a line") from None
-    return reasons
+    return named

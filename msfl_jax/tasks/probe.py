@@ -36,7 +36,7 @@ def fit_probe(
     deviation = np.where(deviation > _FLAT * deviation.max(initial=0.0), deviation, np.inf)  # constant: no weight
     scaled = (features - mean) / deviation
     columns = [_fit_label(scaled, np.asarray(column, np.float64), l2) for column in labels.T]
-    weights = np.stack([weights for weights, _ in columns], axis=1) / deviation[:, None]
+    weights = np.asarray([weights for weights, _ in columns]).reshape(-1, len(deviation)).T / deviation[:, None]
     return weights, np.asarray([bias for _, bias in columns]) - mean @ weights
 
 

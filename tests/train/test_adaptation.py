@@ -127,10 +127,10 @@ def test_the_best_checkpoint_stays_and_is_read(tmp_path):
 
     settings = Settings(train=TrainConfig(40, 5, 0, 1, 10, 5))
     adapt(task(evaluate=evaluate, best_metric="dice"), settings, tmp_path)
-    params, step = best_parameters(tmp_path, START)
+    params, step = best_parameters(tmp_path, jax.eval_shape(lambda: START))
     assert step == 20
     jax.tree.map(assert_array_equal, jax.device_get(params), seen[20])
-    assert best_parameters(tmp_path, START, step=None)[1] == 40
+    assert best_parameters(tmp_path, jax.eval_shape(lambda: START), step=None)[1] == 40
     assert {line["step"]: line["dice"] for line in logged(tmp_path) if "dice" in line}[20] == 0.9
 
 
@@ -149,6 +149,6 @@ def test_a_loss_that_is_no_number_changes_nothing_and_ends_the_run(tmp_path):
 
     with pytest.raises(DivergedError, match="3 steps in a row"):
         adapt(task(loss=broken), Settings(train=TrainConfig(40, 1, 1, 1, 0, 3)), tmp_path)
-    params, step = best_parameters(tmp_path, START, step=None)
+    params, step = best_parameters(tmp_path, jax.eval_shape(lambda: START), step=None)
     assert step < 40
     jax.tree.map(assert_array_equal, jax.device_get(params), START)

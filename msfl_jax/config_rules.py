@@ -9,9 +9,31 @@ from input_pipeline.errors import UserError
 
 Rule = tuple[bool, str, str]  # whether it holds, the key at fault, what is expected there
 
-# Smallest value of whole numbers.
-AT_LEAST = {
+# Whole numbers and real ones that every kind of run has; see `AT_LEAST` and `WITHIN`.
+AT_LEAST_OF_RUNS = {
     "seed": 0,
+    "data.batch_size": 1,
+    "data.workers": 0,
+    "optimizer.warmup_steps": 0,
+    "train.steps": 1,
+    "train.log_every": 0,
+    "train.checkpoint_every": 0,
+    "train.keep_checkpoints": 1,
+    "train.evaluate_every": 0,
+    "train.max_skipped_steps": 0,
+}
+WITHIN_OF_RUNS = {
+    "data.shift": (0.0, 0.5),
+    "data.rotation": (0.0, 180.0),
+    "optimizer.peak_rate": (0.0, math.inf),
+    "optimizer.weight_decay": (0.0, math.inf),
+    "optimizer.b1": (0.0, 1.0),
+    "optimizer.b2": (0.0, 1.0),
+    "optimizer.clip_norm": (1e-9, math.inf),
+}
+
+# Smallest value of whole numbers.
+AT_LEAST = AT_LEAST_OF_RUNS | {
     "model.vision.image_size": 1,
     "model.vision.patch_size": 1,
     "model.vision.width": 1,
@@ -32,15 +54,6 @@ AT_LEAST = {
     "regions.window_radius": 0,
     "text.max_sentences": 1,
     "objective.local_alignment.block": 0,
-    "data.batch_size": 1,
-    "data.workers": 0,
-    "optimizer.warmup_steps": 0,
-    "train.steps": 1,
-    "train.log_every": 0,
-    "train.checkpoint_every": 0,
-    "train.keep_checkpoints": 1,
-    "train.evaluate_every": 0,
-    "train.max_skipped_steps": 0,
     "zero_shot.records": 0,
     "grounding.records": 0,
     "grounding.shifts": 1,
@@ -49,7 +62,7 @@ AT_LEAST = {
 }
 
 # Lowest and highest value of real numbers; NaN lies in no range.
-WITHIN = {
+WITHIN = WITHIN_OF_RUNS | {
     "model.vision.mlp_ratio": (1e-3, math.inf),
     "model.text.mlp_ratio": (1e-3, math.inf),
     "image.mean": (0.0, 1.0),
@@ -63,13 +76,6 @@ WITHIN = {
     "objective.local_alignment.region_scale": (0.0, math.inf),
     "objective.local_alignment.sentence_scale": (1e-6, math.inf),
     "objective.local_alignment.logit_scale": (1e-6, math.inf),
-    "data.shift": (0.0, 0.5),
-    "data.rotation": (0.0, 180.0),
-    "optimizer.peak_rate": (0.0, math.inf),
-    "optimizer.weight_decay": (0.0, math.inf),
-    "optimizer.b1": (0.0, 1.0),
-    "optimizer.b2": (0.0, 1.0),
-    "optimizer.clip_norm": (1e-9, math.inf),
     "grounding.sigma": (0.0, math.inf),
     "probe.l2": (1e-12, math.inf),
 }
@@ -144,17 +150,19 @@ def _sizes(config: Any) -> Iterator[Rule]:
 
 def _choices(config: Any) -> Iterator[Rule]:
     """Options that need each other."""
-    vision, train, mesh = config.model.vision, config.train, config.mesh
+    vision = config.model.vision
     yield vision.patch_layers in (1, 2), "model.vision.patch_layers", "1 or 2"
     yield config.image.target_scale in (1, 2), "image.target_scale", "1 or 2"
     needed = "another pool, or a model with model.vision.cls_token"
     yield config.image.pool != "cls" or vision.cls_token, "image.pool", needed
-    shorter = config.optimizer.warmup_steps < train.steps
-    yield shorter, "optimizer.warmup_steps", f"fewer than train.steps, {train.steps}"
+    yield from of_runs(config)
+
+
+def of_runs(config: Any) -> Iterator[Rule]:
+    """What must fit each other in every kind of run: the warm-up and the steps, the axes of the mesh."""
+    steps, mesh = config.train.steps, config.mesh
+    yield config.optimizer.warmup_steps < steps, "optimizer.warmup_steps", f"fewer than train.steps, {steps}"
     axes = (mesh.data, mesh.fsdp, mesh.tensor)
-    yield (
-        all(size == -1 or size >= 1 for size in axes),
-        "mesh",
-        "1 or more devices along each axis, or -1 for what is left",
-    )
+    positive = all(size == -1 or size >= 1 for size in axes)
+    yield positive, "mesh", "1 or more devices along each axis, or -1 for what is left"
     yield axes.count(-1) <= 1, "mesh", "-1 for one axis at most"

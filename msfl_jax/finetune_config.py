@@ -11,32 +11,11 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from msfl_jax.config import MeshConfig, TrainConfig, build_dataclass
-from msfl_jax.config_rules import Rule, in_ranges, refuse_first
+from msfl_jax.config_rules import AT_LEAST_OF_RUNS, WITHIN_OF_RUNS, Rule, in_ranges, of_runs, refuse_first
 
-AT_LEAST = {
-    "seed": 0,
-    "encoder.image_size": 0,
-    "data.fraction": 1,
-    "data.batch_size": 1,
-    "data.workers": 0,
-    "optimizer.warmup_steps": 0,
-    "train.steps": 1,
-    "train.log_every": 0,
-    "train.checkpoint_every": 0,
-    "train.keep_checkpoints": 1,
-    "train.evaluate_every": 0,
-    "train.max_skipped_steps": 0,
-    "probe.penalties": 1,
-}
-WITHIN = {
-    "data.shift": (0.0, 0.5),
-    "data.rotation": (0.0, 180.0),
-    "optimizer.peak_rate": (0.0, math.inf),
+AT_LEAST = AT_LEAST_OF_RUNS | {"encoder.image_size": 0, "data.fraction": 1}
+WITHIN = WITHIN_OF_RUNS | {
     "optimizer.momentum": (0.0, 1.0),
-    "optimizer.b1": (0.0, 1.0),
-    "optimizer.b2": (0.0, 1.0),
-    "optimizer.weight_decay": (0.0, math.inf),
-    "optimizer.clip_norm": (1e-9, math.inf),
     "optimizer.layer_decay": (1e-3, 1.0),
     "optimizer.power": (0.0, math.inf),
     "encoder.drop_path": (0.0, 0.9),
@@ -127,15 +106,12 @@ def finetune_config(values: Mapping[str, Any] | ConfigDict) -> FinetuneConfig:
       UserError: a key is unknown or missing, a value has another type, is none of the choices or out of range.
     """
     config = build_dataclass(FinetuneConfig, values)
-    refuse_first(config, in_ranges(config, AT_LEAST, WITHIN, RANGES))
-    refuse_first(config, _together(config))
+    refuse_first(config, in_ranges(config, AT_LEAST | {"probe.penalties": 1}, WITHIN, RANGES))
+    refuse_first(config, fits(config))
     return config
 
 
-def _together(config: FinetuneConfig) -> Iterator[Rule]:
-    steps, mesh = config.train.steps, config.mesh
-    yield config.optimizer.warmup_steps < steps, "optimizer.warmup_steps", f"fewer than train.steps, {steps}"
+def fits(config: Any) -> Iterator[Rule]:
+    """What must fit each other in every run that learns from a percentage of the labels."""
     yield config.data.fraction <= 100, "data.fraction", "a percentage from 1 to 100"
-    axes = (mesh.data, mesh.fsdp, mesh.tensor)
-    sizes = all(size == -1 or size >= 1 for size in axes) and axes.count(-1) <= 1
-    yield sizes, "mesh", "1 or more devices along each axis, or -1 for what is left along one"
+    yield from of_runs(config)

@@ -4,7 +4,7 @@ The comment behind a field names its source: (MaCo) and (MRM) the fine-tuning co
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -29,7 +29,7 @@ def finetuning(name: str, arg: str, recipes: Mapping[int, Recipe], mrm: Mapping[
     Raises:
       UserError: an argument is none of these, or two percentages are given.
     """
-    fraction, options = parse_argument(name, arg, tuple(recipes))
+    fraction, options = parse_argument(name, arg, tuple(recipes), OPTIONS)
     steps, warmup, rate = (mrm if "mrm" in options else recipes)[fraction]
     config = ConfigDict()
     config.name = name  # (ours) what the run is called in its reports
@@ -54,7 +54,9 @@ def finetuning(name: str, arg: str, recipes: Mapping[int, Recipe], mrm: Mapping[
     return config
 
 
-def parse_argument(name: str, arg: str, fractions: tuple[int, ...]) -> tuple[int, tuple[str, ...]]:
+def parse_argument(
+    name: str, arg: str, fractions: Iterable[int], options: Sequence[str]
+) -> tuple[int, tuple[str, ...]]:
     """Percentage of the labels and options of an argument such as "10,probe".
 
     Raises:
@@ -62,7 +64,7 @@ def parse_argument(name: str, arg: str, fractions: tuple[int, ...]) -> tuple[int
     """
     words = [word for word in arg.split(",") if word]
     numbers = {str(fraction): fraction for fraction in fractions}
-    known = [*numbers, *OPTIONS]
+    known = [*numbers, *options]
     for word in words:
         if word not in known:
             close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
@@ -71,7 +73,7 @@ def parse_argument(name: str, arg: str, fractions: tuple[int, ...]) -> tuple[int
     given = [numbers[word] for word in words if word in numbers]
     if len(given) > 1:
         raise UserError(f"config {name}: argument '{arg}' has {len(given)} percentages; expected one of {given}")
-    return (given or [100])[0], tuple(word for word in words if word in OPTIONS)
+    return (given or [100])[0], tuple(word for word in words if word in options)
 
 
 def _encoder(options: tuple[str, ...]) -> ConfigDict:

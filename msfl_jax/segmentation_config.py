@@ -7,43 +7,19 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from msfl_jax import finetune_config
 from msfl_jax.config import MeshConfig, TrainConfig, build_dataclass
 from msfl_jax.config_rules import Rule, in_ranges, refuse_first
 from msfl_jax.finetune_config import FinetuneOptimizerConfig
 
 Lists = Literal["as_published", "clean", "own"]
 
-AT_LEAST = {
-    "seed": 0,
-    "encoder.image_size": 0,
-    "head.channels": 8,
-    "data.fraction": 1,
-    "data.batch_size": 1,
-    "data.workers": 0,
-    "optimizer.warmup_steps": 0,
-    "train.steps": 1,
-    "train.log_every": 0,
-    "train.checkpoint_every": 0,
-    "train.keep_checkpoints": 1,
-    "train.evaluate_every": 0,
-    "train.max_skipped_steps": 0,
-}
-WITHIN = {
-    "encoder.drop_path": (0.0, 0.9),
+AT_LEAST = finetune_config.AT_LEAST | {"head.channels": 8}
+WITHIN = finetune_config.WITHIN | {
     "head.focal_weight": (0.0, math.inf),
     "head.dice_weight": (0.0, math.inf),
     "head.auxiliary_focal_weight": (0.0, math.inf),
     "head.auxiliary_dice_weight": (0.0, math.inf),
-    "data.shift": (0.0, 0.5),
-    "data.rotation": (0.0, 180.0),
-    "optimizer.peak_rate": (0.0, math.inf),
-    "optimizer.momentum": (0.0, 1.0),
-    "optimizer.b1": (0.0, 1.0),
-    "optimizer.b2": (0.0, 1.0),
-    "optimizer.weight_decay": (0.0, math.inf),
-    "optimizer.clip_norm": (1e-9, math.inf),
-    "optimizer.layer_decay": (1e-3, 1.0),
-    "optimizer.power": (0.0, math.inf),
 }
 RANGES = {"data.scale": (1e-3, 1.0), "data.zoom": (0.1, 10.0)}
 
@@ -128,13 +104,9 @@ def segmentation_config(values: Mapping[str, Any] | ConfigDict) -> SegmentationC
 
 
 def _together(config: SegmentationConfig) -> Iterator[Rule]:
-    layers, mesh, steps = config.encoder.layers, config.mesh, config.train.steps
+    layers = config.encoder.layers
     ascending = all(layer > 0 for layer in layers) and list(layers) == sorted(layers)
     yield ascending or not any(layers), "encoder.layers", "four blocks from 1, in ascending order, or four zeros"
-    yield config.data.fraction <= 100, "data.fraction", "a percentage from 1 to 100"
-    yield config.optimizer.warmup_steps < steps, "optimizer.warmup_steps", f"fewer than train.steps, {steps}"
     weights = config.head.focal_weight + config.head.dice_weight
     yield weights > 0, "head.focal_weight", "a weight above 0, or a head.dice_weight above 0"
-    axes = (mesh.data, mesh.fsdp, mesh.tensor)
-    sizes = all(size == -1 or size >= 1 for size in axes) and axes.count(-1) <= 1
-    yield sizes, "mesh", "1 or more devices along each axis, or -1 for what is left along one"
+    yield from finetune_config.fits(config)

@@ -3,12 +3,12 @@
 The comment behind a field names its source: (MaCo) the SIIM configuration of the authors' earlier code, or (ours).
 """
 
-import difflib
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from msfl_jax.finetune_presets import parse_argument
 
 OPTIONS = ("clean", "as_published", "scratch", "linear")
 
@@ -28,7 +28,11 @@ def segmenting(name: str, arg: str, recipes: Mapping[int, Recipe]) -> ConfigDict
     Raises:
       UserError: an argument is none of these, or two percentages or both kinds of lists are given.
     """
-    fraction, options = _read(name, arg, recipes)
+    fraction, options = parse_argument(name, arg, recipes, OPTIONS)
+    if {"clean", "as_published"} <= set(options):
+        raise UserError(
+            f"config {name}: argument '{arg}' has both 'clean' and 'as_published'; expected one kind of lists"
+        )
     config = ConfigDict()
     config.name = name  # (ours) what the run is called in its reports
     config.seed = 0  # (ours) of the order of the data, the head, drop-path, and label fractions that were not published
@@ -56,23 +60,6 @@ def segmenting(name: str, arg: str, recipes: Mapping[int, Recipe]) -> ConfigDict
     config.mesh.fsdp = 1  # (ours) devices over which parameters are sharded
     config.mesh.tensor = 1  # (ours) devices over which single matrices are split
     return config
-
-
-def _read(name: str, arg: str, recipes: Mapping[int, Recipe]) -> tuple[int, tuple[str, ...]]:
-    """Percentage of the labels and options of an argument such as "10,clean"."""
-    words = [word for word in arg.split(",") if word]
-    known = [*map(str, recipes), *OPTIONS]
-    for word in words:
-        if word not in known:
-            close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-            hint = f" (did you mean '{close[0]}'?)" if close else ""
-            raise UserError(f"config {name}: unknown argument '{word}'{hint}; expected some of {', '.join(known)}")
-    given = [int(word) for word in words if word not in OPTIONS]
-    if len(given) > 1 or {"clean", "as_published"} <= set(words):
-        raise UserError(
-            f"config {name}: argument '{arg}' contradicts itself; expected one percentage and one kind of lists"
-        )
-    return (given or [100])[0], tuple(word for word in words if word in OPTIONS)
 
 
 def _head(light: bool) -> ConfigDict:

@@ -13,7 +13,7 @@ ALLOWED = {
     "finetune_config": {"config", "config_rules"},
     "finetune_presets": {"presets"},
     "segmentation_config": {"config", "config_rules", "finetune_config"},
-    "segmentation_presets": set(),
+    "segmentation_presets": {"finetune_presets"},
     "segmenter": {"classifier", "config", "encoders", "losses", "model", "objective", "segmentation_config"},
     "config": {"config_rules"},
     "config_files": {"config"},

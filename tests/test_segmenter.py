@@ -78,8 +78,8 @@ def test_arguments_choose_lists_head_and_weights():
     [
         ("segment_siim:5", "unknown argument '5'"),
         ("segment_siim:clan", r"unknown argument 'clan' \(did you mean 'clean'\?\)"),
-        ("segment_siim:1,10", "contradicts itself"),
-        ("segment_siim:clean,as_published", "contradicts itself"),
+        ("segment_siim:1,10", "has 2 percentages"),
+        ("segment_siim:clean,as_published", "one kind of lists"),
     ],
 )
 def test_wrong_arguments_are_refused(argument, message):

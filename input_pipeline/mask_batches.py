@@ -19,8 +19,26 @@ from input_pipeline.streams import BatchSpec, Positions, ProcessRows, random_vie
 _HALF = 128  # a pixel belongs to a resized mask where half of it did
 
 
+class Balanced:
+    """Records of which as many show disease as show none, as GLoRIA and MGCA train: each of the rarer kind comes several times in an epoch."""
+
+    def __init__(self, source: SplitRecords):
+        """Reads every mask once; where one kind is missing, the records stay as they are."""
+        self._source = source
+        diseased = np.asarray([bool(images.decode_mask(record.mask).any()) for record in source])
+        kinds = [np.flatnonzero(diseased), np.flatnonzero(~diseased)]
+        most = max(map(len, kinds))
+        self._order = np.concatenate([np.resize(kind, most) for kind in kinds if len(kind)])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> records.Record:
+        return self._source[int(self._order[index])]
+
+
 def mask_batches(
-    source: SplitRecords,
+    source: SplitRecords | Balanced,
     spec: BatchSpec,
     *,
     batch_size: int,

@@ -54,11 +54,13 @@ class SegmentationDataConfig:
     """Which masks a run learns from, and how views are cut; `fraction` is a percentage of the training images.
 
     `lists` "any" takes whatever splits the build has; "as_published" and "clean" refuse a build with others.
+    `sampling` "balanced" shows images with and without disease equally often.
     """
 
     directory: str
     fraction: int
     lists: Literal["any", "as_published", "clean"]
+    sampling: Literal["all", "balanced"]
     validate: str
     test: str
     batch_size: int

@@ -78,6 +78,7 @@ def _data(fraction: int, lists: str) -> ConfigDict:
     data.directory = ""  # (ours) folder made by `msfl data build siim`; --data sets it
     data.fraction = fraction  # (MaCo) percentage of the training images: published lists where the build has them
     data.lists = lists  # (ours) which lists the build must have been made with; "any" takes every build
+    data.sampling = "all"  # (MaCo) every image once an epoch; "balanced" (GLoRIA, MGCA) shows disease in half of them
     data.validate = "validate"  # (MaCo) split that chooses the checkpoint
     data.test = "test"  # (MaCo) split that is evaluated once, with that checkpoint
     data.batch_size = 8  # (MaCo) 2 images on each of 4 GPUs

@@ -18,7 +18,7 @@ import numpy as np
 from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.labelled_batches import labelled_records, view_spec
 from input_pipeline.manifest import Manifest, read_manifest
-from input_pipeline.mask_batches import mask_batches, require_masks
+from input_pipeline.mask_batches import Balanced, mask_batches, require_masks
 from input_pipeline.reading import SplitRecords, open_split
 from input_pipeline.streams import BatchSpec
 from msfl_jax.config import from_config_dict, to_dict
@@ -213,13 +213,14 @@ def adaptation(
     train = require_masks(
         labelled_records(directory, data.fraction, seed=seed), directory, f"train ({data.fraction} %)"
     )
+    shown = Balanced(train) if data.sampling == "balanced" else train
     validate = with_masks(directory, data.validate)
     depth = run.config.model.vision.depth
     pretrained = run.params if config.encoder.init == "pretrained" else None
 
     def batches(start_step: int, index: int, count: int) -> Any:
         return mask_batches(
-            train,
+            shown,
             training_spec(config, segmenter),
             batch_size=data.batch_size,
             seed=seed,

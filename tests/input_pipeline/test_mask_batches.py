@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from input_pipeline import images
 from input_pipeline.build import build
 from input_pipeline.errors import DataError
 from input_pipeline.labelled_batches import view_spec
-from input_pipeline.mask_batches import evaluation_views, mask_batches, mask_like, require_masks
+from input_pipeline.mask_batches import Balanced, evaluation_views, mask_batches, mask_like, require_masks
 from input_pipeline.reading import open_split
 from input_pipeline.sources import ImageRow, ImagesOnly, Scan
 
@@ -129,3 +130,16 @@ def test_a_build_without_masks_is_refused(squares, tmp_path):
     assert open_split(tmp_path / "plain", "train")[0].mask == b""
     with pytest.raises(DataError, match="split 'train' has no masks; expected a build of `msfl data build siim`"):
         rows_of(tmp_path / "plain", view_spec(40, fit="pad"))
+
+
+def test_balanced_records_show_each_kind_equally_often_and_leave_none_out(squares):
+    source = open_split(squares, "train")
+    shown = [bool(truth(number).any()) for number in range(STUDIES)]
+    balanced = Balanced(source)
+    keys = [balanced[index].image_key for index in range(len(balanced))]
+    assert len(balanced) == 2 * sum(shown)
+    assert set(keys) == {record.image_key for record in source}
+    counts = {key: keys.count(key) for key in keys}
+    diseased = {record.image_key for record in source if images.decode_mask(record.mask).any()}
+    assert {counts[key] for key in diseased} == {1}
+    assert sum(counts[key] for key in counts.keys() - diseased) == sum(shown)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import UserError
+from input_pipeline.manifest import read_manifest
 from msfl_jax.commands.stages import stage
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import FinetuneConfig, finetune_config
@@ -20,6 +21,8 @@ from msfl_jax.tasks.classification import finetune_classification, variant
 from msfl_jax.tasks.leaks import leak_caveats
 from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcome
 from msfl_jax.tasks.run import Run, open_run
+from msfl_jax.train.adaptation import MAY_CHANGE
+from msfl_jax.train.loop import refuse_other_config
 
 INITS = {"pretrained": "", "random": "scratch"}  # with the word that a configuration's argument has for it
 
@@ -139,21 +142,22 @@ def with_data(config: FinetuneConfig, directory: Path) -> FinetuneConfig:
 
 
 def pretraining_caveats(run: Run, config: FinetuneConfig, *, allow_leak: bool) -> tuple[str, ...]:
-    """What pretraining makes it necessary to say beside the test numbers; nothing where the encoder starts at random.
+    """What must be said beside the test numbers, of the build and of pretraining; an encoder that starts at random has seen nothing.
 
     Raises:
       DataError: the test split shares images or patients with what the encoder was pretrained on.
     """
     if config.encoder.init == "random":
-        return ()
+        return read_manifest(config.data.directory).caveats
     return leak_caveats(run, Path(config.data.directory), config.data.test, allow_leak=allow_leak)
 
 
 def _cell(config: FinetuneConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> Outcome:
-    """One run of a sweep, or what it had come to."""
+    """One run of a sweep, or what it had come to; raises a CheckpointError where that was with another configuration."""
     folder = workdir / variant(config)
     finished = sorted((folder / RESULTS).glob(f"classification-*-{config.data.test}-{variant(config)}.json"))
     if finished:
+        refuse_other_config(config, folder, may_change=MAY_CHANGE)
         return load_outcome(finished[0])
     with stage(variant(config)) as current:
         outcome = finetune_classification(config, folder, run, caveats=caveats, progress=False)

@@ -28,7 +28,7 @@ def stage(name: str) -> Iterator[Stage]:
     if sys.stdout.isatty():
         print(f"{name:<20}...", end="\r", flush=True)
     yield current
-    print(f"{name:<20}{current.result:<56}{duration(current.seconds):>8}", flush=True)
+    print(f"{name + ' ':<20}{current.result:<56}{duration(current.seconds):>8}", flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -1,14 +1,17 @@
 """The sweep: one run per fraction, seed and initialisation, and what is finished is not run again."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
+from input_pipeline.errors import CheckpointError
 from msfl_jax.commands import finetune
 from msfl_jax.metrics import Interval
 from msfl_jax.tasks.classification import variant
 from msfl_jax.tasks.outcome import Outcome, save_outcome
 from msfl_jax.tasks.run import Run
+from msfl_jax.train.adaptation import write_config
 
 
 @pytest.fixture
@@ -25,17 +28,21 @@ def calls(monkeypatch):
         metrics = {"mean_auc": Interval(value, value, value)}
         outcome = Outcome("classification", "nih", "test", "h", name, options, 1, 20, 9, metrics, {}, caveats)
         save_outcome(outcome, workdir)
+        write_config(config, workdir)
         return outcome
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
     monkeypatch.setattr(finetune, "open_run", lambda run: object.__new__(Run))
     monkeypatch.setattr(finetune, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
+    monkeypatch.setattr(
+        finetune, "read_manifest", lambda directory: SimpleNamespace(caveats=("splits overlap (allowed)",))
+    )
     return made
 
 
-def sweep(tmp_path, **changes):
+def sweep(tmp_path, name="finetune_nih", **changes):
     options = {"fractions": (1, 10), "seeds": 2, "inits": ("pretrained", "random")} | changes
-    return finetune.run_sweep("finetune_nih", [], tmp_path / "sweep", tmp_path, tmp_path / "build", **options)
+    return finetune.run_sweep(name, [], tmp_path / "sweep", tmp_path, tmp_path / "build", **options)
 
 
 def test_every_cell_is_run_once_and_a_second_sweep_runs_only_what_is_new(calls, tmp_path):
@@ -49,10 +56,16 @@ def test_every_cell_is_run_once_and_a_second_sweep_runs_only_what_is_new(calls, 
     assert [name for name, _ in calls] == expected
 
 
+def test_a_sweep_of_another_recipe_does_not_take_what_is_finished(calls, tmp_path):
+    sweep(tmp_path, seeds=1)
+    with pytest.raises(CheckpointError, match=r"another configuration: .*peak_rate"):
+        sweep(tmp_path, seeds=1, name="finetune_nih:mrm")
+
+
 def test_what_pretraining_saw_is_said_of_pretrained_runs_only(calls, tmp_path):
     text = sweep(tmp_path, seeds=1)
     assert {caveats for name, caveats in calls if name.startswith("pretrained")} == {("2 patients are shared",)}
-    assert {caveats for name, caveats in calls if name.startswith("random")} == {()}
+    assert {caveats for name, caveats in calls if name.startswith("random")} == {("splits overlap (allowed)",)}
     assert text.count("caveat  2 patients are shared") == 1
 
 

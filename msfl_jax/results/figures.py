@@ -83,7 +83,7 @@ def save_report_overlays(
     phrases: Sequence[str],
     path: Path | str,
     *,
-    boxes: Sequence[Float[np.ndarray, "K 4"]] = (),
+    boxes: Sequence[Float[np.ndarray, "_ 4"]] = (),
 ) -> None:
     """Draws the radiograph as it is, and beside it one panel per sentence, numbered in order; a line below says what the signs mean.
 

@@ -73,6 +73,12 @@ def test_arguments_choose_lists_head_and_weights():
     assert load("segment_siim:as_published").data.lists == "as_published"
 
 
+def test_a_random_encoder_learns_at_one_rate():
+    for name, decay in (("segment_siim", 0.65), ("segment_demo", 0.8)):
+        assert load(f"{name}:10").optimizer.layer_decay == decay
+        assert load(f"{name}:10,scratch").optimizer.layer_decay == 1.0
+
+
 @pytest.mark.parametrize(
     "argument, message",
     [

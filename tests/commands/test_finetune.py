@@ -1,17 +1,19 @@
 """The sweep: one run per fraction, seed and initialisation, and what is finished is not run again."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from input_pipeline.errors import CheckpointError
-from msfl_jax.commands import finetune
+from msfl_jax.commands import finetune, segment
+from msfl_jax.config import to_dict
 from msfl_jax.metrics import Interval
+from msfl_jax.parallel import distributed
 from msfl_jax.tasks.classification import variant
-from msfl_jax.tasks.outcome import Outcome, save_outcome
-from msfl_jax.tasks.run import Run
-from msfl_jax.train.adaptation import write_config
+from msfl_jax.tasks.outcome import Outcome, load_outcome, save_outcome
+from msfl_jax.tasks.run import CONFIG_FILE, Run
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def calls(monkeypatch):
         metrics = {"mean_auc": Interval(value, value, value)}
         outcome = Outcome("classification", "nih", "test", "h", name, options, 1, 20, 9, metrics, {}, caveats)
         save_outcome(outcome, workdir)
-        write_config(config, workdir)
+        (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config)))
         return outcome
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
@@ -67,6 +69,31 @@ def test_what_pretraining_saw_is_said_of_pretrained_runs_only(calls, tmp_path):
     assert {caveats for name, caveats in calls if name.startswith("pretrained")} == {("2 patients are shared",)}
     assert {caveats for name, caveats in calls if name.startswith("random")} == {("splits overlap (allowed)",)}
     assert text.count("caveat  2 patients are shared") == 1
+
+
+@pytest.mark.parametrize("lead", [True, False])
+def test_processes_are_connected_before_a_device_is_touched_and_the_lead_alone_speaks(
+    calls, tmp_path, monkeypatch, capsys, lead
+):
+    order = []
+    monkeypatch.setattr(distributed, "start", lambda: order.append("start"))
+    monkeypatch.setattr(distributed, "is_lead", lambda: lead)
+    monkeypatch.setattr(distributed, "barrier", lambda name: None)
+    for module in (finetune, segment):
+        monkeypatch.setattr(module, "open_run", lambda run: order.append("open") or object.__new__(Run))
+    text = sweep(tmp_path, seeds=1)
+    config = finetune.sweep_config("finetune_nih", [], 1, 0, "random")
+    table = finetune.run_classification(config, tmp_path / "one", tmp_path, tmp_path / "build")
+    monkeypatch.setattr(segment, "segmentation_caveats", lambda *args, **options: ())
+    result = SimpleNamespace(outcome=load_outcome(next(tmp_path.glob("**/results/*.json"))))
+    monkeypatch.setattr(segment, "finetune_segmentation", lambda *args, **options: result)
+    monkeypatch.setattr(segment, "open_segmentation", lambda workdir: None)
+    for name in ("save_mask_overlays", "segmentation_table"):
+        monkeypatch.setattr(segment, name, lambda *args, **options: "Dice")
+    masks = segment.segmentation_report(tmp_path, tmp_path, tmp_path / "masks", config="segment_siim")
+    assert order == ["start", "open"] * 3
+    said = [bool(words) for words in (text, table, masks, capsys.readouterr().out)]
+    assert said == [lead] * 4
 
 
 def test_the_build_of_the_command_line_is_the_configurations(tmp_path):

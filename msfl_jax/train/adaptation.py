@@ -27,7 +27,14 @@ from msfl_jax.parallel.mesh import batch_sharding, check_batch_size, make_mesh, 
 from msfl_jax.parallel.sharding import shardings
 from msfl_jax.train.checkpoint import Checkpoints, restore_parameters
 from msfl_jax.train.due import Due
-from msfl_jax.train.loop import CONFIG_FILE, RunResult, refuse_divergence, refuse_other_config, refuse_other_data
+from msfl_jax.train.loop import (
+    CONFIG_FILE,
+    RunResult,
+    evaluate_owed,
+    refuse_divergence,
+    refuse_other_config,
+    refuse_other_data,
+)
 from msfl_jax.train.preemption import Preemption
 from msfl_jax.train.recorder import Recorder
 from msfl_jax.train.state import TrainState
@@ -216,6 +223,7 @@ def _train(
     """All steps after `start`: update, read and evaluate where due, save where due, stop where asked to."""
     task, train = run.task, run.config.train
     update = jit_adaptation_step(state, run.mesh, loss=task.loss, optimizer=task.optimizer, seed=run.config.seed)
+    evaluate_owed(task.evaluate, task.best_metric, state, start, recorder, checkpoints)
     with _closing(task.batches(start, *distributed.data_share(run.mesh, task.batch_size))) as rows:
         batches = distributed.device_batches(rows, run.mesh)
         for step in range(start + 1, train.steps + 1):
@@ -227,7 +235,8 @@ def _train(
             scores = recorder.evaluate(task.evaluate, state.params, step) if task.evaluate and due.evaluate else {}
             recorder.write(step)
             if due.save:
-                checkpoints.save(state, step, task.meta, score=scores.get(task.best_metric, math.nan))
+                score = scores.get(task.best_metric, math.nan)
+                checkpoints.save(state, step, task.meta, score=score, owed=due.owed)
             if due.stop:
                 raise RetryError(
                     f"asked to stop; step {step} is saved in {run.workdir}: run the same command again to go on"

@@ -55,9 +55,9 @@ def test_the_recipe_is_the_siblings(fraction, steps, warmup, peak):
     config = load(f"segment_siim:{fraction}")
     assert (config.train.steps, config.optimizer.warmup_steps, config.data.fraction) == (steps, warmup, fraction)
     rate = finetuning_rate(config.optimizer, steps)
-    assert float(rate(warmup)) == pytest.approx(peak)
-    assert float(rate((steps + warmup) // 2)) == pytest.approx(peak / 2)
-    assert float(rate(warmup // 2)) == pytest.approx(peak / 2)
+    assert float(rate(warmup)) == pytest.approx(peak * (1 - warmup / steps))
+    assert float(rate(steps // 2)) == pytest.approx(peak / 2)
+    assert float(rate(warmup // 2)) == pytest.approx(peak / 2 * (1 - warmup // 2 / steps))
     assert (config.encoder.image_size, config.head.channels, config.data.fit, config.data.flip) == (
         512,
         768,

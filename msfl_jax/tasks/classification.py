@@ -32,6 +32,7 @@ from msfl_jax.tasks.classifier_scores import (
     evaluation_view_spec,
     frozen_features,
     predict,
+    require_splits,
     validation_metrics,
 )
 from msfl_jax.tasks.outcome import Option, Outcome, identify_split, save_outcome
@@ -99,19 +100,22 @@ def finetune_classification(
 
     Raises:
       UserError: no such build, split or finding, or sizes that do not fit.
+      DataError: no finding is both present and absent among the validation images.
       CheckpointError: the run directory holds a run of another configuration, encoder or data.
       DivergedError, RetryError: see `train.adaptation.adapt`.
     """
     findings = chosen_findings(config.data.findings, label_names(Path(config.data.directory)))
+    require_splits(config, findings)
     classifier = make_classifier(config, run.config, len(findings))
-    _prepare(config, workdir, run, findings, caveats)
     params = classifier.initial(
         jax.random.key(config.seed), run.params if config.encoder.init == "pretrained" else None
     )
+    task = _adaptation(config, run, classifier, findings, params, progress)
+    _prepare(config, workdir, run, findings, caveats)  # once nothing is left to refuse
     if config.mode == "probe":
         _probe(config, workdir, run, classifier, findings, params)
     else:
-        adapt(_adaptation(config, run, classifier, findings, params, progress), config, workdir)
+        adapt(task, config, workdir)
     finetuned = open_finetuned(workdir)
     return evaluate_classification(finetuned, Path(config.data.directory), config.data.test, replicates=replicates)
 

@@ -19,7 +19,7 @@ import optax
 from clu import metrics as clu_metrics
 from jax.sharding import Mesh
 
-from input_pipeline.errors import RetryError
+from input_pipeline.errors import DataError, RetryError
 from msfl_jax.config import MeshConfig, TrainConfig, to_dict
 from msfl_jax.objective import Tally
 from msfl_jax.parallel import distributed
@@ -89,7 +89,7 @@ class Adaptation:
         An iterator of dictionaries of arrays [b, ...], which is closed where it can be.
       batch_size: rows of the global batch.
       evaluate: (parameters on the mesh, step) -> metrics by name, the same in every process; called every `train.evaluate_every` steps, and last.
-      best_metric: name in what `evaluate` returns, the higher the better, by which the best checkpoint is chosen.
+      best_metric: name in what `evaluate` returns, a number at least once, the higher the better, by which the best checkpoint is chosen.
       meta: what a checkpoint must agree with to be resumed, as {"data": ..., "init": ...}; JSON.
       label: of the line of progress; "" prints none.
       flops: of training on one row, for the logs; nan where it is not known.
@@ -123,6 +123,7 @@ def adapt(task: Adaptation, config: Settings, workdir: Path, *, may_change: Sequ
     Raises:
       UserError: the mesh and the batch do not fit each other.
       CheckpointError: the checkpoints are damaged or belong to another configuration or other data.
+      DataError: no evaluation had a finite score, so that there is no best checkpoint.
       DivergedError: `train.max_skipped_steps` steps in a row had no finite loss and gradient.
       RetryError: the run was asked to stop; it has saved its state.
     """
@@ -139,6 +140,11 @@ def adapt(task: Adaptation, config: Settings, workdir: Path, *, may_change: Sequ
         start = int(state.step)
         with _recorder(run, state, start) as recorder:
             state = _train(run, state, start, recorder, checkpoints, preemption)
+        if task.evaluate and checkpoints.best is None:
+            raise DataError(
+                f"{run.workdir}: trained to step {config.train.steps}, but no evaluation gave a finite {task.best_metric}, so no "
+                "checkpoint is the best; expected validation images with and without findings: use another split and a new workdir"
+            )
     return RunResult(config.train.steps, state.params, recorder.values)
 
 

@@ -12,7 +12,7 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from input_pipeline.errors import CheckpointError, DivergedError, RetryError
+from input_pipeline.errors import CheckpointError, DataError, DivergedError, RetryError
 from msfl_jax.config import MeshConfig, TrainConfig
 from msfl_jax.objective import Tally
 from msfl_jax.train.adaptation import Adaptation, adapt, best_parameters
@@ -194,6 +194,14 @@ def test_without_evaluations_in_between_there_is_one_at_the_end(tmp_path):
     adapt(last.task(), Settings(), tmp_path)
     assert last.seen == [40]
     assert best_parameters(tmp_path, jax.eval_shape(lambda: START))[1] == 40
+
+
+def test_without_a_finite_score_the_run_says_why_it_has_no_best_checkpoint(tmp_path):
+    never = Scored({40: float("nan")})
+    for _ in range(2):  # also where there is nothing left to train
+        with pytest.raises(DataError, match="no evaluation gave a finite dice, so no checkpoint is the best"):
+            adapt(never.task(), Settings(), tmp_path)
+    assert best_parameters(tmp_path, jax.eval_shape(lambda: START), step=None)[1] == 40
 
 
 def test_a_run_of_other_settings_or_other_data_is_refused(stopped):

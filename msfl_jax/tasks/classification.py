@@ -37,7 +37,7 @@ from msfl_jax.tasks.classifier_scores import (
 )
 from msfl_jax.tasks.outcome import Option, Outcome, identify_split, save_outcome
 from msfl_jax.tasks.probe import fit_probe
-from msfl_jax.tasks.run import CONFIG_FILE, Run
+from msfl_jax.tasks.run import CONFIG_FILE, Run, refuse_pretraining_run
 from msfl_jax.tasks.zero_shot import Predictions, summarise
 from msfl_jax.train.adaptation import MAY_CHANGE, Adaptation, adapt, best_parameters, write_config
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
@@ -99,11 +99,12 @@ def finetune_classification(
       What was saved in `workdir`/results; predictions lie in `workdir`/predictions.
 
     Raises:
-      UserError: no such build, split or finding, or sizes that do not fit.
+      UserError: no such build, split or finding, sizes that do not fit, or `workdir` is the pretraining run's.
       DataError: no finding is both present and absent among the validation images.
       CheckpointError: the run directory holds a run of another configuration, encoder or data.
       DivergedError, RetryError: see `train.adaptation.adapt`.
     """
+    refuse_pretraining_run(workdir, run)
     findings = chosen_findings(config.data.findings, label_names(Path(config.data.directory)))
     require_splits(config, findings)
     classifier = make_classifier(config, run.config, len(findings))

@@ -150,6 +150,13 @@ def test_what_could_not_end_is_refused_before_it_begins(run, tmp_path, splits, f
     assert not (tmp_path / "run").exists()
 
 
+def test_the_pretraining_run_is_no_place_to_fine_tune_in(build, run):
+    before = sorted(run.directory.rglob("*"))
+    with pytest.raises(UserError, match="is the pretraining run itself; give a new --workdir"):
+        finetune_classification(settings(build), run.directory, run, progress=False)
+    assert sorted(run.directory.rglob("*")) == before
+
+
 def test_findings_are_chosen_by_name_and_unknown_ones_refused():
     assert chosen_findings("", FINDINGS) == FINDINGS
     assert chosen_findings("Edema, Pneumonia", FINDINGS) == ("Edema", "Pneumonia")

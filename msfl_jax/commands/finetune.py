@@ -18,7 +18,7 @@ from msfl_jax.results.label_efficiency import (
     save_label_efficiency,
 )
 from msfl_jax.results.tables import number, with_caveats
-from msfl_jax.tasks.classification import finetune_classification, variant
+from msfl_jax.tasks.classification import finetune_classification, refuse_other_encoder, variant
 from msfl_jax.tasks.leaks import leak_caveats
 from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcome
 from msfl_jax.tasks.run import Run, open_run
@@ -162,11 +162,12 @@ def pretraining_caveats(run: Run, config: FinetuneConfig, *, allow_leak: bool) -
 
 
 def _cell(config: FinetuneConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> Outcome:
-    """One run of a sweep, or what it had come to; raises a CheckpointError where that was with another configuration."""
+    """One run of a sweep, or what it had come to; raises a CheckpointError where that was with another configuration or encoder."""
     folder = workdir / variant(config)
     finished = sorted((folder / RESULTS).glob(f"classification-*-{config.data.test}-{variant(config)}.json"))
     if finished:
         refuse_other_config(config, folder, may_change=MAY_CHANGE)
+        refuse_other_encoder(config, folder, run)
         return load_outcome(finished[0])
     train = functools.partial(finetune_classification, config, folder, run, caveats=caveats, progress=False)
     if not distributed.is_lead():

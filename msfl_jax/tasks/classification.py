@@ -41,7 +41,7 @@ from msfl_jax.tasks.run import CONFIG_FILE, Run, refuse_pretraining_run
 from msfl_jax.tasks.zero_shot import Predictions, summarise
 from msfl_jax.train.adaptation import MAY_CHANGE, Adaptation, adapt, best_parameters, write_config
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
-from msfl_jax.train.checkpoint import Checkpoints
+from msfl_jax.train.checkpoint import Checkpoints, read_meta
 from msfl_jax.train.flops import vit_flops
 from msfl_jax.train.loop import refuse_other_config
 from msfl_jax.train.provenance import read_caveats, write_provenance
@@ -316,18 +316,28 @@ def _fits(
 def _meta(config: FinetuneConfig, run: Run, records: int) -> dict[str, Any]:
     """What a checkpoint must agree with to be resumed."""
     manifest = read_manifest(Path(config.data.directory))
-    init: dict[str, Any] = {"kind": config.encoder.init, "config_hash": config_hash(run.config)}
-    if config.encoder.init == "pretrained":
-        init["step"] = run.step
     return {
         "seed": config.seed,
-        "init": init,
+        "init": _init(config, run),
         "data": {
             "members": manifest.splits["train"].members,
             "fraction": config.data.fraction,
             "records": records,
         },
     }
+
+
+def _init(config: FinetuneConfig, run: Run) -> dict[str, Any]:
+    """What the encoder starts from."""
+    init = {"kind": config.encoder.init, "config_hash": config_hash(run.config)}
+    return init | ({"step": run.step} if config.encoder.init == "pretrained" else {})
+
+
+def refuse_other_encoder(config: FinetuneConfig, workdir: Path, run: Run) -> None:
+    """Raises a CheckpointError where the run in `workdir` did not start from the encoder of this pretraining run at this step."""
+    found, expected = read_meta(workdir).get("init"), _init(config, run)
+    if found != expected:
+        raise CheckpointError(f"{workdir}: begun with encoder {found}; this one is {expected}: use a new workdir")
 
 
 def _prepare(

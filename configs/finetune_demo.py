@@ -24,7 +24,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.aspect = (1.0, 1.0)  # (ours)
     config.optimizer.kind = "adamw"  # (ours) SGD needs thousands of steps
     config.optimizer.weight_decay = 0.05  # (MAE)
-    if config.data.fraction < 100:
+    if (
+        config.data.fraction < 100 and config.encoder.init == "pretrained"
+    ):  # (ours) a random encoder has no first layers to keep
         config.optimizer.layer_decay = 0.65  # (MAE) fifty labelled images would undo the first layers
     config.train.log_every = 10  # (ours)
     config.train.checkpoint_every = 1000  # (ours) evaluations save as well

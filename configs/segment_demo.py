@@ -22,6 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.data.batch_size = 16  # (ours)
     config.data.shift = 0.0625  # (ours) as in pretraining
-    config.optimizer.layer_decay = 0.8  # (ours) three blocks: .65 is made for twelve
+    if config.encoder.init == "pretrained":  # (ours) a random encoder has nothing in its first layers to keep
+        config.optimizer.layer_decay = 0.8  # (ours) three blocks: .65 is made for twelve
     config.train.log_every = 10  # (ours)
     return config

@@ -129,7 +129,7 @@ def finetuned_vision(
 ) -> encoders.VisionTransformer:
     """The image encoder of a pretraining run for images of another size, with stochastic depth.
 
-    Fixed positions are computed anew for the finer grid; learned ones need `transfer_vision`.
+    Fixed positions are those of the same places in the image on the grid of pretraining; learned ones need `transfer_vision`.
 
     Raises:
       CheckpointError: the size is no multiple of the model's patches.
@@ -141,7 +141,7 @@ def finetuned_vision(
         )
     vision = Model(config, vocab_size=0).vision
     spec = dataclasses.replace(vision.spec, drop_path=drop_path)
-    return vision.clone(spec=spec, grid=image_size // patch, final_norm=final_norm)
+    return vision.clone(spec=spec, grid=image_size // patch, pretrained_grid=vision.grid, final_norm=final_norm)
 
 
 def transfer_vision(pretrained: Params, like: Params, class_token: bool) -> dict[str, Any]:

@@ -290,7 +290,7 @@ def finetune_classification(
     from msfl_jax.finetune_config import finetune_config
 
     settings = load_config(config, context.args, make=finetune_config)
-    print(run_classification(settings, workdir, run, directory, allow_leak=allow_leak))
+    _say(run_classification(settings, workdir, run, directory, allow_leak=allow_leak))
 
 
 @finetune.command("sweep", context_settings=OVERRIDES)
@@ -312,7 +312,7 @@ def finetune_sweep(
     from msfl_jax.commands.finetune import parse_fractions, run_sweep
 
     options = {"fractions": parse_fractions(fractions), "seeds": seeds, "inits": inits.split(",")}
-    print(run_sweep(config, context.args, workdir, run, directory, **options, allow_leak=allow_leak))
+    _say(run_sweep(config, context.args, workdir, run, directory, **options, allow_leak=allow_leak))
 
 
 @finetune.command("segmentation", context_settings=OVERRIDES)
@@ -332,7 +332,13 @@ def finetune_segmentation(
     from msfl_jax.commands.segment import segmentation_report
 
     options = {"config": config, "overrides": context.args, "allow_leak": allow_leak, "overlays": overlays}
-    print(segmentation_report(run, directory, workdir, **options))
+    _say(segmentation_report(run, directory, workdir, **options))
+
+
+def _say(text: str) -> None:
+    """Prints what the lead process has to say; the others have nothing."""
+    if text:
+        print(text)
 
 
 if __name__ == "__main__":

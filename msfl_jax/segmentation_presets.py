@@ -46,6 +46,8 @@ def segmenting(name: str, arg: str, recipes: Mapping[int, Recipe]) -> ConfigDict
     config.data = _data(fraction, next((word for word in options if word in ("clean", "as_published")), "any"))
     steps, warmup, rate, validation = recipes[fraction]
     config.optimizer = _optimizer(warmup, rate)
+    if config.encoder.init == "random":
+        config.optimizer.layer_decay = 1.0  # (ours) early layers that know nothing yet must learn as fast as the rest
     config.train = ConfigDict()
     config.train.steps = steps  # (MaCo) by percentage of the labels
     config.train.log_every = 50  # (ours) steps between two lines of metrics

@@ -19,7 +19,6 @@ from msfl_jax.classifier import (
     transfer_vision,
 )
 from msfl_jax.config import from_config_dict
-from msfl_jax.encoders import sincos_positions
 from msfl_jax.model import Model
 
 NAN = float("nan")
@@ -45,6 +44,10 @@ def pretrained(config):
 def with_vision(config, **changes):
     vision = dataclasses.replace(config.model.vision, **changes)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
+
+
+def positions(vision):
+    return np.asarray(vision.apply({}, method=lambda module: module._positions()[1]))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ def test_positions_at_twice_the_resolution(config):
     assert_allclose(found[0, 1:][inner], np.stack([row + 0.5, column + 0.5], axis=1)[inner] / 2, rtol=1e-5)
 
 
-def test_learned_positions_are_interpolated_and_fixed_ones_computed_anew(config):
+def test_positions_at_another_resolution_are_those_of_the_same_places_in_pretraining(config):
     learned = with_vision(config, positions="learned", cls_token=True)
     pretrained = {"vision": jax.jit(Classifier(learned, 2, final_norm=True).init)(jax.random.key(0))["vision"]}
     classifier = Classifier(learned, 2, image_size=64)
@@ -137,8 +140,14 @@ def test_learned_positions_are_interpolated_and_fixed_ones_computed_anew(config)
     assert params["vision"]["pos_embed"].shape == (1, 65, 16)
     image = jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.uint8)
     assert jax.eval_shape(classifier.logits, params, image).shape == (1, 2)
-    fixed = finetuned_vision(config, image_size=64)
-    assert_array_equal(fixed.apply({}, method=lambda module: module._positions()[1]), sincos_positions(8, 16))
+    fixed, same = (positions(finetuned_vision(config, image_size=side)) for side in (64, 32))
+    assert_array_equal(same, positions(Model(config, vocab_size=20).vision))
+    # A fine patch lies a quarter of a coarse one before or behind its middle: by hand, the first four columns of the first row.
+    assert_allclose(
+        fixed[:4, :4].sum(axis=1),
+        np.sin(np.outer([-0.25, 0.25, 0.75, 1.25], 10.0 ** -np.arange(4))).sum(axis=1),
+        rtol=1e-5,
+    )
 
 
 def test_what_does_not_fit_is_refused(config, image):

@@ -51,6 +51,14 @@ def test_all_labels_are_the_default_and_options_can_be_combined():
     assert (config.mode, config.encoder.init, config.encoder.final_norm) == ("probe", "random", True)
 
 
+def test_a_random_encoder_learns_at_one_rate():
+    """Layer decay keeps what the first layers have learned; a random encoder with it would be a baseline with a handicap."""
+    for name in FINDINGS:
+        for fraction in (1, 10, 100):
+            assert load(f"{name}:{fraction},scratch").optimizer.layer_decay == 1.0
+    assert [load(f"demo:{fraction}").optimizer.layer_decay for fraction in (1, 10, 100)] == [0.65, 0.65, 1.0]
+
+
 def test_every_fine_tuning_configuration_is_tested_here_and_survives_json():
     assert {name.removeprefix("finetune_") for name in shipped_configs() if name.startswith("finetune_")} >= set(
         FINDINGS

@@ -55,9 +55,9 @@ def test_the_recipe_is_the_siblings(fraction, steps, warmup, peak):
     config = load(f"segment_siim:{fraction}")
     assert (config.train.steps, config.optimizer.warmup_steps, config.data.fraction) == (steps, warmup, fraction)
     rate = finetuning_rate(config.optimizer, steps)
-    assert float(rate(warmup)) == pytest.approx(peak)
-    assert float(rate((steps + warmup) // 2)) == pytest.approx(peak / 2)
-    assert float(rate(warmup // 2)) == pytest.approx(peak / 2)
+    assert float(rate(warmup)) == pytest.approx(peak * (1 - warmup / steps))
+    assert float(rate(steps // 2)) == pytest.approx(peak / 2)
+    assert float(rate(warmup // 2)) == pytest.approx(peak / 2 * (1 - warmup // 2 / steps))
     assert (config.encoder.image_size, config.head.channels, config.data.fit, config.data.flip) == (
         512,
         768,
@@ -71,6 +71,12 @@ def test_arguments_choose_lists_head_and_weights():
     assert (config.data.lists, config.encoder.init, config.head.kind) == ("clean", "random", "linear")
     assert load("segment_siim").data.lists == "any"
     assert load("segment_siim:as_published").data.lists == "as_published"
+
+
+def test_a_random_encoder_learns_at_one_rate():
+    for name, decay in (("segment_siim", 0.65), ("segment_demo", 0.8)):
+        assert load(f"{name}:10").optimizer.layer_decay == decay
+        assert load(f"{name}:10,scratch").optimizer.layer_decay == 1.0
 
 
 @pytest.mark.parametrize(

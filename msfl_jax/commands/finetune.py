@@ -1,6 +1,7 @@
 """`msfl finetune ...`: fine-tunes a pretrained encoder on labels, once or for all label fractions, seeds and initialisations."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from msfl_jax.results.label_efficiency import (
     save_label_efficiency,
 )
 from msfl_jax.results.tables import number, with_caveats
-from msfl_jax.tasks.classification import finetune_classification, variant
+from msfl_jax.tasks.classification import finetune_classification, refuse_other_encoder, variant
 from msfl_jax.tasks.leaks import leak_caveats
 from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcome
 from msfl_jax.tasks.run import Run, open_run
@@ -39,15 +40,21 @@ def run_classification(
       directory: build with labels.
       allow_leak: see `leak_caveats`.
 
+    Returns:
+      The table; "" in all processes but the lead.
+
     Raises:
       UserError: the run, the build, a split or a finding does not exist.
       DataError: the test split shares images or patients with what the encoder was pretrained on.
       MsflError: see `finetune_classification`.
     """
+    distributed.start()
     pretrained = open_run(run)
     config = with_data(config, directory)
     caveats = pretraining_caveats(pretrained, config, allow_leak=allow_leak)
     outcome = finetune_classification(config, workdir, pretrained, caveats=caveats)
+    if not distributed.is_lead():
+        return ""
     table = with_caveats(classification_table(outcome), outcome.caveats)
     return f"{table}\n\nrun          {workdir}\npredictions  {outcome.predictions(workdir)}"
 
@@ -80,7 +87,7 @@ def run_sweep(
       allow_leak: see `leak_caveats`.
 
     Returns:
-      The table: mean and deviation over seeds.
+      The table: mean and deviation over seeds; "" in all processes but the lead.
 
     Raises:
       UserError: an initialisation or a configuration does not exist.
@@ -92,17 +99,19 @@ def run_sweep(
         for seed in range(seeds)
         for init in inits
     ]
+    distributed.start()
     pretrained = open_run(run)
     caveats = {
         init: pretraining_caveats(pretrained, next(c for c in cells if c.encoder.init == init), allow_leak=allow_leak)
         for init in inits
     }
     outcomes = [_cell(cell, workdir, pretrained, caveats[cell.encoder.init]) for cell in cells]
+    if not distributed.is_lead():
+        return ""
     found = label_efficiency(outcomes)
     plot = workdir / "label_efficiency.png"
-    if distributed.is_lead():
-        title = f"{outcomes[0].dataset}, {outcomes[0].split}: {outcomes[0].records:,} images"
-        save_label_efficiency(found, plot, title=title)
+    title = f"{outcomes[0].dataset}, {outcomes[0].split}: {outcomes[0].records:,} images"
+    save_label_efficiency(found, plot, title=title)
     table = with_caveats(
         f"mean AUC over {seeds} seeds, {outcomes[0].dataset}, {outcomes[0].split}\n\n{label_efficiency_table(found)}",
         list(dict.fromkeys(caveat for outcome in outcomes for caveat in outcome.caveats)),
@@ -153,13 +162,17 @@ def pretraining_caveats(run: Run, config: FinetuneConfig, *, allow_leak: bool) -
 
 
 def _cell(config: FinetuneConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> Outcome:
-    """One run of a sweep, or what it had come to; raises a CheckpointError where that was with another configuration."""
+    """One run of a sweep, or what it had come to; raises a CheckpointError where that was with another configuration or encoder."""
     folder = workdir / variant(config)
     finished = sorted((folder / RESULTS).glob(f"classification-*-{config.data.test}-{variant(config)}.json"))
     if finished:
         refuse_other_config(config, folder, may_change=MAY_CHANGE)
+        refuse_other_encoder(config, folder, run)
         return load_outcome(finished[0])
+    train = functools.partial(finetune_classification, config, folder, run, caveats=caveats, progress=False)
+    if not distributed.is_lead():
+        return train()
     with stage(variant(config)) as current:
-        outcome = finetune_classification(config, folder, run, caveats=caveats, progress=False)
+        outcome = train()
         current.result = f"mean AUC {number(outcome.metrics['mean_auc'].value, 3)}, step {outcome.step}"
     return outcome

@@ -35,11 +35,15 @@ def segmentation_report(
       allow_leak: see `msfl_jax.tasks.segmentation.segmentation_caveats`.
       overlays: images of the test split that are drawn.
 
+    Returns:
+      The table; "" in all processes but the lead.
+
     Raises:
       MsflError: see `msfl_jax.tasks.segmentation.finetune_segmentation`.
     """
     settings = load_config(config, overrides, make=segmentation_config)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, directory=str(directory)))
+    distributed.start()
     pretrained = open_run(run)
     caveats = segmentation_caveats(settings, pretrained, allow_leak=allow_leak)
     result = finetune_segmentation(settings, workdir, pretrained, caveats=caveats)

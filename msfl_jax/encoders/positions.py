@@ -5,14 +5,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int
 
 
-def sincos_positions(grid: int, width: int) -> Float32[np.ndarray, "P D"]:
+def sincos_positions(grid: int, width: int, *, pretrained: int = 0) -> Float32[np.ndarray, "P D"]:
     """Two-dimensional sines and cosines of patch positions, as MAE's: the first half of the width codes the column, the second the row.
+
+    At another resolution than that of pretraining, the middle of patch i lies at (i + .5) * pretrained / grid - .5 in patches of pretraining. There
+    the functions are read, so that a place in the image keeps its code; bicubic interpolation of the table (MAE, MaCo) approximates the same.
 
     Args:
       grid: patches along one side; P = grid * grid, row by row.
       width: D, a multiple of 4.
+      pretrained: patches along one side in pretraining; 0 stands for `grid`, and then positions are the whole numbers from 0.
     """
-    row, column = np.divmod(np.arange(grid * grid), grid)
+    row, column = (np.divmod(np.arange(grid * grid), grid) + np.array(0.5)) * ((pretrained or grid) / grid) - 0.5
     return np.concatenate([_sincos(column, width // 2), _sincos(row, width // 2)], axis=1).astype(np.float32)
 
 

@@ -37,6 +37,7 @@ class VisionTransformer(nn.Module):
     Attributes:
       spec: the blocks.
       grid: patches along one side of the image.
+      pretrained_grid: patches along one side in pretraining, in which fixed positions are counted; 0 stands for `grid`.
       patch_layers: dense layers of the patch embedding; with 2, a GELU between them.
       positions: "sincos" fixed, "learned" drawn from normal(.02).
       class_token: whether one token more stands before the patches.
@@ -55,6 +56,7 @@ class VisionTransformer(nn.Module):
     window_radius: int = 0
     taps: tuple[int, ...] = ()
     final_norm: bool = True
+    pretrained_grid: int = 0
 
     @nn.compact
     def __call__(self, patches: Float[Array, "B n K"], indices: Int[Array, "B n"] | None = None) -> VisionTokens:
@@ -99,7 +101,8 @@ class VisionTransformer(nn.Module):
     def _positions(self) -> tuple[Array, Array]:
         """Positions of the class token (0 where they are fixed) and of the patches."""
         if self.positions == "sincos":
-            return jnp.zeros(()), jnp.asarray(sincos_positions(self.grid, self.spec.width))
+            table = sincos_positions(self.grid, self.spec.width, pretrained=self.pretrained_grid)
+            return jnp.zeros(()), jnp.asarray(table)
         table = self.param("pos_embed", initializers.normal, (1, self.grid**2 + self.class_token, self.spec.width))[0]
         return (table[0], table[1:]) if self.class_token else (jnp.zeros(()), table)
 

@@ -32,15 +32,16 @@ from msfl_jax.tasks.classifier_scores import (
     evaluation_view_spec,
     frozen_features,
     predict,
+    require_splits,
     validation_metrics,
 )
 from msfl_jax.tasks.outcome import Option, Outcome, identify_split, save_outcome
 from msfl_jax.tasks.probe import fit_probe
-from msfl_jax.tasks.run import CONFIG_FILE, Run
+from msfl_jax.tasks.run import CONFIG_FILE, Run, refuse_pretraining_run
 from msfl_jax.tasks.zero_shot import Predictions, summarise
 from msfl_jax.train.adaptation import MAY_CHANGE, Adaptation, adapt, best_parameters, write_config
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
-from msfl_jax.train.checkpoint import Checkpoints
+from msfl_jax.train.checkpoint import Checkpoints, read_meta
 from msfl_jax.train.flops import vit_flops
 from msfl_jax.train.loop import refuse_other_config
 from msfl_jax.train.provenance import read_caveats, write_provenance
@@ -98,20 +99,24 @@ def finetune_classification(
       What was saved in `workdir`/results; predictions lie in `workdir`/predictions.
 
     Raises:
-      UserError: no such build, split or finding, or sizes that do not fit.
+      UserError: no such build, split or finding, sizes that do not fit, or `workdir` is the pretraining run's.
+      DataError: no finding is both present and absent among the validation images.
       CheckpointError: the run directory holds a run of another configuration, encoder or data.
       DivergedError, RetryError: see `train.adaptation.adapt`.
     """
+    refuse_pretraining_run(workdir, run)
     findings = chosen_findings(config.data.findings, label_names(Path(config.data.directory)))
+    require_splits(config, findings)
     classifier = make_classifier(config, run.config, len(findings))
-    _prepare(config, workdir, run, findings, caveats)
     params = classifier.initial(
         jax.random.key(config.seed), run.params if config.encoder.init == "pretrained" else None
     )
+    task = _adaptation(config, run, classifier, findings, params, progress)
+    _prepare(config, workdir, run, findings, caveats)  # once nothing is left to refuse
     if config.mode == "probe":
         _probe(config, workdir, run, classifier, findings, params)
     else:
-        adapt(_adaptation(config, run, classifier, findings, params, progress), config, workdir)
+        adapt(task, config, workdir)
     finetuned = open_finetuned(workdir)
     return evaluate_classification(finetuned, Path(config.data.directory), config.data.test, replicates=replicates)
 
@@ -311,18 +316,28 @@ def _fits(
 def _meta(config: FinetuneConfig, run: Run, records: int) -> dict[str, Any]:
     """What a checkpoint must agree with to be resumed."""
     manifest = read_manifest(Path(config.data.directory))
-    init: dict[str, Any] = {"kind": config.encoder.init, "config_hash": config_hash(run.config)}
-    if config.encoder.init == "pretrained":
-        init["step"] = run.step
     return {
         "seed": config.seed,
-        "init": init,
+        "init": _init(config, run),
         "data": {
             "members": manifest.splits["train"].members,
             "fraction": config.data.fraction,
             "records": records,
         },
     }
+
+
+def _init(config: FinetuneConfig, run: Run) -> dict[str, Any]:
+    """What the encoder starts from."""
+    init = {"kind": config.encoder.init, "config_hash": config_hash(run.config)}
+    return init | ({"step": run.step} if config.encoder.init == "pretrained" else {})
+
+
+def refuse_other_encoder(config: FinetuneConfig, workdir: Path, run: Run) -> None:
+    """Raises a CheckpointError where the run in `workdir` did not start from the encoder of this pretraining run at this step."""
+    found, expected = read_meta(workdir).get("init"), _init(config, run)
+    if found != expected:
+        raise CheckpointError(f"{workdir}: begun with encoder {found}; this one is {expected}: use a new workdir")
 
 
 def _prepare(

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Real, UInt8
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import DataError, UserError
 from input_pipeline.labelled_batches import labelled_evaluation_batches, view_spec
 from input_pipeline.loader import label_names
+from input_pipeline.manifest import read_manifest
+from input_pipeline.reading import open_split
 from input_pipeline.streams import BatchSpec
 from msfl_jax.classifier import Classifier
 from msfl_jax.config import nearest
@@ -45,6 +47,34 @@ def chosen_findings(listed: str, names: tuple[str, ...]) -> tuple[str, ...]:
                 f"data.findings: '{finding}' is no label of the build{nearest(finding, names)}; expected some of {', '.join(names)}"
             )
     return chosen
+
+
+def require_splits(config: FinetuneConfig, findings: tuple[str, ...]) -> None:
+    """Refuses, before anything is trained, a build with which the run could not end: nothing to choose a checkpoint by, or to test it on.
+
+    Raises:
+      UserError: no finished build, or no such split for validation or test in it.
+      DataError: no finding is both present and absent among the validation images.
+    """
+    directory, data = Path(config.data.directory), config.data
+    found = read_manifest(directory).readable_splits()
+    if data.validate not in found:
+        raise UserError(
+            f"{directory}: no split '{data.validate}' to choose the checkpoint by; found {', '.join(found)}: "
+            "build it with --validation 0.1, or with --lists DIR where lists are published"
+        )
+    open_split(directory, data.test)
+    columns = [label_names(directory).index(finding) for finding in findings]
+    seen = np.zeros((2, len(findings)), bool)
+    for record in open_split(directory, data.validate):  # a few records are enough, unless something is wrong
+        truth = truth_of_labels(record.labels[None, columns], data.blank)
+        seen |= np.concatenate([truth == 0, truth == 1])
+        if seen.all(axis=0).any():
+            return
+    raise DataError(
+        f"{directory}: no finding is both present and absent in split '{data.validate}', so no checkpoint can be chosen; "
+        "build with a larger --validation, or choose other data.findings"
+    )
 
 
 def predict(

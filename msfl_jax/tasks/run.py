@@ -89,6 +89,12 @@ def open_run(workdir: Path | str, *, step: int | str | None = None) -> Run:
     return Run(workdir, config, model, params, tokenizer, meta["step"], read_caveats(workdir))
 
 
+def refuse_pretraining_run(workdir: Path, run: Run) -> None:
+    """Raises a UserError where fine-tuning would write into the run that it starts from."""
+    if workdir.resolve() == run.directory.resolve():
+        raise UserError(f"{workdir}: is the pretraining run itself; give a new --workdir")
+
+
 def batch_spec(run: Run) -> BatchSpec:
     """What the loader needs to know to feed this run's model: evaluation views and the run's tokenizer."""
     return BatchSpec(

@@ -31,7 +31,7 @@ from msfl_jax.tasks.leaks import leak_caveats
 from msfl_jax.tasks.mask_predictions import predict
 from msfl_jax.tasks.mask_result import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
-from msfl_jax.tasks.run import CONFIG_FILE, Run
+from msfl_jax.tasks.run import CONFIG_FILE, Run, refuse_pretraining_run
 from msfl_jax.train.adaptation import Adaptation, adapt, best_parameters
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
 from msfl_jax.train.provenance import read_caveats, write_provenance
@@ -110,8 +110,7 @@ def finetune_segmentation(
       DataError: the build has no masks, or an image or a shard is damaged.
       CheckpointError, DivergedError, RetryError: see `msfl_jax.train.adaptation.adapt`.
     """
-    if workdir.resolve() == run.directory.resolve():
-        raise UserError(f"{workdir}: is the pretraining run itself; give a new --workdir")
+    refuse_pretraining_run(workdir, run)
     directory = Path(config.data.directory)
     refuse_other_lists(config, read_manifest(directory))
     with_masks(directory, config.data.test)
@@ -238,7 +237,7 @@ def adaptation(
         batches=batches,
         batch_size=data.batch_size,
         evaluate=functools.partial(_validate, segmenter, validate, evaluation_spec(config, segmenter)),
-        best_metric=f"validation/{config.best_metric}",
+        best_metric=f"validate/{config.best_metric}",
         meta={
             "data": [data.fraction, len(train), identify_split(directory, "train")[1]],
             "init": _describe(config, run),
@@ -284,7 +283,7 @@ def _validate(
 ) -> Mapping[str, float]:
     counts = predict(segmenter, params, source, spec).counts
     weights = np.ones(len(counts))
-    return {f"validation/{name}": statistic(weights) for name, statistic in dice_statistics(counts).items()}
+    return {f"validate/{name}": statistic(weights) for name, statistic in dice_statistics(counts).items()}
 
 
 def _prepare(config: SegmentationConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> None:

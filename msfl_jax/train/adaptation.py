@@ -19,7 +19,7 @@ import optax
 from clu import metrics as clu_metrics
 from jax.sharding import Mesh
 
-from input_pipeline.errors import RetryError
+from input_pipeline.errors import DataError, RetryError
 from msfl_jax.config import MeshConfig, TrainConfig, to_dict
 from msfl_jax.objective import Tally
 from msfl_jax.parallel import distributed
@@ -27,7 +27,14 @@ from msfl_jax.parallel.mesh import batch_sharding, check_batch_size, make_mesh, 
 from msfl_jax.parallel.sharding import shardings
 from msfl_jax.train.checkpoint import Checkpoints, restore_parameters
 from msfl_jax.train.due import Due
-from msfl_jax.train.loop import CONFIG_FILE, RunResult, refuse_divergence, refuse_other_config, refuse_other_data
+from msfl_jax.train.loop import (
+    CONFIG_FILE,
+    RunResult,
+    evaluate_owed,
+    refuse_divergence,
+    refuse_other_config,
+    refuse_other_data,
+)
 from msfl_jax.train.preemption import Preemption
 from msfl_jax.train.recorder import Recorder
 from msfl_jax.train.state import TrainState
@@ -82,7 +89,7 @@ class Adaptation:
         An iterator of dictionaries of arrays [b, ...], which is closed where it can be.
       batch_size: rows of the global batch.
       evaluate: (parameters on the mesh, step) -> metrics by name, the same in every process; called every `train.evaluate_every` steps, and last.
-      best_metric: name in what `evaluate` returns, the higher the better, by which the best checkpoint is chosen.
+      best_metric: name in what `evaluate` returns, a number at least once, the higher the better, by which the best checkpoint is chosen.
       meta: what a checkpoint must agree with to be resumed, as {"data": ..., "init": ...}; JSON.
       label: of the line of progress; "" prints none.
       flops: of training on one row, for the logs; nan where it is not known.
@@ -116,6 +123,7 @@ def adapt(task: Adaptation, config: Settings, workdir: Path, *, may_change: Sequ
     Raises:
       UserError: the mesh and the batch do not fit each other.
       CheckpointError: the checkpoints are damaged or belong to another configuration or other data.
+      DataError: no evaluation had a finite score, so that there is no best checkpoint.
       DivergedError: `train.max_skipped_steps` steps in a row had no finite loss and gradient.
       RetryError: the run was asked to stop; it has saved its state.
     """
@@ -132,6 +140,11 @@ def adapt(task: Adaptation, config: Settings, workdir: Path, *, may_change: Sequ
         start = int(state.step)
         with _recorder(run, state, start) as recorder:
             state = _train(run, state, start, recorder, checkpoints, preemption)
+        if task.evaluate and checkpoints.best is None:
+            raise DataError(
+                f"{run.workdir}: trained to step {config.train.steps}, but no evaluation gave a finite {task.best_metric}, so no "
+                "checkpoint is the best; expected validation images with and without findings: use another split and a new workdir"
+            )
     return RunResult(config.train.steps, state.params, recorder.values)
 
 
@@ -216,6 +229,7 @@ def _train(
     """All steps after `start`: update, read and evaluate where due, save where due, stop where asked to."""
     task, train = run.task, run.config.train
     update = jit_adaptation_step(state, run.mesh, loss=task.loss, optimizer=task.optimizer, seed=run.config.seed)
+    evaluate_owed(task.evaluate, task.best_metric, state, start, recorder, checkpoints)
     with _closing(task.batches(start, *distributed.data_share(run.mesh, task.batch_size))) as rows:
         batches = distributed.device_batches(rows, run.mesh)
         for step in range(start + 1, train.steps + 1):
@@ -227,7 +241,8 @@ def _train(
             scores = recorder.evaluate(task.evaluate, state.params, step) if task.evaluate and due.evaluate else {}
             recorder.write(step)
             if due.save:
-                checkpoints.save(state, step, task.meta, score=scores.get(task.best_metric, math.nan))
+                score = scores.get(task.best_metric, math.nan)
+                checkpoints.save(state, step, task.meta, score=score, owed=due.owed)
             if due.stop:
                 raise RetryError(
                     f"asked to stop; step {step} is saved in {run.workdir}: run the same command again to go on"

@@ -23,20 +23,20 @@ INPUT = re.compile(r"(^|/)(patch_hidden|patch_embed|cls_token|pos_embed)(/|$)")
 
 
 def finetuning_rate(config: FinetuneOptimizerConfig, steps: int) -> optax.Schedule:
-    """Rate at a step: linear from 0 to `peak_rate` at `warmup_steps`, then down to 0 at `steps`.
+    """Rate at a step: a linear warm-up over `warmup_steps`, and down to 0 at `steps`.
 
-    "cosine" falls as half a cosine (MRM's WarmupCosine), "poly" as (1 - share of what is left after the warm-up) ** `power` (mmseg).
+    "cosine" rises to `peak_rate` and then falls as half a cosine over the rest (MRM's WarmupCosine). "poly" falls as (1 - step / steps) ** `power`
+    from the first step on, and the warm-up multiplies that: the rate stays a little below `peak_rate` (mmseg, but for its warm-up from 1e-6, not 0).
     """
-    rest = max(steps - config.warmup_steps, 1)
-    fall = (
-        optax.cosine_decay_schedule(config.peak_rate, rest)
-        if config.schedule == "cosine"
-        else optax.polynomial_schedule(config.peak_rate, 0.0, config.power, rest)
-    )
-    if not config.warmup_steps:
+    warmup = config.warmup_steps
+    if config.schedule == "poly":
+        rise = optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
+        whole = optax.polynomial_schedule(config.peak_rate, 0.0, config.power, steps)
+        return lambda step: rise(step) * whole(step)
+    fall = optax.cosine_decay_schedule(config.peak_rate, max(steps - warmup, 1))
+    if not warmup:
         return fall
-    rise = optax.linear_schedule(0.0, config.peak_rate, config.warmup_steps)
-    return optax.join_schedules([rise, fall], [config.warmup_steps])
+    return optax.join_schedules([optax.linear_schedule(0.0, config.peak_rate, warmup), fall], [warmup])
 
 
 def finetuning_optimizer(

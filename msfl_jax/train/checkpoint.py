@@ -28,6 +28,7 @@ from msfl_jax.train.state import TrainState
 DIRECTORY = "checkpoints"
 BEST_FILE = "best.json"
 QUARANTINE = "quarantine"
+OWED = "evaluation_owed"
 LISTED_LEAVES = 8
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Checkpoints:
         self._best = _read_best(self._directory)
         self._candidate: dict[str, Any] | None = None
         self._pinned = _Pinned(set())
+        self._owed = False
         self._manager = _open(self._directory, keep=max(keep, 1), pinned=self._pinned)
 
     def __enter__(self) -> "Checkpoints":
@@ -75,7 +77,20 @@ class Checkpoints:
         """Steps with a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, step: int, meta: Mapping[str, Any], *, score: float = math.nan) -> None:
+    @property
+    def best(self) -> int | None:
+        """The step with the best score; None where no score was finite."""
+        self.wait()
+        return self._best["step"] if self._best else None
+
+    @property
+    def owed(self) -> bool:
+        """Whether the state that was restored had been saved without the evaluation that was due at its step."""
+        return self._owed
+
+    def save(
+        self, state: TrainState, step: int, meta: Mapping[str, Any], *, score: float = math.nan, owed: bool = False
+    ) -> None:
         """Saves the state after `step`, unless it has been saved; every process calls it.
 
         Args:
@@ -83,20 +98,26 @@ class Checkpoints:
           step: `state.step` as known on the host.
           meta: what `restore` gives back beside the state; JSON.
           score: the better the higher; NaN, like any other score that is not finite, is never the best.
+          owed: whether an evaluation was due and has not been made; `rate` takes its score.
         """
         self.wait()
         if step in self.steps:
             return
-        if math.isfinite(score) and (self._best is None or score > self._best["score"]):
-            self._candidate = {"step": step, "score": score}
+        self._consider(step, score)
         self._pinned.steps = {best["step"] for best in (self._best, self._candidate) if best}
         meta = {**meta, "step": step, "skipped": int(state.skipped), "processes": jax.process_count()}
+        meta |= {OWED: True} if owed else {}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
             meta=ocp.args.JsonSave(meta),
         )
         self._manager.save(step, args=items, force=True)
+
+    def rate(self, step: int, score: float) -> None:
+        """Gives a step that is saved the score of an evaluation that was made afterwards; every process calls it."""
+        self._consider(step, score)
+        self.wait()
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest state that can be read, and its meta; None where there is no checkpoint at all.
@@ -121,6 +142,7 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             self._quarantine(damaged)
+            self._owed = bool(restored[1].get(OWED))
             return restored
         if damaged:
             raise CheckpointError(
@@ -135,6 +157,11 @@ class Checkpoints:
             self._best, self._candidate = self._candidate, None
             if jax.process_index() == 0:
                 _write_json(self._directory / BEST_FILE, self._best)
+
+    def _consider(self, step: int, score: float) -> None:
+        """Notes a step that is the best so far."""
+        if math.isfinite(score) and (self._best is None or score > self._best["score"]):
+            self._candidate = {"step": step, "score": score}
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         saved = self._manager.item_metadata(step)
@@ -199,7 +226,8 @@ def restore_parameters(workdir: Path, like: Any, *, step: int | str | None = Non
 def read_meta(workdir: Path, *, step: int | str | None = None) -> dict[str, Any]:
     """The meta of a checkpoint alone; `step` as in `restore_parameters`.
 
-    Keys: step, seed, config_hash, tokenizer_hash, vocab_size, batch_size, examples, data (split, records, shards), processes, skipped.
+    Keys: step, seed, config_hash, tokenizer_hash, vocab_size, batch_size, examples, data (split, records, shards), processes, skipped; and
+    evaluation_owed where one was due and has been left to the session that resumes.
 
     Raises:
       CheckpointError: there is no such checkpoint, or its meta cannot be read.

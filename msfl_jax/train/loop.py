@@ -150,6 +150,7 @@ def _train(
     """All steps after `start`: update, read and evaluate where due, save where due, stop where asked to."""
     weights, seed = Weights.create(run.config), run.config.seed
     update = jit_train_step(state, run.mesh, model=run.model, weights=weights, optimizer=run.optimizer, seed=seed)
+    evaluate_owed(run.evaluate, run.best_metric, state, start, recorder, checkpoints)
     with contextlib.closing(_rows(run, start)) as rows:
         batches = distributed.device_batches(rows, run.mesh)
         for step in range(start + 1, run.config.train.steps + 1):
@@ -162,12 +163,29 @@ def _train(
             recorder.write(step)
             if due.save:
                 score = scores.get(run.best_metric, math.nan)
-                checkpoints.save(state, step, {**run.meta, "examples": step * run.config.data.batch_size}, score=score)
+                meta = {**run.meta, "examples": step * run.config.data.batch_size}
+                checkpoints.save(state, step, meta, score=score, owed=due.owed)
             if due.stop:
                 raise RetryError(
                     f"asked to stop; step {step} is saved in {run.workdir}: run the same command again to go on"
                 )
     return state
+
+
+def evaluate_owed(
+    evaluate: Evaluate | None,
+    best_metric: str,
+    state: TrainState,
+    step: int,
+    recorder: Recorder,
+    checkpoints: Checkpoints,
+) -> None:
+    """Makes up for the evaluation that a stop left out at the step after which a run goes on, so that its best step is that of a run in one go."""
+    if evaluate is None or not checkpoints.owed:
+        return
+    scores = recorder.evaluate(evaluate, state.params, step)
+    checkpoints.rate(step, scores.get(best_metric, math.nan))
+    recorder.amend(step)
 
 
 def _recorder(run: _Run, state: TrainState, start: int, progress: bool) -> Recorder:

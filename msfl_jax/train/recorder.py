@@ -96,6 +96,12 @@ class Recorder:
         self._pending = self._pending | dict(scores)
         return scores
 
+    def amend(self, step: int) -> None:
+        """Logs what has been evaluated beside what an earlier session logged of the same step."""
+        if self._pending and self._telemetry:
+            self._telemetry.amend(step, self._pending)
+        self._pending = {}
+
     def write(self, step: int) -> None:
         """Logs what has been read and evaluated at this step, if anything."""
         if self._pending and self._telemetry:

@@ -63,6 +63,19 @@ class Telemetry:
         if self._board is not None:
             self._guard(TENSORBOARD_DIRECTORY, lambda: self._add_scalars(step, values))
 
+    def amend(self, step: int, values: Mapping[str, float]) -> None:
+        """As `write`, for the step after which the run goes on: what was logged of it before stays."""
+        logged: dict[str, float] = {}
+
+        def take_out() -> None:
+            row = last_row(self._file)
+            if row.pop("step", None) == step:
+                logged.update({name: math.nan if value is None else value for name, value in row.items()})
+                rewind(self._file, step - 1)
+
+        self._guard(self._file.name, take_out)
+        self.write(step, logged | dict(values))
+
     def close(self) -> None:
         """Closes the event file."""
         if self._board is not None:
@@ -184,6 +197,12 @@ def rewind(file: Path, step: int) -> None:
     temporary = file.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line in kept))
     os.replace(temporary, file)
+
+
+def last_row(file: Path) -> dict[str, Any]:
+    """The last line of a JSONL file; nothing where there is none."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return json.loads(lines[-1]) if lines else {}
 
 
 def _step_of(line: str) -> int | None:

@@ -1,17 +1,30 @@
 """The sweep: one run per fraction, seed and initialisation, and what is finished is not run again."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 
 from input_pipeline.errors import CheckpointError
-from msfl_jax.commands import finetune
+from msfl_jax.commands import finetune, segment
+from msfl_jax.config import to_dict
+from msfl_jax.config_files import load_config
 from msfl_jax.metrics import Interval
-from msfl_jax.tasks.classification import variant
-from msfl_jax.tasks.outcome import Outcome, save_outcome
-from msfl_jax.tasks.run import Run
-from msfl_jax.train.adaptation import write_config
+from msfl_jax.parallel import distributed
+from msfl_jax.tasks.classification import _init, variant
+from msfl_jax.tasks.outcome import Outcome, load_outcome, save_outcome
+from msfl_jax.tasks.run import CONFIG_FILE, Run
+from msfl_jax.train.checkpoint import Checkpoints
+from msfl_jax.train.state import TrainState
+
+
+def pretrained(step, seed=0):
+    """A pretraining run with what a sweep reads of it, and no more."""
+    run = object.__new__(Run)
+    vars(run).update(config=dataclasses.replace(load_config("demo"), seed=seed), step=step)
+    return run
 
 
 @pytest.fixture
@@ -28,11 +41,14 @@ def calls(monkeypatch):
         metrics = {"mean_auc": Interval(value, value, value)}
         outcome = Outcome("classification", "nih", "test", "h", name, options, 1, 20, 9, metrics, {}, caveats)
         save_outcome(outcome, workdir)
-        write_config(config, workdir)
+        (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config)))
+        with Checkpoints(workdir, keep=1) as checkpoints:
+            state = TrainState(jnp.int32(1), {"w": jnp.ones(1)}, {"m": jnp.ones(1)}, jnp.int32(0))
+            checkpoints.save(state, 1, {"init": _init(config, run)})
         return outcome
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
-    monkeypatch.setattr(finetune, "open_run", lambda run: object.__new__(Run))
+    monkeypatch.setattr(finetune, "open_run", lambda run: pretrained(7))
     monkeypatch.setattr(finetune, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
     monkeypatch.setattr(
         finetune, "read_manifest", lambda directory: SimpleNamespace(caveats=("splits overlap (allowed)",))
@@ -62,11 +78,49 @@ def test_a_sweep_of_another_recipe_does_not_take_what_is_finished(calls, tmp_pat
         sweep(tmp_path, seeds=1, name="finetune_nih:mrm")
 
 
+def test_a_sweep_on_another_encoder_does_not_take_what_is_finished(calls, tmp_path, monkeypatch):
+    sweep(tmp_path, seeds=1, fractions=(1,))
+    monkeypatch.setattr(finetune, "open_run", lambda run: pretrained(8))
+    with pytest.raises(CheckpointError, match=r"begun with encoder .*'step': 7}; this one is .*'step': 8}: use a new"):
+        sweep(tmp_path, seeds=1, fractions=(1,))
+    calls.clear()
+    sweep(tmp_path, seeds=1, fractions=(1,), inits=("random",))  # which takes nothing of the run but its sizes
+    assert calls == []
+    monkeypatch.setattr(finetune, "open_run", lambda run: pretrained(8, seed=5))
+    with pytest.raises(CheckpointError, match="begun with encoder"):
+        sweep(tmp_path, seeds=1, fractions=(1,), inits=("random",))
+
+
 def test_what_pretraining_saw_is_said_of_pretrained_runs_only(calls, tmp_path):
     text = sweep(tmp_path, seeds=1)
     assert {caveats for name, caveats in calls if name.startswith("pretrained")} == {("2 patients are shared",)}
     assert {caveats for name, caveats in calls if name.startswith("random")} == {("splits overlap (allowed)",)}
     assert text.count("caveat  2 patients are shared") == 1
+
+
+@pytest.mark.parametrize("lead", [True, False])
+def test_processes_are_connected_before_a_device_is_touched_and_the_lead_alone_speaks(
+    calls, tmp_path, monkeypatch, capsys, lead
+):
+    order = []
+    monkeypatch.setattr(distributed, "start", lambda: order.append("start"))
+    monkeypatch.setattr(distributed, "is_lead", lambda: lead)
+    monkeypatch.setattr(distributed, "barrier", lambda name: None)
+    for module in (finetune, segment):
+        monkeypatch.setattr(module, "open_run", lambda run: order.append("open") or pretrained(7))
+    text = sweep(tmp_path, seeds=1)
+    config = finetune.sweep_config("finetune_nih", [], 1, 0, "random")
+    table = finetune.run_classification(config, tmp_path / "one", tmp_path, tmp_path / "build")
+    monkeypatch.setattr(segment, "segmentation_caveats", lambda *args, **options: ())
+    result = SimpleNamespace(outcome=load_outcome(next(tmp_path.glob("**/results/*.json"))))
+    monkeypatch.setattr(segment, "finetune_segmentation", lambda *args, **options: result)
+    monkeypatch.setattr(segment, "open_segmentation", lambda workdir: None)
+    for name in ("save_mask_overlays", "segmentation_table"):
+        monkeypatch.setattr(segment, name, lambda *args, **options: "Dice")
+    masks = segment.segmentation_report(tmp_path, tmp_path, tmp_path / "masks", config="segment_siim")
+    assert order == ["start", "open"] * 3
+    said = [bool(words) for words in (text, table, masks, capsys.readouterr().out)]
+    assert said == [lead] * 4
 
 
 def test_the_build_of_the_command_line_is_the_configurations(tmp_path):

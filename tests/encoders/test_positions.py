@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from numpy.testing import assert_allclose, assert_array_equal
 
 from msfl_jax.encoders import sincos_positions, window_mask
@@ -22,6 +24,30 @@ def test_positions_are_distinct_and_of_unit_scale():
     assert table.shape == (196, 192)
     assert len(np.unique(table.round(5), axis=0)) == 196
     assert_allclose((table**2).mean(axis=1), 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("old, new", [(14, 32), (8, 12), (14, 10)])
+def test_positions_of_another_resolution_are_what_bicubic_interpolation_approximates(old, new):
+    """MaCo enlarges the table of pretraining; whole numbers from 0 to `new` - 1 are something else entirely."""
+    table = torch.tensor(sincos_positions(old, 64)).T.reshape(1, 64, old, old)
+    enlarged = F.interpolate(table, size=(new, new), mode="bicubic", align_corners=False)
+    expected = enlarged.reshape(64, new * new).T.numpy()
+    assert similarity(sincos_positions(new, 64, pretrained=old), expected).min() > 0.99
+    assert similarity(sincos_positions(new, 64), expected).min() < 0.9
+
+
+@pytest.mark.parametrize("grid", [3, 8, 14, 32])
+def test_positions_of_the_same_resolution_are_bit_equal_to_those_of_whole_numbers(grid):
+    row, column = np.divmod(np.arange(grid * grid), grid)
+    angles = [place[:, None] * 10000.0 ** (-np.arange(16) / 16) for place in (column, row)]
+    expected = np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
+    assert_array_equal(sincos_positions(grid, 64), expected.astype(np.float32))
+    assert_array_equal(sincos_positions(grid, 64, pretrained=grid), expected.astype(np.float32))
+
+
+def similarity(one, other):
+    """Cosine of each row with that of the other table."""
+    return (one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
 @pytest.mark.parametrize("radius", [1, 2])

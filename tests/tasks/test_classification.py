@@ -10,7 +10,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score
 
-from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.build import build as build_records
+from input_pipeline.errors import CheckpointError, DataError, UserError
 from input_pipeline.labelled_batches import labelled_evaluation_batches
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import finetune_config
@@ -20,6 +21,8 @@ from msfl_jax.tasks.classifier_scores import chosen_findings, evaluation_view_sp
 from msfl_jax.tasks.outcome import load_outcomes
 from msfl_jax.tasks.run import Run
 from msfl_jax.tasks.zero_shot import Predictions
+
+from .conftest import PlantedSource
 
 FINDINGS = ("Pneumonia", "Edema", "Pneumothorax")
 
@@ -125,6 +128,33 @@ def test_a_probe_trains_nothing_but_its_last_layer_and_equals_features_times_wei
     assert_allclose(saved.scores[: batch["valid"].sum()], expected[batch["valid"]], rtol=1e-3, atol=1e-3)
     again = evaluate_classification(probe, build, "test", replicates=5)
     assert again.metrics == outcome.metrics or np.isnan(again.metrics["auc/Pneumothorax"].value)
+
+
+@pytest.mark.parametrize(
+    ("splits", "findings", "error", "words"),
+    [
+        (("train", "test"), "", UserError, "no split 'validate' .* found .*test.*: build it with --validation 0.1"),
+        (("train", "validate"), "", UserError, "no split 'test'"),
+        (("train", "validate", "test"), "Pneumothorax", DataError, "no finding is both present and absent"),
+    ],
+)
+def test_what_could_not_end_is_refused_before_it_begins(run, tmp_path, splits, findings, error, words):
+    """NIH's official lists, for one, have no validation images; the finding without positives has no AUC."""
+    build_records(
+        PlantedSource(boxes=False, splits=splits), tmp_path / "data", short_side=32, workers=1, progress=False
+    )
+    config = settings(tmp_path / "data", **{"data.findings": findings})
+    with pytest.raises(error, match=words) as refusal:
+        finetune_classification(config, tmp_path / "run", run, progress=False)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_pretraining_run_is_no_place_to_fine_tune_in(build, run):
+    before = sorted(run.directory.rglob("*"))
+    with pytest.raises(UserError, match="is the pretraining run itself; give a new --workdir"):
+        finetune_classification(settings(build), run.directory, run, progress=False)
+    assert sorted(run.directory.rglob("*")) == before
 
 
 def test_findings_are_chosen_by_name_and_unknown_ones_refused():

@@ -144,9 +144,7 @@ def test_the_outcome_says_what_was_done_and_follows_from_the_predictions(trained
 def test_the_best_checkpoint_is_the_one_evaluated(trained):
     workdir, result = trained
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    scores = {
-        row["step"]: row[f"validation/{DICE_VARIANTS[2]}"] for row in rows if f"validation/{DICE_VARIANTS[2]}" in row
-    }
+    scores = {row["step"]: row[f"validate/{DICE_VARIANTS[2]}"] for row in rows if f"validate/{DICE_VARIANTS[2]}" in row}
     assert sorted(scores) == [20, 40, 60]
     assert scores[result.outcome.step] == max(scores.values())
 

@@ -12,10 +12,11 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from input_pipeline.errors import CheckpointError, DivergedError, RetryError
+from input_pipeline.errors import CheckpointError, DataError, DivergedError, RetryError
 from msfl_jax.config import MeshConfig, TrainConfig
 from msfl_jax.objective import Tally
 from msfl_jax.train.adaptation import Adaptation, adapt, best_parameters
+from msfl_jax.train.preemption import Preemption
 
 START = {"fc": {"kernel": np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2), "bias": np.zeros(2, np.float32)}}
 
@@ -132,6 +133,75 @@ def test_the_best_checkpoint_stays_and_is_read(tmp_path):
     jax.tree.map(assert_array_equal, jax.device_get(params), seen[20])
     assert best_parameters(tmp_path, jax.eval_shape(lambda: START), step=None)[1] == 40
     assert {line["step"]: line["dice"] for line in logged(tmp_path) if "dice" in line}[20] == 0.9
+
+
+class Scored:
+    """An evaluation with a score by step, which notes when it was asked."""
+
+    def __init__(self, scores):
+        self.scores, self.seen = scores, []
+
+    def __call__(self, _params, step):
+        self.seen.append(step)
+        return {"dice": self.scores[step]}
+
+    def task(self):
+        return task(evaluate=self, best_metric="dice")
+
+
+@pytest.fixture
+def in_one_go(tmp_path):
+    """A run of 40 steps that is evaluated every ten; step 20 is the best."""
+    settings = Settings(train=dataclasses.replace(Settings().train, evaluate_every=10))
+    scores = {10: 0.5, 20: 0.9, 30: 0.7, 40: 0.8}
+    adapt(Scored(scores).task(), settings, tmp_path / "whole")
+    return settings, scores, tmp_path / "whole"
+
+
+def stop_at(monkeypatch, step):
+    """Lets a run be asked to stop right after a step, whatever the devices are at."""
+    monkeypatch.setattr(Preemption, "reached", lambda self, at: at == step)
+
+
+def test_a_stop_at_an_evaluation_step_changes_neither_the_best_checkpoint_nor_the_log(in_one_go, tmp_path, monkeypatch):
+    settings, scores, whole = in_one_go
+    stop_at(monkeypatch, 20)
+    first, second, third = Scored(scores), Scored(scores), Scored(scores)
+    with pytest.raises(RetryError, match="step 20 is saved"):
+        adapt(first.task(), settings, tmp_path / "parts")
+    assert first.seen == [10]
+    adapt(second.task(), settings, tmp_path / "parts")
+    assert second.seen == [20, 30, 40]
+    ours, theirs = (best_parameters(path, jax.eval_shape(lambda: START)) for path in (tmp_path / "parts", whole))
+    assert ours[1] == theirs[1] == 20
+    jax.tree.map(assert_array_equal, *map(jax.device_get, (ours[0], theirs[0])))
+    assert logged(tmp_path / "parts") == logged(whole)
+    adapt(third.task(), settings, tmp_path / "parts")
+    assert third.seen == []
+
+
+def test_a_stop_at_the_last_step_leaves_out_nothing(in_one_go, tmp_path, monkeypatch):
+    settings, scores, _ = in_one_go
+    stop_at(monkeypatch, 40)
+    last = Scored(scores | {40: 1.0})
+    adapt(last.task(), settings, tmp_path / "parts")
+    assert last.seen == [10, 20, 30, 40]
+    assert best_parameters(tmp_path / "parts", jax.eval_shape(lambda: START))[1] == 40
+
+
+def test_without_evaluations_in_between_there_is_one_at_the_end(tmp_path):
+    last = Scored({40: 0.3})
+    adapt(last.task(), Settings(), tmp_path)
+    assert last.seen == [40]
+    assert best_parameters(tmp_path, jax.eval_shape(lambda: START))[1] == 40
+
+
+def test_without_a_finite_score_the_run_says_why_it_has_no_best_checkpoint(tmp_path):
+    never = Scored({40: float("nan")})
+    for _ in range(2):  # also where there is nothing left to train
+        with pytest.raises(DataError, match="no evaluation gave a finite dice, so no checkpoint is the best"):
+            adapt(never.task(), Settings(), tmp_path)
+    assert best_parameters(tmp_path, jax.eval_shape(lambda: START), step=None)[1] == 40
 
 
 def test_a_run_of_other_settings_or_other_data_is_refused(stopped):

@@ -25,10 +25,15 @@ def test_the_cosine_schedule_has_the_siblings_values_at_each_step():
     assert_allclose(found, [0, 0.5, 1, 0.5, 0], atol=1e-6)
 
 
-def test_the_polynomial_schedule_falls_as_a_power_of_what_is_left():
-    rate = finetuning_rate(dataclasses.replace(SGD, schedule="poly", warmup_steps=10, power=0.9), 110)
-    assert_allclose([float(rate(step)) for step in (0, 5, 10)], [0, 0.05, 0.1], rtol=1e-6)
-    assert_allclose([float(rate(step)) for step in (35, 60, 110)], [0.1 * 0.75**0.9, 0.1 * 0.5**0.9, 0], rtol=1e-5)
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_the_polynomial_schedule_is_mmsegs_which_does_not_begin_anew_after_the_warm_up(warmup):
+    """Its rate at a step is base * (1 - step / steps) ** power, in the warm-up times 1 - (1 - step / warmup) * (1 - ratio), where ratio is 1e-6."""
+    rate = finetuning_rate(dataclasses.replace(SGD, schedule="poly", warmup_steps=warmup, power=0.9), 110)
+    steps = range(111)
+    regular = [0.1 * (1 - step / 110) ** 0.9 for step in steps]
+    factors = [1 - (1 - step / warmup) * (1 - 1e-6) if step < warmup else 1 for step in steps]
+    expected = [value * factor for value, factor in zip(regular, factors, strict=True)]
+    assert_allclose([float(rate(step)) for step in steps], expected, rtol=1e-5, atol=1.1e-7)
 
 
 def test_our_first_update_has_the_rate_of_step_0_where_the_siblings_has_that_of_step_1():

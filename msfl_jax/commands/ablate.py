@@ -13,7 +13,7 @@ from typing import Any
 from input_pipeline.errors import MsflError, RetryError, UserError
 from input_pipeline.loader import text_sentences
 from input_pipeline.tokenizer import train_tokenizer
-from msfl_jax.commands.ablation_stages import Builds, all_finished, run_stages
+from msfl_jax.commands.ablation_stages import Builds, all_finished, results_of, run_stages
 from msfl_jax.commands.demo import Folders, estimated_minutes, prepare
 from msfl_jax.commands.table import write_whole
 from msfl_jax.config import Config
@@ -31,7 +31,7 @@ from msfl_jax.results.ablation import (
 )
 from msfl_jax.results.ablation_figure import save_ablation
 from msfl_jax.results.formats import FORMATS, write_table
-from msfl_jax.results.own_results import ALL_COMBINATIONS, OBJECTIVES, find_results
+from msfl_jax.results.own_results import ALL_COMBINATIONS, OBJECTIVES
 from msfl_jax.results.paper_tables import PaperTable, paper_table
 from msfl_jax.results.published import load_published
 
@@ -212,7 +212,7 @@ def _report(
 ) -> tuple[PaperTable, list[Combination], list[Gain]]:
     """Table 5, its numbers and the gains of local alignment, written into `workdir` as they are computed."""
     published, pool = load_published()[TABLE], remembering_pool()
-    results = find_results([plan.workdir for plan in plans if plan.workdir.is_dir()])
+    results = [one for plan in plans for one in results_of(plan.config, plan.workdir, builds)]
     names = {one.outcome.dataset for one in results}
     foreign = not names <= {column.dataset for column in published.columns}
     table = paper_table(published, results, dataset=",".join(sorted(names)) if foreign else "", pool=pool)

@@ -1,5 +1,6 @@
 """The stages of one run of an ablation: pretraining, evaluation and fine-tuning, each done once and noted in stages.json when it is."""
 
+import dataclasses
 import gc
 import json
 import time
@@ -18,10 +19,12 @@ from msfl_jax.commands.zero_shot import zero_shot_report
 from msfl_jax.config import Config, config_hash
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import FinetuneConfig, finetune_config
+from msfl_jax.results.ablation import Wanted, measured_by
+from msfl_jax.results.own_results import Result, find_results
 from msfl_jax.tasks.outcome import identify_split
 
 STAGES_FILE = "stages.json"
-FINETUNED = "finetune"  # folder of the fine-tuned run, in that of the run it starts from
+FINETUNED = "finetune"  # folder of the fine-tuned run, in that of the run it starts from; "-SPLIT" follows where that is not "test"
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,34 @@ class Builds:
     finetune: str = ""
 
     def finetuning(self, seed: int) -> FinetuneConfig:
-        """The configuration of the fine-tuning.
+        """The configuration of the fine-tuning, which is measured on `split` as everything else.
 
         Raises:
           UserError: there is no such configuration.
         """
-        return load_config(self.finetune, [f"--config.seed={seed}"], make=finetune_config)
+        settings = load_config(self.finetune, [f"--config.seed={seed}"], make=finetune_config)
+        return dataclasses.replace(settings, data=dataclasses.replace(settings.data, test=self.split))
+
+    def wanted(self, config: Config) -> dict[str, Wanted]:
+        """By task, which results of a run with this configuration are those of its stages."""
+        own = config.grounding
+        grounding = {"protocol": own.protocol, "scaling": "minmax", "geometry": "own"}
+        grounding |= {"sigma": own.sigma, "shifts": own.shifts}
+        found = {"zero_shot": Wanted(self.split, self._members(self.records), {})}
+        if self.phrases:
+            found["grounding"] = Wanted(self.split, self._members(self.phrases), grounding)
+        if self.labels:
+            settings = self.finetuning(config.seed)
+            options = {"init": "pretrained", "mode": settings.mode, "fraction": settings.data.fraction}
+            found["classification"] = Wanted(self.split, self._members(self.labels), options)
+        return found
+
+    def _members(self, build: Path) -> str:
+        return identify_split(build, self.split)[1]
+
+    def finetuned(self, workdir: Path) -> Path:
+        """Folder of the fine-tuned run in that of its pretraining run; each split has its own."""
+        return workdir / (FINETUNED if self.split == "test" else f"{FINETUNED}-{self.split}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,14 @@ def all_finished(config: Config, workdir: Path, builds: Builds) -> bool:
     return all(_done(notes, name, stage.key(config, builds)) for name, stage in STAGES.items())
 
 
+def results_of(config: Config, workdir: Path, builds: Builds) -> list[Result]:
+    """What the stages of a run measured; other results in its directory, as of another split, protocol or initialisation, are left out."""
+    if not workdir.is_dir():
+        return []
+    own = (workdir, builds.finetuned(workdir))
+    return measured_by((one for one in find_results([workdir]) if one.workdir in own), builds.wanted(config))
+
+
 def _pretrain(config: Config, workdir: Path, builds: Builds) -> None:
     run_pretraining(config, workdir, quiet=True)
 
@@ -106,7 +139,7 @@ def _evaluate(config: Config, workdir: Path, builds: Builds) -> None:
 
 def _finetune(config: Config, workdir: Path, builds: Builds) -> None:
     if builds.labels:
-        run_classification(builds.finetuning(config.seed), workdir / FINETUNED, workdir, builds.labels)
+        run_classification(builds.finetuning(config.seed), builds.finetuned(workdir), workdir, builds.labels)
 
 
 def _pretraining_key(config: Config, builds: Builds) -> list[str]:

@@ -17,10 +17,11 @@ from msfl_jax.commands import ablate, ablation_stages, evaluate, zero_shot
 from msfl_jax.commands.ablate import choose_combinations, config_of, run_ablation
 from msfl_jax.commands.ablation_stages import Stage
 from msfl_jax.config import Config, config_hash
+from msfl_jax.config_files import load_config
 from msfl_jax.metrics import Interval
 from msfl_jax.parallel.mesh import make_mesh
 from msfl_jax.results import pooling
-from msfl_jax.tasks.outcome import Outcome, save_outcome
+from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
 from msfl_jax.train import adaptation, loop
 
 CONFIG = """
@@ -96,6 +97,10 @@ def call(study, tmp_path, monkeypatch):
     return run
 
 
+def tiny(study) -> Config:
+    return load_config(str(study / "tiny.py"))
+
+
 @pytest.fixture
 def fake_stages(monkeypatch):
     """Stages that only note who called them; what is listed in `broken` raises instead."""
@@ -114,7 +119,8 @@ def fake_stages(monkeypatch):
 
     def evaluation(config: Config, workdir: Path, builds: ablation_stages.Builds) -> None:
         metrics = {"mean_auc": Interval(0.5 + config.seed / 10, 0.4, 0.6)}
-        save_outcome(Outcome("zero_shot", "mimic_cxr", "test", "ab", "v", {}, 2, 9, 8, metrics), workdir)
+        members = identify_split(builds.records, builds.split)[1]
+        save_outcome(Outcome("zero_shot", "mimic_cxr", builds.split, members, "v", {}, 2, 9, 8, metrics), workdir)
 
     stages = {"pretraining": Stage(pretraining, lambda config, builds: [config_hash(config)])}
     stages |= {"evaluation": Stage(evaluation, lambda config, builds: [builds.split])}
@@ -181,13 +187,13 @@ def test_one_that_is_asked_to_stop_stops_the_ablation(fake_stages, call):
 
 def test_other_steps_or_images_are_no_finished_run(fake_stages, call, study, tmp_path):
     calls, _ = fake_stages
-    result = tmp_path / "ablation" / "runs" / "global-seed0" / "results" / "zero_shot-mimic_cxr-test-v.json"
+    folder = tmp_path / "ablation" / "runs" / "global-seed0" / "results"
 
     def again(**changes) -> bool:
         """Whether the run was evaluated again."""
-        before = os.stat(result).st_mtime_ns
+        before = snapshot(folder)
         call(seeds=1, objectives="global", **changes)
-        return os.stat(result).st_mtime_ns != before
+        return snapshot(folder) != before
 
     call(seeds=1, objectives="global")
     assert not again()
@@ -195,6 +201,30 @@ def test_other_steps_or_images_are_no_finished_run(fake_stages, call, study, tmp
     assert calls == ["global-seed0"], "the same training"
     again(split="validate", config=str(study / "tiny.py"))
     assert calls == ["global-seed0"] * 2
+
+
+def test_the_numbers_are_of_the_split_asked_for_whatever_was_measured_before(fake_stages, call, tmp_path, study):
+    file = tmp_path / "ablation" / "ablation.json"
+    run = tmp_path / "ablation" / "runs" / "global-seed0"
+    call(seeds=1, objectives="global", split="validate")
+    members = identify_split(study / "records", "validate")[1]
+    other = {"mean_auc": Interval(0.99, 0.9, 1.0)}
+    save_outcome(Outcome("zero_shot", "mimic_cxr", "validate", members, "z", {}, 2, 9, 8, other), run / "beside")
+    call(seeds=1, objectives="global", split="test")
+    table = (tmp_path / "ablation" / "table5.txt").read_text()
+    assert "mimic_cxr test" in table
+    assert "mimic_cxr validate" not in table
+    assert json.loads(file.read_text())["rows"][0]["measures"][1]["values"] == pytest.approx([50.0])
+
+
+def test_fine_tuning_is_measured_on_the_split_of_the_ablation_and_each_split_has_a_folder(study, tmp_path):
+    builds = ablation_stages.Builds(study / "records", None, "validate", study / "records", "finetune_demo:1")
+    settings = builds.finetuning(3)
+    assert (settings.data.test, settings.seed) == ("validate", 3)
+    assert builds.finetuned(tmp_path) == tmp_path / "finetune-validate"
+    (classified,) = [one for task, one in builds.wanted(tiny(study)).items() if task == "classification"]
+    assert classified.split_hash == identify_split(study / "records", "validate")[1]
+    assert classified.options["init"] == "pretrained"
 
 
 def test_phrases_need_a_build_and_a_wrong_configuration_is_refused_before_any_work(study, call, tmp_path, fake_stages):

@@ -53,7 +53,11 @@ class Combination:
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much the CNR is higher with local alignment than without, all else equal, over the `seeds` that both have."""
+    """By how much the CNR is higher with local alignment than without, over the `seeds` that both have; the other objectives are equal.
+
+    Configurations may give the two other architectures, as the demo's does, and without local alignment phrases are grounded in the space of global
+    alignment: what is gained is local alignment with all that comes with it (see `msfl_jax.commands.ablation_caveats`).
+    """
 
     combination: str
     base: str

@@ -1,5 +1,6 @@
 """The ablation: which runs it makes, that finished ones are left alone, that a failed one stops no other, and the whole of it at tiny size."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -15,6 +16,7 @@ from input_pipeline.datasets.synthetic import synthesize
 from input_pipeline.errors import DivergedError, RetryError, UserError
 from msfl_jax.commands import ablate, ablation_stages, evaluate, zero_shot
 from msfl_jax.commands.ablate import choose_combinations, config_of, run_ablation
+from msfl_jax.commands.ablation_caveats import confounders, selection_caveats
 from msfl_jax.commands.ablation_stages import Stage
 from msfl_jax.config import Config, config_hash
 from msfl_jax.config_files import load_config
@@ -120,7 +122,9 @@ def fake_stages(monkeypatch):
     def evaluation(config: Config, workdir: Path, builds: ablation_stages.Builds) -> None:
         metrics = {"mean_auc": Interval(0.5 + config.seed / 10, 0.4, 0.6)}
         members = identify_split(builds.records, builds.split)[1]
-        save_outcome(Outcome("zero_shot", "mimic_cxr", builds.split, members, "v", {}, 2, 9, 8, metrics), workdir)
+        save_outcome(
+            Outcome("zero_shot", "mimic_cxr", builds.split, members, "v", {"rule": "cosine"}, 2, 9, 8, metrics), workdir
+        )
 
     stages = {"pretraining": Stage(pretraining, lambda config, builds: [config_hash(config)])}
     stages |= {"evaluation": Stage(evaluation, lambda config, builds: [builds.split])}
@@ -227,6 +231,44 @@ def test_fine_tuning_is_measured_on_the_split_of_the_ablation_and_each_split_has
     assert classified.options["init"] == "pretrained"
 
 
+def demo_runs(*overrides):
+    """The demo's configurations of four combinations."""
+    named = ("global", "global,local", "global,instance", "global,local,modality")
+    return [(one, load_config(config_of("demo", one), list(overrides))) for one in named]
+
+
+def test_what_else_differs_between_rows_is_said_and_can_be_made_the_same(study):
+    builds = ablation_stages.Builds(study / "records", study / "phrases", "test")
+    said = confounders(demo_runs(), builds)
+    assert any(
+        "regions.window_radius is 1 with local, 0 without. --config.regions.window_radius=VALUE" in one for one in said
+    )
+    assert any("regions.layer is 1 with local" in one and "--config.regions.layer=VALUE" in one for one in said)
+    assert any(one.startswith("Zero-shot is of rule cosine in all rows") for one in said)
+    assert any("space of global alignment" in one for one in said)
+
+    alike = demo_runs("--config.regions.layer=1", "--config.regions.window_radius=1")
+    assert len({config.model for _, config in alike}) == len({config.regions for _, config in alike}) == 1
+    assert not any("regions." in one for one in confounders(alike, builds))
+
+
+def test_all_rows_are_scored_with_one_rule_and_the_runs_own_stands_beside_it(study, tmp_path, monkeypatch):
+    rules = []
+    monkeypatch.setattr(ablation_stages, "zero_shot_report", lambda *_, rule, **__: rules.append(rule))
+    builds = ablation_stages.Builds(study / "records", None, "test")
+    for _, config in demo_runs()[:2]:
+        ablation_stages.STAGES["evaluation"].run(config, tmp_path, builds)
+    assert rules == ["cosine", "cosine", "gloria"]
+    assert {builds.wanted(config)["zero_shot"].options["rule"] for _, config in demo_runs()} == {"cosine"}
+
+
+def test_a_checkpoint_that_was_chosen_on_the_measured_split_is_said(study):
+    builds = ablation_stages.Builds(study / "records", None, "validate", study / "records", "finetune_demo:1")
+    (said,) = selection_caveats(builds)
+    assert "chosen on 'validate'" in said
+    assert selection_caveats(dataclasses.replace(builds, split="test")) == []
+
+
 def test_phrases_need_a_build_and_a_wrong_configuration_is_refused_before_any_work(study, call, tmp_path, fake_stages):
     with pytest.raises(UserError, match="--phrases needs --data"):
         call(data=None)
@@ -250,6 +292,7 @@ def test_an_ablation_that_was_killed_goes_on_and_leaves_finished_runs_alone(call
         patch.setattr(ablation_stages, "STAGES", {**stages, "evaluation": killed})
         with pytest.raises(KeyboardInterrupt):
             call(seeds=1)
+    assert not (folder / "ablation.json").exists()
     finished = snapshot(folder / "runs" / "global-seed0")
     trained = snapshot(folder / "runs" / "global-local-seed0" / "checkpoints")
     assert finished
@@ -266,6 +309,7 @@ def test_an_ablation_that_was_killed_goes_on_and_leaves_finished_runs_alone(call
         ("global", [0, 1]),
         ("global,local", [0, 1]),
     ]
+    assert summary["caveats"][-1].startswith("Grounding: rows with local alignment")
     (gain,) = summary["gains"]
     assert gain["seeds"] == [0, 1]
     assert gain["gain"]["low"] <= gain["gain"]["value"] <= gain["gain"]["high"]

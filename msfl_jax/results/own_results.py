@@ -34,10 +34,10 @@ _SCHEDULE = frozenset(
     }
 )
 
-# The options, in this order, that tell two evaluations of one model apart.
+# The options, in this order, that name an evaluation of a model.
 _VARIANT = {
     "zero_shot": ("rule",),
-    "grounding": ("protocol",),
+    "grounding": ("protocol", "scaling", "geometry"),
     "classification": ("init", "mode"),
     "segmentation": ("init", "head", "lists"),
 }
@@ -89,10 +89,24 @@ class Result:
 
     @property
     def variant(self) -> str:
-        """What else was chosen, without fraction and seed: a rule, a protocol, an initialisation and a mode."""
+        """What else was chosen, without fraction and seed: a rule, a protocol as "biovil/minmax", an initialisation and a mode."""
         given = self.outcome.options
         words = [str(given[name]) for name in _VARIANT.get(self.outcome.task, ()) if name in given]
+        if self.outcome.task == "grounding":
+            return "/".join(word for word in words if word != "own") or self.outcome.variant
         return ", ".join(words) or self.outcome.variant
+
+    @property
+    def details(self) -> str:
+        """What makes two evaluations of one variant different: smoothing and looks of grounding, prompts of zero-shot classification."""
+        given = self.outcome.options
+        if self.outcome.task == "grounding":
+            return ", ".join(f"{name} {given[name]}" for name in ("sigma", "shifts") if name in given)
+        if self.outcome.task != "zero_shot":
+            return ""
+        found = [str(given["prompts"])] if "prompts" in given else []
+        found += [f"(hash {str(given['prompts_hash'])[:8]})"] if "prompts_hash" in given else []
+        return " ".join(["prompts", *found]) if found else ""
 
     @property
     def base(self) -> str:

@@ -187,9 +187,9 @@ def _own_rows(
     for key in keys:
         stacks = [_stacks([one for one in found if _row_key(one, table.number) == key]) for found in chosen]
         alike = [first[other] for other in keys if other[0] == key[0] and other != key]
-        name = ", ".join(
-            word for word in (key[0], differences(first[key], alike, tuning=table.number != 5), reading.title) if word
-        )
+        apart = differences(first[key], alike, tuning=table.number != 5)
+        details = key[2] if any(other[0] == key[0] and other[2] != key[2] for other in keys) else ""
+        name = ", ".join(word for word in (key[0], apart, details, reading.title) if word)
         for line in zip_longest(*stacks):
             cells = [
                 _own_cell(stack, column, reading, notes, pool, _schedule(stack, found)) if stack else Cell(NOT_RUN)
@@ -199,15 +199,16 @@ def _own_rows(
     return rows
 
 
-def _row_key(result: Result, table: int) -> tuple[str, str]:
+def _row_key(result: Result, table: int) -> tuple[str, str, str]:
     """Name of the row, and what else must be equal in it."""
     model, objectives = result.model or "ours", result.objectives
     if table == 5:  # its columns are of different tasks, and so of different variants
-        return (f"{_plus(objectives)}, ours ({model})" if objectives else f"ours ({model})"), result.base
+        return (f"{_plus(objectives)}, ours ({model})" if objectives else f"ours ({model})"), result.base, ""
     if 0 < len(objectives.split(",")) < len(OBJECTIVES) and objectives:
         model += f" ({_plus(objectives)})"
     step = [] if result.fine_tuned else [f"step {result.outcome.step}"]
-    return ", ".join([f"ours: {model}" if result.model else model, result.variant, *step]), result.identity
+    name = ", ".join([f"ours: {model}" if result.model else model, result.variant, *step])
+    return name, result.identity, result.details
 
 
 def _stacks(results: Sequence[Result]) -> list[list[Result]]:
@@ -216,7 +217,7 @@ def _stacks(results: Sequence[Result]) -> list[list[Result]]:
     for one in results:
         outcome = one.outcome
         step = -1 if one.fine_tuned else outcome.step
-        key = outcome.dataset, outcome.split_hash, one.variant, one.identity, one.schedule, step
+        key = outcome.dataset, outcome.split_hash, one.variant, one.details, one.identity, one.schedule, step
         stacks = groups.setdefault(key, [])
         free = (stack for stack in stacks if one.seed >= 0 and one.seed not in {other.seed for other in stack})
         if (stack := next(free, None)) is None:
@@ -267,8 +268,9 @@ def _provenance(stack: Sequence[Result], column: Column) -> str:
     steps = sorted({one.outcome.step for one in stack})
     runs = ", ".join(one.run for one in stack)
     seeds = ("seeds " if len(stack) > 1 else "seed ") + ", ".join(str(one.seed) for one in stack)
+    chosen = ", ".join(word for word in (stack[0].variant, stack[0].details) if word)
     parts = [
-        f"{runs}, step {', '.join(map(str, steps))}, {seeds}, {stack[0].variant}",
+        f"{runs}, step {', '.join(map(str, steps))}, {seeds}, {chosen}",
         f"{first.dataset} {first.split} (split {first.split_hash[:8]})",
         f"{first.records:,} records of {first.patients:,} patients",
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from input_pipeline.manifest import read_manifest
 from msfl_jax.commands.evaluate import grounding_report
 from msfl_jax.commands.finetune import run_classification
 from msfl_jax.commands.pretrain import run_pretraining
@@ -22,6 +23,7 @@ from msfl_jax.finetune_config import FinetuneConfig, finetune_config
 from msfl_jax.results.ablation import Wanted, measured_by
 from msfl_jax.results.own_results import Result, find_results
 from msfl_jax.tasks.outcome import identify_split
+from msfl_jax.tasks.prompts import choose_set, load_prompts, prompts_hash
 
 STAGES_FILE = "stages.json"
 RULE = "cosine"  # of table 5: a run without local alignment has no other half for "gloria"
@@ -60,7 +62,10 @@ class Builds:
         own = config.grounding
         grounding = {"protocol": own.protocol, "scaling": "minmax", "geometry": "own"}
         grounding |= {"sigma": own.sigma, "shifts": own.shifts}
-        found = {"zero_shot": Wanted(self.split, self._members(self.records), {"rule": RULE})}
+        manifest = read_manifest(self.records)
+        asked = load_prompts(choose_set(config.zero_shot.prompts, manifest.name, manifest.label_names))
+        zero_shot = {"rule": RULE, "prompts_hash": prompts_hash(asked)}
+        found = {"zero_shot": Wanted(self.split, self._members(self.records), zero_shot)}
         if self.phrases:
             found["grounding"] = Wanted(self.split, self._members(self.phrases), grounding)
         if self.labels:

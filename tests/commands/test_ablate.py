@@ -121,10 +121,12 @@ def fake_stages(monkeypatch):
 
     def evaluation(config: Config, workdir: Path, builds: ablation_stages.Builds) -> None:
         metrics = {"mean_auc": Interval(0.5 + config.seed / 10, 0.4, 0.6)}
+        other = {"mean_auc": Interval(0.99, 0.9, 1.0)}
         members = identify_split(builds.records, builds.split)[1]
-        save_outcome(
-            Outcome("zero_shot", "mimic_cxr", builds.split, members, "v", {"rule": "cosine"}, 2, 9, 8, metrics), workdir
-        )
+        asked = builds.wanted(config)["zero_shot"].options
+        for variant, options, value in (("v", asked, metrics), ("w", {**asked, "prompts_hash": "other"}, other)):
+            one = Outcome("zero_shot", "mimic_cxr", builds.split, members, variant, options, 2, 9, 8, value)
+            save_outcome(one, workdir)
 
     stages = {"pretraining": Stage(pretraining, lambda config, builds: [config_hash(config)])}
     stages |= {"evaluation": Stage(evaluation, lambda config, builds: [builds.split])}
@@ -207,13 +209,9 @@ def test_other_steps_or_images_are_no_finished_run(fake_stages, call, study, tmp
     assert calls == ["global-seed0"] * 2
 
 
-def test_the_numbers_are_of_the_split_asked_for_whatever_was_measured_before(fake_stages, call, tmp_path, study):
+def test_the_numbers_are_of_the_split_and_prompts_asked_for_whatever_else_was_measured(fake_stages, call, tmp_path):
     file = tmp_path / "ablation" / "ablation.json"
-    run = tmp_path / "ablation" / "runs" / "global-seed0"
     call(seeds=1, objectives="global", split="validate")
-    members = identify_split(study / "records", "validate")[1]
-    other = {"mean_auc": Interval(0.99, 0.9, 1.0)}
-    save_outcome(Outcome("zero_shot", "mimic_cxr", "validate", members, "z", {}, 2, 9, 8, other), run / "beside")
     call(seeds=1, objectives="global", split="test")
     table = (tmp_path / "ablation" / "table5.txt").read_text()
     assert "mimic_cxr test" in table

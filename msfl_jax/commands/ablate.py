@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,7 @@ def run_ablation(
         builds = dataclasses.replace(builds, finetune=chosen, labels=labels or builds.records)
     plans = list(_plans(workdir, config, combinations, seeds, [*overrides, *fixed]))
     failed = _run_all(plans, builds, estimated_minutes(0, plans[0].config.train.steps) * 60 if data is None else 0.0)
-    said = [*confounders([(plan.objectives, plan.config) for plan in plans], builds), *selection_caveats(builds)]
-    table, rows, gains = _report(workdir, builds, [plan for plan in plans if str(plan) not in failed], said)
+    table, rows, gains = _report(workdir, builds, plans, failed)
     summary = {
         "config": config,
         "overrides": list(overrides),
@@ -212,9 +211,11 @@ def _run_all(plans: Sequence[Planned], builds: Builds, guess: float) -> dict[str
 
 
 def _report(
-    workdir: Path, builds: Builds, plans: Sequence[Planned], said: Sequence[str]
+    workdir: Path, builds: Builds, plans: Sequence[Planned], failed: Mapping[str, str]
 ) -> tuple[PaperTable, list[Combination], list[Gain]]:
-    """Table 5, its numbers and the gains of local alignment, written into `workdir` as they are computed."""
+    """Table 5, its numbers and the gains of local alignment, of the runs that did not fail, written into `workdir` as they are computed."""
+    plans = [plan for plan in plans if str(plan) not in failed]
+    said = [*confounders([(plan.objectives, plan.config) for plan in plans], builds), *selection_caveats(builds)]
     published, pool = load_published()[TABLE], remembering_pool()
     results = [one for plan in plans for one in results_of(plan.config, plan.workdir, builds)]
     names = {one.outcome.dataset for one in results}

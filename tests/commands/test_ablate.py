@@ -90,6 +90,8 @@ def call(study, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "make_mesh", one)
     for module in (evaluate, zero_shot, pooling):
         monkeypatch.setattr(module, "REPLICATES", 20)
+    # Forgetting what was compiled saves memory in long ablations, and only costs time here.
+    monkeypatch.setattr(ablation_stages.jax, "clear_caches", lambda: None)
 
     def run(**changes) -> int:
         options = {"config": f"{study / 'tiny.py'}:short", "seeds": 2, "objectives": "global;global,local"}

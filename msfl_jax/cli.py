@@ -156,7 +156,7 @@ def evaluate_grounding(
 def evaluate_compare(
     run_a: Annotated[Path, typer.Argument(help="Run directory with results of `msfl eval`.")],
     run_b: Annotated[Path, typer.Argument(help="Another, evaluated on the same split.")],
-    task: Annotated[str, typer.Option(help="grounding, zero_shot or classification.")],
+    task: Annotated[str, typer.Option(help="grounding, zero_shot, classification, segmentation or retrieval.")],
     dataset: Annotated[str, typer.Option("--data-name", help="Name of the build, where several were evaluated.")] = "",
     split: Annotated[str, typer.Option(help="Split, where several were evaluated.")] = "",
     variant: Annotated[str, typer.Option(help="Rule or protocol, where several were evaluated.")] = "",

@@ -6,14 +6,15 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import MsflError, RetryError, UserError
 from input_pipeline.loader import text_sentences
 from input_pipeline.tokenizer import train_tokenizer
-from msfl_jax.commands.ablation_stages import Builds, all_finished, run_stages
+from msfl_jax.commands.ablation_caveats import confounders, selection_caveats
+from msfl_jax.commands.ablation_stages import Builds, all_finished, results_of, run_stages
 from msfl_jax.commands.demo import Folders, estimated_minutes, prepare
 from msfl_jax.commands.table import write_whole
 from msfl_jax.config import Config
@@ -31,7 +32,7 @@ from msfl_jax.results.ablation import (
 )
 from msfl_jax.results.ablation_figure import save_ablation
 from msfl_jax.results.formats import FORMATS, write_table
-from msfl_jax.results.own_results import ALL_COMBINATIONS, OBJECTIVES, find_results
+from msfl_jax.results.own_results import ALL_COMBINATIONS, OBJECTIVES
 from msfl_jax.results.paper_tables import PaperTable, paper_table
 from msfl_jax.results.published import load_published
 
@@ -70,6 +71,7 @@ def run_ablation(
     """Trains and evaluates every run that is not finished, then prints table 5 and writes it with figure and numbers into `workdir`.
 
     All runs of a seed see the same batches in the same order and begin with the same weights wherever they have the same; seeds differ in both.
+    What else differs between the combinations, as the regions of the demo, stands as caveats beneath the table.
 
     Args:
       workdir: of the ablation; running again goes on.
@@ -105,7 +107,7 @@ def run_ablation(
         builds = dataclasses.replace(builds, finetune=chosen, labels=labels or builds.records)
     plans = list(_plans(workdir, config, combinations, seeds, [*overrides, *fixed]))
     failed = _run_all(plans, builds, estimated_minutes(0, plans[0].config.train.steps) * 60 if data is None else 0.0)
-    table, rows, gains = _report(workdir, builds, [plan for plan in plans if str(plan) not in failed])
+    table, rows, gains = _report(workdir, builds, plans, failed)
     summary = {
         "config": config,
         "overrides": list(overrides),
@@ -113,6 +115,7 @@ def run_ablation(
         "seeds": seeds,
         "rows": as_json(rows),
         "gains": as_json(gains),
+        "caveats": list(table.caveats),
         "failed": failed,
         "seconds_of_this_session": round(time.monotonic() - started, 1),
     }
@@ -208,14 +211,17 @@ def _run_all(plans: Sequence[Planned], builds: Builds, guess: float) -> dict[str
 
 
 def _report(
-    workdir: Path, builds: Builds, plans: Sequence[Planned]
+    workdir: Path, builds: Builds, plans: Sequence[Planned], failed: Mapping[str, str]
 ) -> tuple[PaperTable, list[Combination], list[Gain]]:
-    """Table 5, its numbers and the gains of local alignment, written into `workdir` as they are computed."""
+    """Table 5, its numbers and the gains of local alignment, of the runs that did not fail, written into `workdir` as they are computed."""
+    plans = [plan for plan in plans if str(plan) not in failed]
+    said = [*confounders([(plan.objectives, plan.config) for plan in plans], builds), *selection_caveats(builds)]
     published, pool = load_published()[TABLE], remembering_pool()
-    results = find_results([plan.workdir for plan in plans if plan.workdir.is_dir()])
+    results = [one for plan in plans for one in results_of(plan.config, plan.workdir, builds)]
     names = {one.outcome.dataset for one in results}
     foreign = not names <= {column.dataset for column in published.columns}
     table = paper_table(published, results, dataset=",".join(sorted(names)) if foreign else "", pool=pool)
+    table = dataclasses.replace(table, caveats=(*table.caveats, *said))
     rows = measure_combinations(published, results, pool)
     for form in FORMATS:
         write_whole(workdir / f"table5.{SUFFIXES[form]}", write_table(table, form))

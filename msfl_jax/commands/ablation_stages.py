@@ -1,5 +1,6 @@
 """The stages of one run of an ablation: pretraining, evaluation and fine-tuning, each done once and noted in stages.json when it is."""
 
+import dataclasses
 import gc
 import json
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 
+from input_pipeline.manifest import read_manifest
 from msfl_jax.commands.evaluate import grounding_report
 from msfl_jax.commands.finetune import run_classification
 from msfl_jax.commands.pretrain import run_pretraining
@@ -18,10 +20,14 @@ from msfl_jax.commands.zero_shot import zero_shot_report
 from msfl_jax.config import Config, config_hash
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import FinetuneConfig, finetune_config
+from msfl_jax.results.ablation import Wanted, measured_by
+from msfl_jax.results.own_results import Result, find_results
 from msfl_jax.tasks.outcome import identify_split
+from msfl_jax.tasks.prompts import choose_set, load_prompts, prompts_hash
 
 STAGES_FILE = "stages.json"
-FINETUNED = "finetune"  # folder of the fine-tuned run, in that of the run it starts from
+RULE = "cosine"  # of table 5: a run without local alignment has no other half for "gloria"
+FINETUNED = "finetune"  # folder of the fine-tuned run, in that of the run it starts from; "-SPLIT" follows where that is not "test"
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,37 @@ class Builds:
     finetune: str = ""
 
     def finetuning(self, seed: int) -> FinetuneConfig:
-        """The configuration of the fine-tuning.
+        """The configuration of the fine-tuning, which is measured on `split` as everything else.
 
         Raises:
           UserError: there is no such configuration.
         """
-        return load_config(self.finetune, [f"--config.seed={seed}"], make=finetune_config)
+        settings = load_config(self.finetune, [f"--config.seed={seed}"], make=finetune_config)
+        return dataclasses.replace(settings, data=dataclasses.replace(settings.data, test=self.split))
+
+    def wanted(self, config: Config) -> dict[str, Wanted]:
+        """By task, which results of a run with this configuration are those of its stages."""
+        own = config.grounding
+        grounding = {"protocol": own.protocol, "scaling": "minmax", "geometry": "own"}
+        grounding |= {"sigma": own.sigma, "shifts": own.shifts}
+        manifest = read_manifest(self.records)
+        asked = load_prompts(choose_set(config.zero_shot.prompts, manifest.name, manifest.label_names))
+        zero_shot = {"rule": RULE, "prompts_hash": prompts_hash(asked)}
+        found = {"zero_shot": Wanted(self.split, self._members(self.records), zero_shot)}
+        if self.phrases:
+            found["grounding"] = Wanted(self.split, self._members(self.phrases), grounding)
+        if self.labels:
+            settings = self.finetuning(config.seed)
+            options = {"init": "pretrained", "mode": settings.mode, "fraction": settings.data.fraction}
+            found["classification"] = Wanted(self.split, self._members(self.labels), options)
+        return found
+
+    def _members(self, build: Path) -> str:
+        return identify_split(build, self.split)[1]
+
+    def finetuned(self, workdir: Path) -> Path:
+        """Folder of the fine-tuned run in that of its pretraining run; each split has its own."""
+        return workdir / (FINETUNED if self.split == "test" else f"{FINETUNED}-{self.split}")
 
 
 @dataclass(frozen=True)
@@ -93,20 +124,30 @@ def all_finished(config: Config, workdir: Path, builds: Builds) -> bool:
     return all(_done(notes, name, stage.key(config, builds)) for name, stage in STAGES.items())
 
 
+def results_of(config: Config, workdir: Path, builds: Builds) -> list[Result]:
+    """What the stages of a run measured; other results in its directory, as of another split, protocol or initialisation, are left out."""
+    if not workdir.is_dir():
+        return []
+    own = (workdir, builds.finetuned(workdir))
+    return measured_by((one for one in find_results([workdir]) if one.workdir in own), builds.wanted(config))
+
+
 def _pretrain(config: Config, workdir: Path, builds: Builds) -> None:
     run_pretraining(config, workdir, quiet=True)
 
 
 def _evaluate(config: Config, workdir: Path, builds: Builds) -> None:
-    """Zero-shot classification and, where there are boxes, grounding, with the run's own rule and protocol."""
-    zero_shot_report(workdir, builds.records, split=builds.split)
+    """Zero-shot classification with table 5's rule and, where it is another one, the run's own; grounding where there are boxes."""
+    own = "" if config.zero_shot.rule == "gloria" and not config.objective.lambda_local else config.zero_shot.rule
+    for rule in dict.fromkeys(rule for rule in (RULE, own) if rule):
+        zero_shot_report(workdir, builds.records, split=builds.split, rule=rule)
     if builds.phrases:
         grounding_report(workdir, builds.phrases, split=builds.split, overlays=0)
 
 
 def _finetune(config: Config, workdir: Path, builds: Builds) -> None:
     if builds.labels:
-        run_classification(builds.finetuning(config.seed), workdir / FINETUNED, workdir, builds.labels)
+        run_classification(builds.finetuning(config.seed), builds.finetuned(workdir), workdir, builds.labels)
 
 
 def _pretraining_key(config: Config, builds: Builds) -> list[str]:
@@ -115,7 +156,7 @@ def _pretraining_key(config: Config, builds: Builds) -> list[str]:
 
 def _evaluation_key(config: Config, builds: Builds) -> list[str]:
     measured = [build for build in (builds.records, builds.phrases) if build]
-    return [*_pretraining_key(config, builds), *(identify_split(build, builds.split)[1] for build in measured)]
+    return [*_pretraining_key(config, builds), RULE, *(identify_split(build, builds.split)[1] for build in measured)]
 
 
 def _finetuning_key(config: Config, builds: Builds) -> list[str]:

@@ -97,5 +97,7 @@ def _place(chosen: Chosen) -> tuple[str, str]:
 
 def _is_detail(name: str) -> bool:
     """Controls, single thresholds, and categories on their own."""
-    prefix = name.partition("/")[0]
+    prefix, _, rest = name.partition("/")
+    if rest.startswith("recall@") or rest == "median_rank":
+        return False
     return "_shuffled" in name or "iou_0" in name or ("/" in name and prefix not in ("category", "auc"))

@@ -7,13 +7,14 @@ from pathlib import Path
 from msfl_jax.results.formats import write_table
 from msfl_jax.results.own_results import find_results
 from msfl_jax.results.paper_tables import paper_table
+from msfl_jax.results.pooling import pooled_interval
 from msfl_jax.results.published import load_published
 
 
 def table_report(
     number: int, folders: Sequence[Path], *, form: str = "text", out: Path | None = None, dataset: str = ""
 ) -> str:
-    """The table, or where it was written.
+    """The table, or where it was written. Means over seeds have their pooled patient-bootstrap intervals where predictions are there.
 
     Args:
       number: 1 to 5.
@@ -25,7 +26,7 @@ def table_report(
     Raises:
       UserError: a folder or the format does not exist, or a file of results is damaged.
     """
-    table = paper_table(load_published()[number], find_results(folders), dataset=dataset)
+    table = paper_table(load_published()[number], find_results(folders), dataset=dataset, pool=pooled_interval)
     text = write_table(table, form)
     if out is None:
         return text

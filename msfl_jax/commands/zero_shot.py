@@ -36,14 +36,18 @@ def zero_shot_report(
     run = open_run(workdir)
     caveats = leak_caveats(run, directory, split, allow_leak=allow_leak)
     manifest = read_manifest(directory)
-    name = prompts or choose_set(run.config.zero_shot.prompts, manifest.name, manifest.label_names)
+    own = choose_set(run.config.zero_shot.prompts, manifest.name, manifest.label_names)
+    name = prompts or own
     chosen = load_prompts(name)
     result = evaluate_zero_shot(
         run, directory, split, prompts=chosen, rule=rule or None, seed=SEED, replicates=REPLICATES
     )
     said = {"prompts": name if name in shipped_prompts() else "file", "prompts_hash": prompts_hash(chosen)}
     options = said | {"blank": "negative", "seed": SEED, "replicates": REPLICATES}
-    outcome = describe(result, directory, options=options, caveats=caveats)
+    short = said["prompts"] if name in shipped_prompts() else f"file-{said['prompts_hash'][:6]}"
+    outcome = describe(
+        result, directory, options=options, caveats=caveats, prompts="" if name == own else short
+    ).placed(workdir)
     result.predictions.save(outcome.predictions(workdir))
     lines = [with_caveats(zero_shot_table(result), caveats), "", f"prompts      {said['prompts']}"]
     lines += unasked_labels(manifest, name, chosen)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,20 @@ from msfl_jax.results.paper_tables import Pool, summarise_seeds
 from msfl_jax.results.pooling import pooled_gain, pooled_interval
 from msfl_jax.results.published import Column, PublishedTable
 from msfl_jax.results.tables import interval, number
+from msfl_jax.tasks.outcome import Option
 
 GAIN_OF, GAIN_METRIC = "local", "cnr"
 
 _NAN = Interval(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which result of a task belongs to an ablation: of which images, and made with which choices."""
+
+    split: str
+    split_hash: str
+    options: Mapping[str, Option]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,11 @@ class Combination:
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much the CNR is higher with local alignment than without, all else equal, over the `seeds` that both have."""
+    """By how much the CNR is higher with local alignment than without, over the `seeds` that both have; the other objectives are equal.
+
+    Configurations may give the two other architectures, as the demo's does, and without local alignment phrases are grounded in the space of global
+    alignment: what is gained is local alignment with all that comes with it (see `msfl_jax.commands.ablation_caveats`).
+    """
 
     combination: str
     base: str
@@ -59,6 +73,16 @@ class Gain:
             f"95 % interval {interval(self.gain)}{significant} ({len(self.seeds)} seeds, {self.phrases:,} phrases "
             f"of {self.patients:,} patients, paired)"
         )
+
+
+def measured_by(results: Iterable[Result], wanted: Mapping[str, Wanted]) -> list[Result]:
+    """Results of the images and with the choices of an ablation; what else was evaluated in the same directories is no part of it.
+
+    Args:
+      results: of one run and those fine-tuned from it.
+      wanted: by task; a task that is missing is not measured.
+    """
+    return [one for one in results if (asked := wanted.get(one.outcome.task)) and _is(one, asked)]
 
 
 def combinations_of(objectives: Iterable[str]) -> list[str]:
@@ -84,7 +108,7 @@ def measure_combinations(table: PublishedTable, results: Sequence[Result], pool:
 
     Args:
       table: the fifth.
-      results: of one ablation: one data set and one variant per task.
+      results: of one ablation (see `measured_by`): one split and one variant per task.
       pool: intervals of means over seeds.
     """
     rows = []
@@ -133,6 +157,12 @@ def as_json(value: Any) -> Any:
 def plus(objectives: str) -> str:
     """`global + local`, as tables have it."""
     return objectives.replace(",", " + ")
+
+
+def _is(result: Result, wanted: Wanted) -> bool:
+    outcome = result.outcome
+    same_images = (outcome.split, outcome.split_hash) == (wanted.split, wanted.split_hash)
+    return same_images and all(outcome.options.get(name) == value for name, value in wanted.options.items())
 
 
 def _stack(results: Sequence[Result], column: Column) -> list[Result]:

@@ -13,7 +13,7 @@ from msfl_jax.results.tables import MISSING, format_table, interval, number
 from msfl_jax.tasks.outcome import Outcome
 
 DPI = 200
-COLOURS = {"pretrained": "#b3200f", "imported": "#2b6ca3", "random": "#6b6b6b"}
+COLOURS = {"pretrained": "#b3200f", "random": "#6b6b6b"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Cell:
     """One initialisation at one share of the labels.
 
     Attributes:
-      init, mode: "pretrained", "random" or "imported"; "full" or "probe".
+      init, mode: "pretrained" or "random"; "full" or "probe".
       fraction: percentage of the labels.
       aucs: mean AUC of each seed.
     """

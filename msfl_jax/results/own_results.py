@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,29 @@ from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcomes
 OBJECTIVES = ("global", "local", "instance", "modality")
 FINE_TUNED = ("classification", "segmentation")
 
-_CONFIG = "config.json"
+_CONFIG, _ENCODER, _DATA = "config.json", "encoder.json", "data.json"
+_TUNING = "fine-tuning."  # before its settings
 _PARENTS = 3  # folders above a fine-tuned run in which its pretraining run is looked for
 _SKIPPED = frozenset({"checkpoints", "tensorboard", "figures", "tokenizer", "data", "study", "predictions", RESULTS})
-_NOT_THE_MODEL = frozenset({"seed", "directory", "tokenizer", "tokenizer_hash", "workers", "zero_shot", "grounding"})
+_NOT_THE_MODEL = frozenset(
+    {
+        *("seed", "directory", "tokenizer", "workers", "mesh", "zero_shot", "grounding"),
+        *("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"),
+    }
+)
+# Of fine-tuning, what the siblings' recipes choose anew for each data set and share of the labels: the same row, though never the same mean.
+_SCHEDULE = frozenset(
+    {
+        *("name", "data.fraction", "data.findings", "data.test", "data.members"),
+        *("train.steps", "train.evaluate_every", "optimizer.peak_rate", "optimizer.warmup_steps"),
+        "optimizer.layer_decay",
+    }
+)
 
-# The options, in this order, that tell two evaluations of one model apart.
+# The options, in this order, that name an evaluation of a model.
 _VARIANT = {
     "zero_shot": ("rule",),
-    "grounding": ("protocol",),
+    "grounding": ("protocol", "scaling", "geometry"),
     "classification": ("init", "mode"),
     "segmentation": ("init", "head", "lists"),
 }
@@ -58,8 +72,10 @@ class Result:
       outcome: as it was saved.
       model: name of the pretraining configuration; empty where no pretraining run is known.
       objectives: those that were on, as the argument of a configuration; empty where unknown.
-      identity: equal for runs that differ in nothing but their seed and where things lie.
+      identity: equal for runs that differ in nothing but their seed and where things lie; fine-tuned runs may differ in their schedule too.
       seed: of pretraining, or of fine-tuning for its tasks; -1 where unknown.
+      settings: dotted keys and values of all that makes the model: the configurations of pretraining and fine-tuning, and the hashes of their data.
+      schedule: equal for fine-tuned runs of one data set and share of the labels that were trained alike.
     """
 
     workdir: Path
@@ -68,13 +84,34 @@ class Result:
     objectives: str
     identity: str
     seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    schedule: str = ""
 
     @property
     def variant(self) -> str:
-        """What else was chosen, without fraction and seed: a rule, a protocol, an initialisation and a mode."""
+        """What else was chosen, without fraction and seed: a rule, a protocol as "biovil/minmax", an initialisation and a mode."""
         given = self.outcome.options
         words = [str(given[name]) for name in _VARIANT.get(self.outcome.task, ()) if name in given]
+        if self.outcome.task == "grounding":
+            return "/".join(word for word in words if word != "own") or self.outcome.variant
         return ", ".join(words) or self.outcome.variant
+
+    @property
+    def details(self) -> str:
+        """What makes two evaluations of one variant different: smoothing and looks of grounding, prompts of zero-shot classification."""
+        given = self.outcome.options
+        if self.outcome.task == "grounding":
+            return ", ".join(f"{name} {given[name]}" for name in ("sigma", "shifts") if name in given)
+        if self.outcome.task != "zero_shot":
+            return ""
+        found = [str(given["prompts"])] if "prompts" in given else []
+        found += [f"(hash {str(given['prompts_hash'])[:8]})"] if "prompts_hash" in given else []
+        return " ".join(["prompts", *found]) if found else ""
+
+    @property
+    def base(self) -> str:
+        """Equal for runs of one pretraining, whatever was fine-tuned from it."""
+        return _hash({key: value for key, value in self.settings.items() if not key.startswith(_TUNING)})
 
     @property
     def run(self) -> str:
@@ -110,6 +147,30 @@ def objectives_of(config: Mapping[str, Any]) -> str:
     return ",".join(name for name in OBJECTIVES if weights.get(f"lambda_{name}", 0))
 
 
+def differences(one: Result, others: Iterable[Result], *, tuning: bool = True) -> str:
+    """Settings of `one` that some of the others do not share, as `pretraining.optimizer.peak_rate 0.001`; the first three.
+
+    Args:
+      one: to be told apart.
+      others: from which.
+      tuning: whether settings of fine-tuning count.
+    """
+    keys = [
+        key
+        for key in sorted({key for other in (one, *others) for key in other.settings})
+        if (tuning or not key.startswith(_TUNING))
+        and any(other.settings.get(key) != one.settings.get(key) for other in others)
+    ]
+    shown = [f"{key} {_short(one.settings.get(key, '-'))}" for key in keys[:3]]
+    return ", ".join([*shown, *([f"and {len(keys) - 3} more"] if len(keys) > 3 else [])])
+
+
+def _short(value: Any) -> str:
+    """A value as it is printed; hashes by their first digits."""
+    text = str(value)
+    return text[:8] if len(text) == 64 and "/" not in text else text
+
+
 def _run_directories(folder: Path) -> Iterator[Path]:
     for parent, names, _ in os.walk(folder):
         if RESULTS in names:
@@ -118,48 +179,71 @@ def _run_directories(folder: Path) -> Iterator[Path]:
 
 
 def _describe(workdir: Path, outcome: Outcome) -> Result:
-    own = _read_config(workdir)
+    own, tuned = _read(workdir / _CONFIG), outcome.task in FINE_TUNED
     home, pretraining = _pretraining(workdir)
-    # Labels of another share, or another data set, are trained with other steps and rates: they are one row all the same.
-    tuned = outcome.task in FINE_TUNED
-    fallback = str(workdir.resolve()) if not tuned else ""
+    if tuned:
+        pretraining = _part(_read(workdir / _ENCODER), "config") or pretraining
+    settings = dict(_flat(pretraining, "pretraining."))
+    if home and (members := _read(home / _DATA).get("members")):
+        settings["pretraining.data.members"] = members
+    schedule = {}
+    if tuned:
+        tuning = dict(_flat(own, "")) if "objective" not in own else {}
+        tuning |= {"data.members": members} if (members := _read(workdir / _DATA).get("members")) else {}
+        settings |= {f"{_TUNING}{key}": value for key, value in tuning.items()}
+        schedule = {key: value for key, value in tuning.items() if key in _SCHEDULE}
+    elif not home:
+        settings["run"] = str(workdir.resolve())  # nothing is known of it: no two are alike
+    identity = {key: value for key, value in settings.items() if key.removeprefix(_TUNING) not in schedule}
     return Result(
         workdir=workdir,
         outcome=outcome,
         model=str(pretraining.get("name", "")) or ("" if tuned else workdir.name),
         objectives=objectives_of(pretraining),
-        identity=_hash(pretraining) if home else fallback,
+        identity=_hash(identity),
         seed=_seed(outcome.options if tuned else {}, own if tuned else pretraining),
+        settings=settings,
+        schedule=_hash(schedule),
     )
 
 
 def _pretraining(workdir: Path) -> tuple[Path | None, Mapping[str, Any]]:
     """The nearest folder upwards with a pretraining configuration, and that configuration."""
     for folder in [workdir, *workdir.resolve().parents][: _PARENTS + 1]:
-        config = _read_config(folder)
+        config = _read(folder / _CONFIG)
         if "objective" in config:
             return folder, config
     return None, {}
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
+def _read(file: Path) -> Mapping[str, Any]:
+    """A file of JSON; empty where there is none."""
     try:
-        values = json.loads((folder / _CONFIG).read_text())
+        values = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = values.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _seed(*places: Mapping[str, Any]) -> int:
     return next((int(place["seed"]) for place in places if isinstance(place.get("seed"), int)), -1)
 
 
-def _hash(config: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(_model_part(config), sort_keys=True).encode()).hexdigest()[:16]
+def _hash(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _model_part(values: Any) -> Any:
-    """A configuration without its seed, its paths and what is only watched."""
-    if not isinstance(values, Mapping):
-        return values
-    return {key: _model_part(value) for key, value in values.items() if key not in _NOT_THE_MODEL}
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a configuration without its seed, its paths and what is only watched."""
+    for key, value in values.items():
+        if key in _NOT_THE_MODEL:
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

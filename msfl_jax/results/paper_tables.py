@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from msfl_jax.metrics import Interval
-from msfl_jax.results.own_results import ALL_COMBINATIONS, OBJECTIVES, Result, combination_rank
+from msfl_jax.results.own_results import ALL_COMBINATIONS, OBJECTIVES, Result, combination_rank, differences
 from msfl_jax.results.published import Column, PublishedRow, PublishedTable, Reading
 from msfl_jax.results.tables import MISSING, interval, number
 
@@ -181,29 +181,34 @@ def _own_rows(
     pool: Pool | None,
 ) -> list[Row]:
     """One row per model and variant, and as many more as it has numbers for one column that must not be averaged."""
+    first = {_row_key(one, table.number): one for column in reversed(chosen) for one in reversed(column)}
     keys = dict.fromkeys(_row_key(one, table.number) for column in chosen for one in column)
     rows = []
     for key in keys:
         stacks = [_stacks([one for one in found if _row_key(one, table.number) == key]) for found in chosen]
-        name = ", ".join(word for word in (key[0], reading.title) if word)
+        alike = [first[other] for other in keys if other[0] == key[0] and other != key]
+        apart = differences(first[key], alike, tuning=table.number != 5)
+        details = key[2] if any(other[0] == key[0] and other[2] != key[2] for other in keys) else ""
+        name = ", ".join(word for word in (key[0], apart, details, reading.title) if word)
         for line in zip_longest(*stacks):
             cells = [
-                _own_cell(stack, column, reading, notes, pool) if stack else Cell(NOT_RUN)
-                for stack, column in zip(line, columns, strict=True)
+                _own_cell(stack, column, reading, notes, pool, _schedule(stack, found)) if stack else Cell(NOT_RUN)
+                for stack, column, found in zip(line, columns, stacks, strict=True)
             ]
             rows.append(Row("ours", name, tuple(cells)))
     return rows
 
 
-def _row_key(result: Result, table: int) -> tuple[str, str]:
+def _row_key(result: Result, table: int) -> tuple[str, str, str]:
     """Name of the row, and what else must be equal in it."""
     model, objectives = result.model or "ours", result.objectives
     if table == 5:  # its columns are of different tasks, and so of different variants
-        return (f"{_plus(objectives)}, ours ({model})" if objectives else f"ours ({model})"), result.identity
+        return (f"{_plus(objectives)}, ours ({model})" if objectives else f"ours ({model})"), result.base, ""
     if 0 < len(objectives.split(",")) < len(OBJECTIVES) and objectives:
         model += f" ({_plus(objectives)})"
     step = [] if result.fine_tuned else [f"step {result.outcome.step}"]
-    return ", ".join([f"ours: {model}" if result.model else model, result.variant, *step]), result.identity
+    name = ", ".join([f"ours: {model}" if result.model else model, result.variant, *step])
+    return name, result.identity, result.details
 
 
 def _stacks(results: Sequence[Result]) -> list[list[Result]]:
@@ -211,7 +216,8 @@ def _stacks(results: Sequence[Result]) -> list[list[Result]]:
     groups: dict[tuple, list[list[Result]]] = {}
     for one in results:
         outcome = one.outcome
-        key = (outcome.dataset, outcome.split_hash, one.variant, -1 if one.fine_tuned else outcome.step)
+        step = -1 if one.fine_tuned else outcome.step
+        key = outcome.dataset, outcome.split_hash, one.variant, one.details, one.identity, one.schedule, step
         stacks = groups.setdefault(key, [])
         free = (stack for stack in stacks if one.seed >= 0 and one.seed not in {other.seed for other in stack})
         if (stack := next(free, None)) is None:
@@ -221,7 +227,14 @@ def _stacks(results: Sequence[Result]) -> list[list[Result]]:
     return [stack for stacks in groups.values() for stack in stacks]
 
 
-def _own_cell(stack: Sequence[Result], column: Column, reading: Reading, notes: _Notes, pool: Pool | None) -> Cell:
+def _schedule(stack: Sequence[Result], others: Sequence[Sequence[Result]]) -> str:
+    """In what the runs of a cell were trained otherwise than those that stand beneath it."""
+    return differences(stack[0], [one[0] for one in others])
+
+
+def _own_cell(
+    stack: Sequence[Result], column: Column, reading: Reading, notes: _Notes, pool: Pool | None, apart: str
+) -> Cell:
     metric = reading.metric(column)
     if not metric:
         return Cell(MISSING)
@@ -244,7 +257,8 @@ def _own_cell(stack: Sequence[Result], column: Column, reading: Reading, notes: 
         "run": "; ".join(one.run for one in stack),
         "metric": metric,
     }
-    note = _provenance(stack, column) + (f"; n/a: {', '.join(sorted(reasons))}" if reasons else "")
+    said = [_provenance(stack, column), *([apart] if apart else [])]
+    note = "; ".join([*said, *([f"n/a: {', '.join(sorted(reasons))}"] if reasons else [])])
     return Cell(number_text(numbers, column.digits), (notes.letter(note),), facts)
 
 
@@ -254,8 +268,9 @@ def _provenance(stack: Sequence[Result], column: Column) -> str:
     steps = sorted({one.outcome.step for one in stack})
     runs = ", ".join(one.run for one in stack)
     seeds = ("seeds " if len(stack) > 1 else "seed ") + ", ".join(str(one.seed) for one in stack)
+    chosen = ", ".join(word for word in (stack[0].variant, stack[0].details) if word)
     parts = [
-        f"{runs}, step {', '.join(map(str, steps))}, {seeds}, {stack[0].variant}",
+        f"{runs}, step {', '.join(map(str, steps))}, {seeds}, {chosen}",
         f"{first.dataset} {first.split} (split {first.split_hash[:8]})",
         f"{first.records:,} records of {first.patients:,} patients",
     ]

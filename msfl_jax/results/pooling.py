@@ -5,14 +5,25 @@ patients are drawn: the interval says what other patients would change, and the 
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from input_pipeline.errors import UserError
-from msfl_jax.metrics import Interval, Statistic, auc_statistic, bootstrap, mean_statistic, paired_bootstrap
+from msfl_jax.metrics import (
+    DICE_VARIANTS,
+    Interval,
+    Statistic,
+    auc_statistic,
+    bootstrap,
+    dice_statistics,
+    mean_statistic,
+    paired_bootstrap,
+)
 from msfl_jax.results.own_results import Result
 from msfl_jax.tasks.grounding_result import COLUMNS, PhraseScores
+from msfl_jax.tasks.mask_result import MaskPredictions
 from msfl_jax.tasks.zero_shot_result import Predictions
 
 SHUFFLED = "_shuffled_phrases"
@@ -24,7 +35,7 @@ def pooled_interval(stack: Sequence[Result], metric: str, *, replicates: int | N
 
     Args:
       stack: results that differ in their seed alone.
-      metric: "mean_auc", "auc/<finding>", or one of a phrase as "cnr".
+      metric: "mean_auc", "auc/<finding>", one of a phrase as "cnr", or a Dice.
       replicates: of the bootstrap; None takes `REPLICATES`.
 
     Returns:
@@ -39,17 +50,43 @@ def pooled_interval(stack: Sequence[Result], metric: str, *, replicates: int | N
 def pooled_gain(
     better: Sequence[Result], base: Sequence[Result], metric: str, *, replicates: int | None = None
 ) -> Interval | None:
-    """By how much the mean over the seeds of `better` exceeds that of `base`, on the same resamples of patients; see `pooled_interval`."""
-    first, second = pooled_statistic(better, metric), pooled_statistic(base, metric)
-    if first is None or second is None or not np.array_equal(first[1], second[1]):
+    """By how much the mean over the seeds of `better` exceeds that of `base`, on the same resamples of patients; see `pooled_interval`.
+
+    Where a phrase has no value in the mean of one of the two, it counts in neither. None, too, where they are of different samples.
+    """
+    first, second = _pooled(better, metric), _pooled(base, metric)
+    if first is None or second is None:
         return None
+    if first.samples.keys() != second.samples.keys() or not all(
+        _same(array, second.samples[name]) for name, array in first.samples.items()
+    ):
+        return None
+    statistics = first.statistic, second.statistic
+    if first.values is not None and second.values is not None:
+        missing = np.isnan(first.values) | np.isnan(second.values)
+        both = [np.where(missing, np.nan, values) for values in (first.values, second.values)]
+        statistics = mean_statistic(both[0]), mean_statistic(both[1])
     replicates = REPLICATES if replicates is None else replicates
-    return paired_bootstrap(first[0], second[0], first[1], replicates=replicates)
+    return paired_bootstrap(*statistics, first.patients, replicates=replicates)
 
 
 def pooled_statistic(stack: Sequence[Result], metric: str) -> tuple[Statistic, Shaped[np.ndarray, "N"]] | None:
     """The mean over seeds as a function of the samples' weights, and the patient of each sample."""
-    pool = {"grounding": _of_phrases, "zero_shot": _of_images, "classification": _of_images}.get(stack[0].outcome.task)
+    found = _pooled(stack, metric)
+    return None if found is None else (found.statistic, found.patients)
+
+
+class _Pooled(NamedTuple):
+    """A mean over seeds, the arrays that tell its samples, and the values of the samples where it is a mean of such."""
+
+    statistic: Statistic
+    patients: Shaped[np.ndarray, "N"]
+    samples: dict[str, Shaped[np.ndarray, "N *d"]]
+    values: Float[np.ndarray, "N"] | None = None
+
+
+def _pooled(stack: Sequence[Result], metric: str) -> _Pooled | None:
+    pool = _POOLS.get(stack[0].outcome.task)
     try:
         return pool(stack, metric) if pool else None
     except UserError:  # no predictions, or some of another kind
@@ -65,20 +102,32 @@ def mean_over_seeds(values: Sequence[Float[np.ndarray, "N"]]) -> Float[np.ndarra
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _of_phrases(stack: Sequence[Result], metric: str) -> tuple[Statistic, Shaped[np.ndarray, "N"]] | None:
+def _of_phrases(stack: Sequence[Result], metric: str) -> _Pooled | None:
     name = metric.removesuffix(SHUFFLED)
     if name not in COLUMNS:
         return None
     scores = [PhraseScores.load(one.outcome.predictions(one.workdir)) for one in stack]
     first = scores[0]
-    if not all(_equal(first, other, ("patient_key", "image_key", "phrase_key")) for other in scores):
+    if not all(_equal(first, other, _PHRASE) for other in scores):
         return None
     side = int(metric.endswith(SHUFFLED))
     values = mean_over_seeds([one.values[:, side, COLUMNS.index(name)] for one in scores])
-    return mean_statistic(values), first.patient_key
+    samples = {key: getattr(first, key) for key in _PHRASE}
+    return _Pooled(mean_statistic(values), first.patient_key, samples, values)
 
 
-def _of_images(stack: Sequence[Result], metric: str) -> tuple[Statistic, Shaped[np.ndarray, "N"]] | None:
+def _of_masks(stack: Sequence[Result], metric: str) -> _Pooled | None:
+    if metric not in DICE_VARIANTS:
+        return None
+    found = [MaskPredictions.load(one.outcome.predictions(one.workdir)) for one in stack]
+    first = found[0]
+    if not all(_equal(first, other, ("patient_key", "image_key")) for other in found):
+        return None
+    samples = {"patient_key": first.patient_key, "image_key": first.image_key}
+    return _Pooled(_mean([dice_statistics(one.counts)[metric] for one in found]), first.patient_key, samples)
+
+
+def _of_images(stack: Sequence[Result], metric: str) -> _Pooled | None:
     predictions = [Predictions.load(one.outcome.predictions(one.workdir)) for one in stack]
     first = predictions[0]
     wanted = first.findings if metric == "mean_auc" else (metric.removeprefix("auc/"),)
@@ -93,7 +142,16 @@ def _of_images(stack: Sequence[Result], metric: str) -> tuple[Statistic, Shaped[
         for one in predictions
         for column in columns
     ]
-    return _mean(statistics), first.patient_key
+    return _Pooled(_mean(statistics), first.patient_key, {"patient_key": first.patient_key, "truth": first.truth})
+
+
+_PHRASE = ("patient_key", "image_key", "phrase_key")
+_POOLS: dict[str, Callable[[Sequence[Result], str], _Pooled | None]] = {
+    "grounding": _of_phrases,
+    "zero_shot": _of_images,
+    "classification": _of_images,
+    "segmentation": _of_masks,
+}
 
 
 def _mean(statistics: Sequence[Statistic]) -> Statistic:
@@ -106,7 +164,8 @@ def _has_both(truth: Float[np.ndarray, "N"]) -> bool:
 
 def _equal(first: object, other: object, names: Sequence[str]) -> bool:
     read: Callable[[object, str], np.ndarray] = getattr
-    return all(
-        np.array_equal(read(first, name), read(other, name), equal_nan=read(first, name).dtype.kind == "f")
-        for name in names
-    )
+    return all(_same(read(first, name), read(other, name)) for name in names)
+
+
+def _same(first: np.ndarray, other: np.ndarray) -> bool:
+    return np.array_equal(first, other, equal_nan=first.dtype.kind == "f")

@@ -13,10 +13,12 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from input_pipeline.errors import DataError, UserError
-from msfl_jax.metrics import Interval, Statistic, auc_statistic, bootstrap_all, difference_statistic
+from msfl_jax.metrics import Interval, Statistic, auc_statistic, bootstrap_all, dice_statistics, difference_statistic
 from msfl_jax.tasks.grounding_result import PhraseScores, statistics_of
+from msfl_jax.tasks.mask_result import MaskPredictions
 from msfl_jax.tasks.outcome import Outcome
 from msfl_jax.tasks.predictions import load_arrays
+from msfl_jax.tasks.retrieval_result import Ranks, rank_statistics
 
 
 class Samples(NamedTuple):
@@ -143,10 +145,32 @@ def scored_findings_of(file: Path) -> Samples:
     return Samples(identity, patients, scores.astype(np.float64), statistics)
 
 
+def masks_of(file: Path) -> Samples:
+    """Predictions of `msfl finetune segmentation`: the four Dice variants."""
+    found = MaskPredictions.load(file)
+    target, pixels = found.counts[:, 2], found.counts[:, 3]
+    identity = {"images": found.image_key, "patients": found.patient_key, "masks": target, "sizes": pixels}
+
+    def statistics(values: Float[np.ndarray, "N 4"]) -> dict[str, Statistic]:
+        return dice_statistics(values.astype(np.int64))
+
+    return Samples(identity, found.patient_key, found.counts.astype(np.float64), statistics)
+
+
+def ranks_of(file: Path) -> Samples:
+    """Predictions of `msfl eval retrieval`: recalls and median ranks in both directions, of the same pairs in the same pool."""
+    ranks = Ranks.load(file)
+    pool = np.broadcast_to(ranks.pool, (len(ranks.own), 2))
+    identity = {"patients": ranks.patient_key, "pools": pool, "reports": ranks.sharing}
+    return Samples(identity, ranks.patient_key, ranks.own.astype(np.float64), rank_statistics)
+
+
 SAMPLES: dict[str, Callable[[Path], Samples]] = {
     "grounding": phrases_of,
     "zero_shot": scored_findings_of,
     "classification": scored_findings_of,
+    "segmentation": masks_of,
+    "retrieval": ranks_of,
 }
 """How predictions of a task are read; a task that is not here has no values per sample."""
 

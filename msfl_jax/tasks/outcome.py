@@ -18,6 +18,8 @@ from msfl_jax.metrics import Interval
 
 RESULTS, PREDICTIONS = "results", "predictions"
 
+_HASH = 6  # hex digits of a split's hash in a name
+
 Option = str | int | float | bool
 
 
@@ -54,12 +56,21 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """Of its two files; the same evaluation of a later step replaces them."""
+        """Of its two files, unless it is taken (see `placed`); the same evaluation of a later step replaces them."""
         return "-".join(part for part in (self.task, self.dataset, self.split, self.variant) if part)
 
+    def placed(self, workdir: Path) -> "Outcome":
+        """Itself or, where a result of its name in `workdir` is of other images, with the start of the split's hash in its variant: none is lost."""
+        try:
+            found = json.loads((workdir / RESULTS / f"{self.name}.json").read_text())["split_hash"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return self
+        words = (self.variant, self.split_hash[:_HASH])
+        return self if found == self.split_hash else dataclasses.replace(self, variant="-".join(filter(None, words)))
+
     def predictions(self, workdir: Path) -> Path:
-        """Where the predictions behind it are saved."""
-        return workdir / PREDICTIONS / f"{self.name}.npz"
+        """Where the predictions behind it are saved: under the name that its result has or gets."""
+        return workdir / PREDICTIONS / f"{self.placed(workdir).name}.npz"
 
 
 def identify_split(directory: Path | str, split: str) -> tuple[str, str]:
@@ -75,7 +86,8 @@ def identify_split(directory: Path | str, split: str) -> tuple[str, str]:
 
 
 def save_outcome(outcome: Outcome, workdir: Path) -> Path:
-    """Writes `workdir`/results/NAME.json, whole or not at all; undefined numbers are null."""
+    """Writes `workdir`/results/NAME.json, whole or not at all; undefined numbers are null. A result of other images is not replaced: see `placed`."""
+    outcome = outcome.placed(workdir)
     values = dataclasses.asdict(outcome) | {
         "metrics": {name: [_finite(number) for number in interval] for name, interval in outcome.metrics.items()}
     }

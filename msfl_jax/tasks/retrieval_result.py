@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, Real
 
 from input_pipeline.errors import UserError
-from msfl_jax.metrics import Interval, bootstrap, mean_statistic
+from msfl_jax.metrics import Interval, Statistic, bootstrap, mean_statistic
 from msfl_jax.metrics.retrieval import chance_of_recall, median_statistic
 from msfl_jax.tasks.outcome import Option, Outcome, identify_split
 from msfl_jax.tasks.predictions import load_arrays, save_arrays
@@ -82,18 +82,26 @@ def summarise(
     resample = functools.partial(bootstrap, patients=ranks.patient_key, replicates=replicates, seed=seed)
     metrics: dict[str, Interval] = {}
     for column, direction in enumerate(DIRECTIONS):
-        for suffix, values in (("", ranks.own[:, column]), ("_shuffled", ranks.shuffled[:, column])):
-            for depth in DEPTHS:
-                metrics[f"{direction}/recall@{depth}{suffix}"] = resample(
-                    mean_statistic((values <= depth).astype(float))
-                )
-            metrics[f"{direction}/median_rank{suffix}"] = resample(median_statistic(values))
+        for suffix, values in (("", ranks.own), ("_shuffled", ranks.shuffled)):
+            for name, statistic in rank_statistics(values).items():
+                if name.startswith(f"{direction}/"):
+                    metrics[f"{name}{suffix}"] = resample(statistic)
         right = np.ones_like(ranks.sharing) if column == 0 else ranks.sharing
         for depth in DEPTHS:
             chance = float(chance_of_recall(right, int(ranks.pool[column]), depth).mean())
             metrics[f"{direction}/recall@{depth}_chance"] = Interval(chance, chance, chance)
     patients = len(np.unique(ranks.patient_key))
     return RetrievalResult(split, step, metrics, left_out, len(ranks.own), patients, ranks)
+
+
+def rank_statistics(ranks: Real[np.ndarray, "N 2"]) -> dict[str, Statistic]:
+    """DIRECTION/recall@K and DIRECTION/median_rank as functions of the pairs' weights."""
+    found: dict[str, Statistic] = {}
+    for column, direction in enumerate(DIRECTIONS):
+        values = ranks[:, column]
+        found |= {f"{direction}/recall@{k}": mean_statistic((values <= k).astype(float)) for k in DEPTHS}
+        found[f"{direction}/median_rank"] = median_statistic(values)
+    return found
 
 
 def describe(

@@ -204,7 +204,12 @@ def summarise(
 
 
 def describe(
-    result: ZeroShotResult, directory: Path | str, *, options: Mapping[str, Option], caveats: tuple[str, ...] = ()
+    result: ZeroShotResult,
+    directory: Path | str,
+    *,
+    options: Mapping[str, Option],
+    caveats: tuple[str, ...] = (),
+    prompts: str = "",
 ) -> Outcome:
     """The result as it is saved.
 
@@ -213,6 +218,7 @@ def describe(
       directory: the build that was evaluated.
       options: what else was chosen; `seed` and `replicates` of the bootstrap must be among them, so that all can be computed again.
       caveats: what must be said beside the numbers.
+      prompts: short name of the set, for the names of files; "" is the one that the run takes for these data.
 
     Raises:
       UserError: there is no such build or split.
@@ -224,7 +230,7 @@ def describe(
         dataset=dataset,
         split=result.split,
         split_hash=split_hash,
-        variant=result.rule,
+        variant="-".join(filter(None, (result.rule, prompts))),
         options=known | dict(options),
         step=result.step,
         records=result.records,

@@ -1,5 +1,6 @@
 """The ablation: which runs it makes, that finished ones are left alone, that a failed one stops no other, and the whole of it at tiny size."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -15,12 +16,14 @@ from input_pipeline.datasets.synthetic import synthesize
 from input_pipeline.errors import DivergedError, RetryError, UserError
 from msfl_jax.commands import ablate, ablation_stages, evaluate, zero_shot
 from msfl_jax.commands.ablate import choose_combinations, config_of, run_ablation
+from msfl_jax.commands.ablation_caveats import confounders, selection_caveats
 from msfl_jax.commands.ablation_stages import Stage
 from msfl_jax.config import Config, config_hash
+from msfl_jax.config_files import load_config
 from msfl_jax.metrics import Interval
 from msfl_jax.parallel.mesh import make_mesh
 from msfl_jax.results import pooling
-from msfl_jax.tasks.outcome import Outcome, save_outcome
+from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
 from msfl_jax.train import adaptation, loop
 
 CONFIG = """
@@ -87,6 +90,8 @@ def call(study, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "make_mesh", one)
     for module in (evaluate, zero_shot, pooling):
         monkeypatch.setattr(module, "REPLICATES", 20)
+    # Forgetting what was compiled saves memory in long ablations, and only costs time here.
+    monkeypatch.setattr(ablation_stages.jax, "clear_caches", lambda: None)
 
     def run(**changes) -> int:
         options = {"config": f"{study / 'tiny.py'}:short", "seeds": 2, "objectives": "global;global,local"}
@@ -94,6 +99,10 @@ def call(study, tmp_path, monkeypatch):
         return run_ablation(tmp_path / "ablation", **options | changes)
 
     return run
+
+
+def tiny(study) -> Config:
+    return load_config(str(study / "tiny.py"))
 
 
 @pytest.fixture
@@ -114,7 +123,12 @@ def fake_stages(monkeypatch):
 
     def evaluation(config: Config, workdir: Path, builds: ablation_stages.Builds) -> None:
         metrics = {"mean_auc": Interval(0.5 + config.seed / 10, 0.4, 0.6)}
-        save_outcome(Outcome("zero_shot", "mimic_cxr", "test", "ab", "v", {}, 2, 9, 8, metrics), workdir)
+        other = {"mean_auc": Interval(0.99, 0.9, 1.0)}
+        members = identify_split(builds.records, builds.split)[1]
+        asked = builds.wanted(config)["zero_shot"].options
+        for variant, options, value in (("v", asked, metrics), ("w", {**asked, "prompts_hash": "other"}, other)):
+            one = Outcome("zero_shot", "mimic_cxr", builds.split, members, variant, options, 2, 9, 8, value)
+            save_outcome(one, workdir)
 
     stages = {"pretraining": Stage(pretraining, lambda config, builds: [config_hash(config)])}
     stages |= {"evaluation": Stage(evaluation, lambda config, builds: [builds.split])}
@@ -181,13 +195,13 @@ def test_one_that_is_asked_to_stop_stops_the_ablation(fake_stages, call):
 
 def test_other_steps_or_images_are_no_finished_run(fake_stages, call, study, tmp_path):
     calls, _ = fake_stages
-    result = tmp_path / "ablation" / "runs" / "global-seed0" / "results" / "zero_shot-mimic_cxr-test-v.json"
+    folder = tmp_path / "ablation" / "runs" / "global-seed0" / "results"
 
     def again(**changes) -> bool:
         """Whether the run was evaluated again."""
-        before = os.stat(result).st_mtime_ns
+        before = snapshot(folder)
         call(seeds=1, objectives="global", **changes)
-        return os.stat(result).st_mtime_ns != before
+        return snapshot(folder) != before
 
     call(seeds=1, objectives="global")
     assert not again()
@@ -195,6 +209,64 @@ def test_other_steps_or_images_are_no_finished_run(fake_stages, call, study, tmp
     assert calls == ["global-seed0"], "the same training"
     again(split="validate", config=str(study / "tiny.py"))
     assert calls == ["global-seed0"] * 2
+
+
+def test_the_numbers_are_of_the_split_and_prompts_asked_for_whatever_else_was_measured(fake_stages, call, tmp_path):
+    file = tmp_path / "ablation" / "ablation.json"
+    call(seeds=1, objectives="global", split="validate")
+    call(seeds=1, objectives="global", split="test")
+    table = (tmp_path / "ablation" / "table5.txt").read_text()
+    assert "mimic_cxr test" in table
+    assert "mimic_cxr validate" not in table
+    assert json.loads(file.read_text())["rows"][0]["measures"][1]["values"] == pytest.approx([50.0])
+
+
+def test_fine_tuning_is_measured_on_the_split_of_the_ablation_and_each_split_has_a_folder(study, tmp_path):
+    builds = ablation_stages.Builds(study / "records", None, "validate", study / "records", "finetune_demo:1")
+    settings = builds.finetuning(3)
+    assert (settings.data.test, settings.seed) == ("validate", 3)
+    assert builds.finetuned(tmp_path) == tmp_path / "finetune-validate"
+    (classified,) = [one for task, one in builds.wanted(tiny(study)).items() if task == "classification"]
+    assert classified.split_hash == identify_split(study / "records", "validate")[1]
+    assert classified.options["init"] == "pretrained"
+
+
+def demo_runs(*overrides):
+    """The demo's configurations of four combinations."""
+    named = ("global", "global,local", "global,instance", "global,local,modality")
+    return [(one, load_config(config_of("demo", one), list(overrides))) for one in named]
+
+
+def test_what_else_differs_between_rows_is_said_and_can_be_made_the_same(study):
+    builds = ablation_stages.Builds(study / "records", study / "phrases", "test")
+    said = confounders(demo_runs(), builds)
+    assert any(
+        "regions.window_radius is 1 with local, 0 without. --config.regions.window_radius=VALUE" in one for one in said
+    )
+    assert any("regions.layer is 1 with local" in one and "--config.regions.layer=VALUE" in one for one in said)
+    assert any(one.startswith("Zero-shot is of rule cosine in all rows") for one in said)
+    assert any("space of global alignment" in one for one in said)
+
+    alike = demo_runs("--config.regions.layer=1", "--config.regions.window_radius=1")
+    assert len({config.model for _, config in alike}) == len({config.regions for _, config in alike}) == 1
+    assert not any("regions." in one for one in confounders(alike, builds))
+
+
+def test_all_rows_are_scored_with_one_rule_and_the_runs_own_stands_beside_it(study, tmp_path, monkeypatch):
+    rules = []
+    monkeypatch.setattr(ablation_stages, "zero_shot_report", lambda *_, rule, **__: rules.append(rule))
+    builds = ablation_stages.Builds(study / "records", None, "test")
+    for _, config in demo_runs()[:2]:
+        ablation_stages.STAGES["evaluation"].run(config, tmp_path, builds)
+    assert rules == ["cosine", "cosine", "gloria"]
+    assert {builds.wanted(config)["zero_shot"].options["rule"] for _, config in demo_runs()} == {"cosine"}
+
+
+def test_a_checkpoint_that_was_chosen_on_the_measured_split_is_said(study):
+    builds = ablation_stages.Builds(study / "records", None, "validate", study / "records", "finetune_demo:1")
+    (said,) = selection_caveats(builds)
+    assert "chosen on 'validate'" in said
+    assert selection_caveats(dataclasses.replace(builds, split="test")) == []
 
 
 def test_phrases_need_a_build_and_a_wrong_configuration_is_refused_before_any_work(study, call, tmp_path, fake_stages):
@@ -220,6 +292,7 @@ def test_an_ablation_that_was_killed_goes_on_and_leaves_finished_runs_alone(call
         patch.setattr(ablation_stages, "STAGES", {**stages, "evaluation": killed})
         with pytest.raises(KeyboardInterrupt):
             call(seeds=1)
+    assert not (folder / "ablation.json").exists()
     finished = snapshot(folder / "runs" / "global-seed0")
     trained = snapshot(folder / "runs" / "global-local-seed0" / "checkpoints")
     assert finished
@@ -236,6 +309,7 @@ def test_an_ablation_that_was_killed_goes_on_and_leaves_finished_runs_alone(call
         ("global", [0, 1]),
         ("global,local", [0, 1]),
     ]
+    assert summary["caveats"][-1].startswith("Grounding: rows with local alignment")
     (gain,) = summary["gains"]
     assert gain["seeds"] == [0, 1]
     assert gain["gain"]["low"] <= gain["gain"]["value"] <= gain["gain"]["high"]

@@ -12,9 +12,11 @@ from msfl_jax.metrics import Interval
 from msfl_jax.results.ablation import (
     Combination,
     Measure,
+    Wanted,
     as_json,
     gains_of_local,
     measure_combinations,
+    measured_by,
     remembering_pool,
 )
 from msfl_jax.results.ablation_figure import save_ablation
@@ -65,6 +67,36 @@ def test_combinations_are_the_eight_with_global_alignment():
     assert set(ALL_COMBINATIONS) == expected
     assert ALL_COMBINATIONS[:3] == ("global", "global,local", "global,instance")
     assert ALL_COMBINATIONS[-1] == "global,local,instance,modality"
+
+
+def test_results_of_another_split_other_images_or_another_initialisation_are_no_part_of_the_ablation(
+    run_directory, save
+):
+    run = run_directory("run", "global")
+    (run / "scratch").mkdir()
+    tuned = {"init": "pretrained", "fraction": 1}
+    for split, members, init in (
+        *(("test", "aa", "pretrained"), ("validate", "bb", "pretrained")),
+        *(("test", "cc", "pretrained"), ("test", "aa", "random")),
+    ):
+        options = tuned | {"init": init, "seed": 0}
+        name = f"{split}-{members}-{init}"
+        metrics = {"mean_auc": (0.7 if name == "test-aa-pretrained" else 0.9, 0.6, 0.95)}
+        place = run / "scratch" if init == "random" else run
+        save(
+            place,
+            "classification",
+            "mimic_cxr",
+            metrics,
+            split=split,
+            split_hash=members,
+            options=options,
+            variant=name,
+        )
+    found = measured_by(find_results([run]), {"classification": Wanted("test", "aa", tuned)})
+    assert [one.outcome.variant for one in found] == ["test-aa-pretrained"]
+    (row,) = measure_combinations(TABLE, find_results([run / "scratch"]), remembering_pool())
+    assert row.measures[0].values == (), "table 5 shows pretrained encoders alone"
 
 
 def test_every_measure_has_its_seeds_and_their_mean(results):

@@ -24,7 +24,8 @@ def stored(run_directory, save):
     """Results of three runs: two seeds of one model, of which the second is measured on other images in one task, and a fine-tuned one."""
     for seed in (0, 1):
         run = run_directory(f"demo-seed{seed}", "global,local", seed=seed)
-        rule = {"options": {"rule": "gloria"}, "variant": "gloria"}
+        said = {"rule": "gloria", "prompts": "chexpert", "prompts_hash": "0123456789abcdef"}
+        rule = {"options": said, "variant": "gloria"}
         save(run, "zero_shot", "rsna_pneumonia", {"mean_auc": (0.85 + 0.02 * seed, 0.8, 0.9)}, **rule)
         grounded = {"cnr": (1.2, 1.1, 1.3), "miou": (0.25, 0.2, 0.3), "absolute_cnr": (1.25, 1.15, 1.35)}
         grounded |= {
@@ -33,7 +34,8 @@ def stored(run_directory, save):
             "pointing_game": (0.4, 0.3, 0.5),
         }
         members = {"split_hash": f"{seed}{seed}aabbccdd", "records": 1162, "patients": 851}
-        save(run, "grounding", "ms_cxr", grounded, options={"protocol": "biovil"}, variant="biovil", **members)
+        protocol = {"protocol": "biovil", "scaling": "minmax", "geometry": "own", "sigma": 1.5, "shifts": 1}
+        save(run, "grounding", "ms_cxr", grounded, options=protocol, variant="biovil", **members)
     tuned = run_directory("demo-seed0/rsna-1", None, model="rsna_1")
     options = {"init": "pretrained", "mode": "full", "fraction": 1, "seed": 0}
     save(

@@ -128,6 +128,46 @@ def test_segmentation_shows_all_four_dice(run_directory, save):
     assert rows[1].name.endswith("positives only")
 
 
+PROTOCOL = {"protocol": "biovil", "scaling": "minmax", "geometry": "own", "sigma": 1.5, "shifts": 1}
+OTHER_PROTOCOLS = {
+    "biovil/raw": {"scaling": "raw"},
+    "biovil/minmax/published": {"geometry": "published"},
+    "sigma 0.8": {"sigma": 0.8},
+    "shifts 2": {"shifts": 2},
+}
+
+
+@pytest.mark.parametrize("number", [4, 5])
+@pytest.mark.parametrize("said, other", OTHER_PROTOCOLS.items(), ids=OTHER_PROTOCOLS)
+def test_grounding_that_was_measured_otherwise_is_never_averaged_and_says_how(run_directory, save, number, said, other):
+    for seed, options in enumerate((PROTOCOL, PROTOCOL | other)):
+        run = run_directory(f"seed{seed}", seed=seed)
+        metrics = {"cnr": (1.2, 1.1, 1.3), "miou": (0.3, 0.2, 0.4)}
+        save(run, "grounding", "ms_cxr", metrics, options=options, variant=f"biovil{seed}")
+    table = paper_table(TABLES[number], find_results([run.parent]))
+    column = 1 if number == 4 else 2
+    cells = [row.cells[column] for row in ours(table) if row.cells[column].facts.get("metric") == "cnr"]
+    assert [cell.facts["seeds"] for cell in cells] == [1, 1]
+    notes = [dict(table.notes)[cell.marks[0]] for cell in cells]
+    assert "biovil/minmax, sigma 1.5, shifts 1; ms_cxr" in notes[0]
+    assert said in notes[1]
+    if number == 4:
+        assert ours(table)[0].name != ours(table)[1].name
+
+
+@pytest.mark.parametrize("other", [{"prompts": "rsna"}, {"prompts_hash": "fedcba9876543210"}])
+def test_other_prompts_are_never_averaged_and_named(run_directory, save, other):
+    own = {"rule": "cosine", "prompts": "chexpert", "prompts_hash": "0123456789abcdef"}
+    for seed, options in enumerate((own, own | other)):
+        run = run_directory(f"seed{seed}", seed=seed)
+        save(run, "zero_shot", "rsna_pneumonia", {"mean_auc": (0.8, 0.7, 0.9)}, options=options, variant="cosine")
+    table = paper_table(TABLES[3], find_results([run.parent]))
+    assert [row.name for row in ours(table)] == [
+        f"ours: demo, cosine, step 500, prompts {found['prompts']} (hash {found['prompts_hash'][:8]})"
+        for found in (own, own | other)
+    ]
+
+
 def test_table_five_stands_row_by_row_and_begins_with_global_alignment_alone(run_directory, save):
     for objectives in ("global", "global,local", "global,local,instance,modality"):
         run = run_directory(objectives.replace(",", "-"), objectives)

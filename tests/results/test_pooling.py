@@ -1,14 +1,21 @@
 """Pooled intervals: several seeds on the same patients, against a loop written out by hand."""
 
+import dataclasses
+import json
+import re
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from msfl_jax.commands.table import table_report
 from msfl_jax.metrics import Interval
+from msfl_jax.results import pooling
 from msfl_jax.results.own_results import Result
 from msfl_jax.results.pooling import mean_over_seeds, pooled_gain, pooled_interval
 from msfl_jax.tasks.grounding_result import COLUMNS, PhraseScores
-from msfl_jax.tasks.outcome import Outcome
+from msfl_jax.tasks.mask_result import MaskPredictions
+from msfl_jax.tasks.outcome import Outcome, save_outcome
 from msfl_jax.tasks.zero_shot_result import Predictions
 
 PATIENTS = np.asarray([7, 7, 3, 9, 3, 1, 9, 9], np.uint32)
@@ -74,6 +81,53 @@ def test_a_phrase_without_a_number_in_one_seed_keeps_those_of_the_others(grounde
     np.testing.assert_array_equal(mean_over_seeds(list(values)), [2, 2, 1, 4, 5, 6, 7, np.nan])
     stack = [grounded(f"seed{seed}", row) for seed, row in enumerate(values)]
     assert pooled_interval(stack, "cnr", replicates=5).value == pytest.approx(27 / 7)
+
+
+def test_a_phrase_that_one_side_has_no_number_for_counts_in_neither(grounded):
+    better, base = np.arange(8.0), np.asarray([0, 0, 0, 0, np.nan, 0, 0, 0])
+    better[0] = np.nan
+    found = pooled_gain([grounded("better", better)], [grounded("base", base)], "cnr", replicates=5)
+    assert found.value == pytest.approx((1 + 2 + 3 + 5 + 6 + 7) / 6)
+
+
+def test_other_phrases_of_the_same_patients_are_not_compared(grounded):
+    one, other = grounded("one", np.ones(8)), grounded("other", np.ones(8))
+    file = other.outcome.predictions(other.workdir)
+    scores = PhraseScores.load(file)
+    scores.phrase_key[3] = 99
+    scores.save(file)
+    assert pooled_gain([one], [other], "cnr") is None
+
+
+def test_the_pooled_dice_is_the_mean_over_seeds_and_patients_are_drawn_once(tmp_path):
+    rng = np.random.default_rng(1)
+    target = rng.integers(0, 30, size=8)
+    stack, expected = [], []
+    for seed in (0, 1):
+        predicted = rng.integers(1, 30, size=8)
+        common = np.minimum(predicted, target) // 2
+        counts = np.stack([common, predicted, target, np.full(8, 100)], axis=1)
+        one = result(tmp_path / f"seed{seed}", "segmentation", seed)
+        MaskPredictions(counts, PATIENTS, np.arange(8, dtype=np.uint32)).save(one.outcome.predictions(one.workdir))
+        stack.append(one)
+        expected.append(2 * common.sum() / (predicted + target).sum())
+    found = pooled_interval(stack, "dice_pooled_foreground", replicates=30)
+    assert found.value == pytest.approx(np.mean(expected), rel=1e-12)
+    assert found.low <= found.value <= found.high
+    assert pooled_interval(stack, "dice_of_something") is None
+
+
+def test_the_command_prints_the_pooled_interval(grounded, monkeypatch):
+    monkeypatch.setattr(pooling, "REPLICATES", 20)
+    for seed in range(2):
+        one = grounded(f"run{seed}", np.arange(8.0) + seed)
+        config = {"name": "demo", "seed": seed, "objective": {"lambda_global": 1.0}}
+        (one.workdir / "config.json").write_text(json.dumps(config))
+        save_outcome(dataclasses.replace(one.outcome, metrics={"cnr": Interval(3.5 + seed, 0.0, 9.0)}), one.workdir)
+    text = table_report(4, [one.workdir.parent])
+    found = re.search(r"4\.000 ± 0\.707 \(2 seeds, (\d\.\d+) - (\d\.\d+)\)", text)
+    assert found, text
+    assert float(found[1]) < 4 < float(found[2])
 
 
 def test_seeds_scored_on_other_patients_are_not_pooled(grounded):

@@ -12,8 +12,10 @@ from msfl_jax.commands.compare import comparison_report
 from msfl_jax.metrics import Interval
 from msfl_jax.tasks.compare import compare
 from msfl_jax.tasks.grounding_result import COLUMNS, PhraseScores
+from msfl_jax.tasks.mask_result import MaskPredictions
 from msfl_jax.tasks.outcome import Outcome, save_outcome
 from msfl_jax.tasks.predictions import save_arrays
+from msfl_jax.tasks.retrieval_result import Ranks
 
 PATIENTS = np.asarray([9, 9, 4, 4, 4, 7], np.uint32)  # as they first appear: 9, 4, 7
 FEW = {"replicates": 20}
@@ -134,9 +136,73 @@ def test_other_images_other_phrases_and_other_tasks_are_refused(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="different tasks"):
         compare(one, save_findings(tmp_path / "b", np.zeros((6, 2)), np.zeros((6, 2))))
-    other = tmp_path / "c", outcome("segmentation")
-    with pytest.raises(UserError, match="'segmentation' cannot be compared; expected one of classification, grounding"):
+    other = tmp_path / "c", outcome("captions")
+    with pytest.raises(UserError, match="'captions' cannot be compared; expected one of classification, grounding"):
         compare(other, other)
+
+
+COUNTS = {  # common, predicted, true and all pixels of each image
+    "a": [[4, 6, 8, 100], [0, 0, 0, 100], [0, 3, 0, 100], [5, 5, 5, 100], [1, 9, 7, 100], [2, 4, 6, 100]],
+    "b": [[2, 9, 8, 100], [0, 2, 0, 100], [0, 0, 0, 100], [5, 9, 5, 100], [3, 9, 7, 100], [0, 0, 6, 100]],
+}
+
+
+def save_masks(workdir, counts):
+    one = outcome("segmentation", variant="v")
+    MaskPredictions(np.asarray(counts), PATIENTS, np.arange(6, dtype=np.uint32)).save(one.predictions(workdir))
+    save_outcome(one, workdir)
+    return workdir, one
+
+
+def dices(counts, rows):
+    """All four variants by loops over images; nan where there is no mask."""
+    each = [2 * c / (p + t) if p + t else 1.0 for c, p, t, _ in (counts[row] for row in rows)]
+    masked = [value for value, row in zip(each, rows, strict=True) if counts[row][2]]
+    c, p, t, n = (sum(counts[row][column] for row in rows) for column in range(4))
+    front, back = 2 * c / (p + t) if p + t else math.nan, 2 * (n - p - t + c) / (2 * n - p - t)
+    return [np.mean(each), np.mean(masked) if masked else math.nan, front, (front + back) / 2]
+
+
+def test_dices_are_compared_against_loops_on_every_resample(tmp_path):
+    one, other = (save_masks(tmp_path / name, counts) for name, counts in COUNTS.items())
+    comparison = compare(one, other, replicates=50, seed=2)
+    whole = [dices(counts, range(6)) for counts in COUNTS.values()]
+    drawn = [np.subtract(*(dices(counts, rows) for counts in COUNTS.values())) for rows in drawn_patients(50, 2)]
+    for column, found in enumerate(comparison.differences):
+        assert_allclose([found.first, found.second], [side[column] for side in whole], rtol=1e-12)
+        limits = np.nanquantile([difference[column] for difference in drawn], [0.025, 0.975])
+        assert_allclose(found.difference[1:], limits, rtol=1e-9, atol=1e-12)
+    assert "dice_pooled_foreground" in comparison_report(tmp_path / "a", tmp_path / "b", task="segmentation", **FEW)
+    changed = [[*row[:2], row[2] + 1, row[3]] for row in COUNTS["b"]]
+    with pytest.raises(DataError, match="not of the same masks"):
+        compare(one, save_masks(tmp_path / "b", changed))
+
+
+def save_ranks(workdir, own, pool=(5, 6)):
+    one = outcome("retrieval", variant="")
+    sharing = np.asarray([1, 1, 1, 1, 2, 2])
+    Ranks(np.asarray(own), np.ones((6, 2), int), np.asarray(pool), sharing, PATIENTS).save(one.predictions(workdir))
+    save_outcome(one, workdir)
+    return workdir, one
+
+
+def test_recalls_and_median_ranks_are_compared_on_the_same_resamples_and_pool(tmp_path):
+    ranks = {
+        "a": [[1, 1], [1, 2], [3, 1], [1, 6], [2, 1], [5, 5]],
+        "b": [[2, 1], [1, 1], [4, 6], [5, 3], [1, 1], [5, 2]],
+    }
+    one, other = (save_ranks(tmp_path / name, own) for name, own in ranks.items())
+    found = by_name(compare(one, other, replicates=50, seed=3))
+    recall, median = found["image_to_report/recall@1"], found["report_to_image/median_rank"]
+    assert (recall.first, recall.second) == (3 / 6, 2 / 6)
+    assert (median.first, median.second) == (1, 1)
+    hit = np.asarray([[row[0] == 1 for row in own] for own in ranks.values()], float)
+    drawn = [hit[0, rows].mean() - hit[1, rows].mean() for rows in drawn_patients(50, 3)]
+    assert_allclose(recall.difference[1:], np.quantile(drawn, [0.025, 0.975]), rtol=1e-9, atol=1e-12)
+    text = comparison_report(tmp_path / "a", tmp_path / "b", task="retrieval", **FEW)
+    assert "image_to_report/recall@5" in text
+    with pytest.raises(DataError, match="not of the same pools"):
+        compare(one, save_ranks(tmp_path / "b", ranks["b"], pool=(6, 6)))
 
 
 def test_the_table_names_both_runs_the_split_and_which_is_higher(tmp_path):

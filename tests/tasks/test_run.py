@@ -21,7 +21,8 @@ from msfl_jax.parallel.mesh import make_mesh
 from msfl_jax.parallel.sharding import shardings
 from msfl_jax.results.figures import save_phrase_overlays, save_record_overlays
 from msfl_jax.tasks.grounding import evaluate_grounding
-from msfl_jax.tasks.prompts import Prompts
+from msfl_jax.tasks.outcome import load_outcomes
+from msfl_jax.tasks.prompts import Prompts, choose_set, load_prompts, prompts_hash
 from msfl_jax.tasks.run import encode_images, encode_texts, open_run, to_host
 from msfl_jax.tasks.zero_shot import evaluate_zero_shot
 from msfl_jax.train.checkpoint import Checkpoints
@@ -145,6 +146,23 @@ def test_caveats_of_a_run_stand_beneath_every_table(own_workdir, labelled_build,
     (own_workdir / "data.json").write_text(json.dumps({"caveats": ["MS-CXR patients were kept in training"]}))
     for text in reports():
         assert text.count("\ncaveat  MS-CXR patients were kept in training") == 1
+
+
+def test_another_prompt_set_has_a_result_of_its_own(own_workdir, labelled_build, tmp_path):
+    sides = {"positive": ["Pneumonia."], "negative": ["No pneumonia."]}
+    (tmp_path / "prompts.json").write_text(json.dumps({"Pneumonia": sides}))
+    for prompts in ("", str(tmp_path / "prompts.json"), "synthetic"):
+        zero_shot_report(own_workdir, labelled_build, split="test", prompts=prompts)
+    found = {outcome.variant: outcome.options["prompts_hash"] for _, outcome in load_outcomes([own_workdir])}
+    own = choose_set(open_run(own_workdir).config.zero_shot.prompts, "planted", ["Pneumonia"])
+    assert own != "synthetic"
+    of_file = prompts_hash(load_prompts(tmp_path / "prompts.json"))
+    assert found == {
+        "cosine": prompts_hash(load_prompts(own)),
+        f"cosine-file-{of_file[:6]}": of_file,
+        "cosine-synthetic": prompts_hash(load_prompts("synthetic")),
+    }
+    assert len(list((own_workdir / "predictions").iterdir())) == 3
 
 
 def test_a_step_that_was_not_saved_is_refused(workdir):

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from input_pipeline.manifest import read_manifest
 from input_pipeline.reading import open_split
 from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax.cli import app
+from msfl_jax.commands import evaluate, finetune, segment, zero_shot
+from msfl_jax.config_files import load_config
+from msfl_jax.finetune_config import finetune_config
 from msfl_jax.metrics import DICE_VARIANTS
 from msfl_jax.tasks.grounding_result import PhraseScores
 from msfl_jax.tasks.mask_result import MaskPredictions
@@ -67,6 +71,15 @@ def msfl(*arguments):
     return out.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def few_replicates(monkeypatch):
+    """Of every bootstrap: with the thousands of a user, the intervals would take most of the time."""
+    for module in (zero_shot, evaluate):
+        monkeypatch.setattr(module, "REPLICATES", 20)
+    for module, name in ((finetune, "finetune_classification"), (segment, "finetune_segmentation")):
+        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), replicates=20))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """In the place of a pretrained run: tiny and never trained, with a vocabulary of all prompts."""
@@ -94,10 +107,8 @@ def built(tmp_path_factory):
     return make
 
 
-def finetune(task: str, name: str, run: Path, build: Path, workdir: Path, **overrides) -> str:
-    words = [f"--config.{key}={value}" for key, value in (ONE_STEP | overrides).items()]
-    options = ("--config", f"{name}:100", "--run", run, "--data", build, "--workdir", workdir, *words)
-    return msfl("finetune", task, *options)
+def overrides(**more) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in (ONE_STEP | more).items()]
 
 
 def outcome_of(workdir: Path, task: str, layout: Layout, build: Path):
@@ -126,8 +137,6 @@ def chexpert_truth(release: Path) -> dict[str, list[float]]:
 
 
 def nih_truth(release: Path) -> dict[str, list[float]]:
-    import gzip
-
     test = set((release / "test_list.txt").read_text().split())
     with gzip.open(release / "Data_Entry_2017_v2020.csv.gz", "rt") as file:
         rows = [row["Finding Labels"].split("|") for row in csv.DictReader(file) if row["Image Index"] in test]
@@ -156,7 +165,8 @@ def assert_aucs_follow(outcome, workdir: Path, layout: Layout, truth: dict[str, 
 @pytest.mark.parametrize("name", ["chexpert", "nih", "rsna"])
 def test_one_step_of_fine_tuning_on_labels(name, run, built, tmp_path):
     layout, (release, build) = LAYOUTS[name], built(name)
-    printed = finetune("classification", f"finetune_{name}", run, build, tmp_path / "run")
+    config = load_config(f"finetune_{name}:100", overrides(), make=finetune_config)
+    printed = finetune.run_classification(config, tmp_path / "run", run, build)
     outcome = outcome_of(tmp_path / "run", "classification", layout, build)
     assert outcome.variant == "pretrained-full-100-seed0"
     assert outcome.options["config"] == f"finetune_{name}"
@@ -172,16 +182,18 @@ def test_one_step_of_fine_tuning_on_labels(name, run, built, tmp_path):
 
 def test_one_step_of_segmentation_on_siim_acr(run, built, tmp_path):
     layout, (_, build) = LAYOUTS["siim"], built("siim")
-    sizes = {"encoder.image_size": 32, "head.channels": 8}
-    finetune("segmentation", "segment_siim", run, build, tmp_path / "run", **sizes)
+    sizes = overrides(**{"encoder.image_size": 32, "head.kind": "linear", "head.channels": 8})  # UPerNet compiles long
+    options = {"config": "segment_siim:100", "overrides": sizes, "overlays": 1}
+    printed = segment.segmentation_report(run, build, tmp_path / "run", **options)
     outcome = outcome_of(tmp_path / "run", "segmentation", layout, build)
-    assert outcome.variant == "pretrained-upernet-100-seed0"
+    assert outcome.variant == "pretrained-linear-100-seed0"
     assert tuple(outcome.metrics) == DICE_VARIANTS
     assert (outcome.options["lists"], outcome.step) == ("own", 1)
     counts = MaskPredictions.load(outcome.predictions(tmp_path / "run")).counts
     assert_array_equal(counts[:, 3], SIDE)
     assert set(counts[:, 2]) <= {0, 100, 106}  # of no code, one and two
     assert 0 < np.count_nonzero(counts[:, 2]) < len(counts)
+    assert str(outcome.predictions(tmp_path / "run")) in printed
     assert list((tmp_path / "run" / "figures").glob("*.png"))
 
 

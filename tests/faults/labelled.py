@@ -48,7 +48,7 @@ def write_chexpert(root: Path, seed: int, level: str) -> Corpus:
         path = f"{folder}/patient{place // 2 + 101:05d}/study1/view1_{side}.jpg"
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(list(JPEGS.values())[place % len(JPEGS)](place))
-        labels = [("1.0", "0.0", "-1.0", "")[(place + column) % 4] for column in range(14)]
+        labels = [("1.0", "0.0", "-1.0", "")[(place // 2 + column) % 4] for column in range(14)]  # of the study
         rows[folder].append(["CheXpert-v1.0-small/" + path, "Male", "50", side.title(), ("AP", "")[place % 2], *labels])
     # Frontal images of train, so that no fault is another's neighbour.
     free = iter(corpus.rng.sample(range(0, 120, 2), 60))

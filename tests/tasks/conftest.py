@@ -12,10 +12,10 @@ import pytest
 from input_pipeline.build import build
 from input_pipeline.sources import ImageRow, ImagesOnly, Scan, Sentences
 from input_pipeline.tokenizer import train_tokenizer
-from msfl_jax import presets
-from msfl_jax.config import from_config_dict
 from msfl_jax.model import Model
 from msfl_jax.tasks.run import Run
+
+from .tiny import tiny
 
 FINDINGS = ("Pneumonia", "Edema", "Pneumothorax")  # the last one has no positives
 LEVELS = (110, 230)  # grey of the squares of the first two
@@ -114,17 +114,7 @@ class PlantedModel(Model):
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """The smallest real model: 32 px, 4 x 4 patches."""
-    config = presets.pretraining("tiny", presets.vit_tiny())
-    config.model.vision.image_size = 32
-    config.model.vision.width, config.model.vision.depth = 16, 1
-    config.model.text.width, config.model.text.depth, config.model.text.max_tokens = 16, 1, 24
-    config.model.pixel_decoder.width = 16
-    config.model.embedding_width, config.model.region_width, config.model.matching_width = 16, 8, 8
-    config.regions.projection = "own"
-    config.text.max_sentences = 4
-    config.data.batch_size = 8
-    return from_config_dict(config)
+    return tiny()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -15,8 +14,7 @@ from input_pipeline.loader import grounding_records
 from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax.commands.evaluate import grounding_report
 from msfl_jax.commands.zero_shot import zero_shot_report
-from msfl_jax.config import MeshConfig, to_dict
-from msfl_jax.model import Model
+from msfl_jax.config import MeshConfig
 from msfl_jax.parallel.mesh import make_mesh
 from msfl_jax.parallel.sharding import shardings
 from msfl_jax.results.figures import save_phrase_overlays, save_record_overlays
@@ -25,9 +23,8 @@ from msfl_jax.tasks.outcome import load_outcomes
 from msfl_jax.tasks.prompts import Prompts, choose_set, load_prompts, prompts_hash
 from msfl_jax.tasks.run import encode_images, encode_texts, open_run, to_host
 from msfl_jax.tasks.zero_shot import evaluate_zero_shot
-from msfl_jax.train.checkpoint import Checkpoints
-from msfl_jax.train.optimizer import make_optimizer
-from msfl_jax.train.state import create_state
+
+from .tiny import write_run
 
 TEXTS = ["There is pneumonia.", "No edema. The heart is normal.", "pneumothorax", "Edema is seen."]
 PROMPTS = {name: Prompts((f"{name} is seen.",), (f"No {name}.",)) for name in ("Pneumonia", "Edema")}
@@ -37,14 +34,7 @@ PROMPTS = {name: Prompts((f"{name} is seen.",), (f"No {name}.",)) for name in ("
 def workdir(tiny_config, planted_tokenizer, tmp_path_factory):
     """A run directory as training leaves it, at step 3."""
     workdir = tmp_path_factory.mktemp("workdir")
-    shutil.copytree(planted_tokenizer.directory, workdir / "tokenizer")
-    (workdir / "config.json").write_text(json.dumps(to_dict(tiny_config)))
-    model = Model.create(tiny_config, vocab_size=planted_tokenizer.vocab_size)
-    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    state = create_state(model, make_optimizer(tiny_config.optimizer, tiny_config.train.steps), 0, mesh)
-    state = dataclasses.replace(state, step=jnp.int32(3))
-    with Checkpoints(workdir, keep=1) as checkpoints:
-        checkpoints.save(state, 3, {"tokenizer_hash": planted_tokenizer.hash})
+    write_run(workdir, tiny_config, planted_tokenizer, step=3)
     return workdir
 
 

@@ -1,0 +1,230 @@
+"""Each of the five evaluation data sets, in the layout that its publisher gives it: built, trained on for one step and evaluated by the commands."""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.metrics import roc_auc_score
+
+from input_pipeline.manifest import read_manifest
+from input_pipeline.reading import open_split
+from input_pipeline.tokenizer import train_tokenizer
+from msfl_jax.cli import app
+from msfl_jax.commands import evaluate, finetune, segment, zero_shot
+from msfl_jax.config_files import load_config
+from msfl_jax.finetune_config import finetune_config
+from msfl_jax.metrics import DICE_VARIANTS
+from msfl_jax.tasks.grounding_result import PhraseScores
+from msfl_jax.tasks.mask_result import MaskPredictions
+from msfl_jax.tasks.outcome import load_outcomes
+from msfl_jax.tasks.prompts import load_prompts
+from msfl_jax.tasks.zero_shot_result import Predictions
+
+from .faults.corpora import CORPORA
+from .tasks.tiny import tiny, write_run
+
+SIDE = 1024 * 1024
+COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+ONE_STEP = {
+    "train.steps": 1,
+    "train.log_every": 1,
+    "train.evaluate_every": 1,
+    "data.batch_size": 8,  # one image on each virtual device
+    "optimizer.warmup_steps": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A corpus of `tests/faults`, how it is built, and what its test split must then hold."""
+
+    corpus: str
+    dataset: str  # what results must call it
+    test: tuple[int, int]  # images and patients; of shares that are drawn, at least a fifth
+    build: tuple[str, ...]
+    undefined: tuple[str, ...] = ()  # findings that no image of the test split has
+
+
+DRAWN = ("--validation", "0.2", "--test", "0.2")
+LAYOUTS = {
+    "chexpert": Layout("chexpert", "chexpert", (10, 10), ("--validation", "0.2")),
+    "nih": Layout("nih", "nih_chestxray14", (16, 16), ("--validation", "0.2"), ("Atelectasis", "Hernia")),
+    "rsna": Layout("rsna", "rsna_pneumonia", (10, 10), DRAWN),
+    "siim": Layout("siim", "siim_acr", (9, 9), DRAWN),
+}
+
+
+def msfl(*arguments):
+    """What `msfl ARGUMENTS` prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        app([str(argument) for argument in arguments], standalone_mode=False)
+    return out.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def few_replicates(monkeypatch):
+    """Of every bootstrap: with the thousands of a user, the intervals would take most of the time."""
+    for module in (zero_shot, evaluate):
+        monkeypatch.setattr(module, "REPLICATES", 20)
+    for module, name in ((finetune, "finetune_classification"), (segment, "finetune_segmentation")):
+        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), replicates=20))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """In the place of a pretrained run: tiny and never trained, with a vocabulary of all prompts."""
+    root = tmp_path_factory.mktemp("pretrained")
+    sides = [
+        side for name in LAYOUTS for finding in load_prompts(name).values() for side in dataclasses.astuple(finding)
+    ]
+    words = [*(text for side in sides for text in side), "granuloma opacity nodule at the left lobe, base and apex"]
+    write_run(root / "run", tiny(), train_tokenizer(words, root / "tokenizer", vocab_size=300), step=3)
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Root of a corpus without faults and its build, made when first asked for."""
+
+    @functools.cache
+    def make(name: str) -> tuple[Path, Path]:
+        root = tmp_path_factory.mktemp(name)
+        CORPORA[LAYOUTS[name].corpus](root / "release", 0, "clean")
+        options = ("--out", root / "build", "--short-side", 32, "--workers", 1)
+        msfl("data", "build", name, root / "release", *LAYOUTS[name].build, *options)
+        return root / "release", root / "build"
+
+    return make
+
+
+def overrides(**more) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in (ONE_STEP | more).items()]
+
+
+def outcome_of(workdir: Path, task: str, layout: Layout, build: Path):
+    """The one result of a task on a data set, of which all that holds for any task is checked."""
+    ((_, outcome),) = (o for o in load_outcomes([workdir]) if (o[1].task, o[1].dataset) == (task, layout.dataset))
+    records, patients = layout.test
+    assert outcome.split == "test"
+    assert outcome.split_hash == read_manifest(build).splits["test"].members
+    assert (outcome.records, outcome.patients) == (records, patients)
+    assert any("training build is not where it was" in caveat for caveat in outcome.caveats)
+    for metric, interval in outcome.metrics.items():
+        assert np.isfinite(interval.value) != (metric in outcome.reasons), metric
+    assert f"{outcome.name} " in msfl("eval", "again", workdir)  # a number that differs would be an error
+    return outcome
+
+
+def known(rows: list[str], *, blank: float = 0.0) -> list[float]:
+    """What cells of CheXpert's tables mean: uncertain ones are left out, and what is not mentioned is absent."""
+    return [{"1.0": 1.0, "0.0": 0.0, "": blank, "-1.0": np.nan}[row] for row in rows]
+
+
+def chexpert_truth(release: Path) -> dict[str, list[float]]:
+    with (release / "valid.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["Frontal/Lateral"] == "Frontal"]
+    return {name: known([row[name] for row in rows]) for name in COMPETITION}
+
+
+def nih_truth(release: Path) -> dict[str, list[float]]:
+    test = set((release / "test_list.txt").read_text().split())
+    with gzip.open(release / "Data_Entry_2017_v2020.csv.gz", "rt") as file:
+        rows = [row["Finding Labels"].split("|") for row in csv.DictReader(file) if row["Image Index"] in test]
+    return {name: [float(name in row) for row in rows] for name in load_prompts("nih")}
+
+
+TRUTHS: dict[str, Callable[[Path], dict[str, list[float]]]] = {"chexpert": chexpert_truth, "nih": nih_truth}
+
+
+def assert_aucs_follow(outcome, workdir: Path, layout: Layout, truth: dict[str, list[float]]) -> None:
+    """Of each finding by scikit-learn from the saved predictions, whose truth is that of the tables of the release."""
+    saved = Predictions.load(outcome.predictions(workdir))
+    assert set(saved.findings) == {metric[4:] for metric in outcome.metrics if metric.startswith("auc/")}
+    for column, name in enumerate(saved.findings):
+        actual = saved.truth[:, column]
+        if name in truth:
+            assert_array_equal(np.sort(actual), np.sort(np.asarray(truth[name], np.float32)))
+        if name in layout.undefined:
+            assert outcome.reasons[f"auc/{name}"] == "no positives"
+            continue
+        kept = ~np.isnan(actual)
+        expected = roc_auc_score(actual[kept], saved.scores[kept, column])
+        assert_allclose(outcome.metrics[f"auc/{name}"].value, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["chexpert", "nih", "rsna"])
+def test_one_step_of_fine_tuning_on_labels(name, run, built, tmp_path):
+    layout, (release, build) = LAYOUTS[name], built(name)
+    config = load_config(f"finetune_{name}:100", overrides(), make=finetune_config)
+    printed = finetune.run_classification(config, tmp_path / "run", run, build)
+    outcome = outcome_of(tmp_path / "run", "classification", layout, build)
+    assert outcome.variant == "pretrained-full-100-seed0"
+    assert outcome.options["config"] == f"finetune_{name}"
+    assert outcome.step == 1
+    assert set(outcome.reasons) == {f"auc/{finding}" for finding in layout.undefined}
+    assert str(outcome.predictions(tmp_path / "run")) in printed
+    assert_aucs_follow(outcome, tmp_path / "run", layout, TRUTHS.get(name, lambda _: {})(release))
+    losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["loss/total"]) for row in losses if "loss/total" in row)
+    if name == "chexpert":
+        assert set(outcome.metrics) == {"mean_auc", *(f"auc/{finding}" for finding in COMPETITION)}
+
+
+def test_one_step_of_segmentation_on_siim_acr(run, built, tmp_path):
+    layout, (_, build) = LAYOUTS["siim"], built("siim")
+    sizes = overrides(**{"encoder.image_size": 32, "head.kind": "linear", "head.channels": 8})  # UPerNet compiles long
+    options = {"config": "segment_siim:100", "overrides": sizes, "overlays": 1}
+    printed = segment.segmentation_report(run, build, tmp_path / "run", **options)
+    outcome = outcome_of(tmp_path / "run", "segmentation", layout, build)
+    assert outcome.variant == "pretrained-linear-100-seed0"
+    assert tuple(outcome.metrics) == DICE_VARIANTS
+    assert (outcome.options["lists"], outcome.step) == ("own", 1)
+    counts = MaskPredictions.load(outcome.predictions(tmp_path / "run")).counts
+    assert_array_equal(counts[:, 3], SIDE)
+    assert set(counts[:, 2]) <= {0, 100, 106}  # of no code, one and two
+    assert 0 < np.count_nonzero(counts[:, 2]) < len(counts)
+    assert str(outcome.predictions(tmp_path / "run")) in printed
+    assert list((tmp_path / "run" / "figures").glob("*.png"))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_zero_shot_with_the_prompts_of_the_data_set(name, run, built):
+    layout, (release, build) = LAYOUTS[name], built(name)
+    printed = msfl("eval", "zero-shot", run, "--data", build, "--prompts", name)
+    outcome = outcome_of(run, "zero_shot", layout, build)
+    assert (outcome.options["prompts"], outcome.variant, outcome.step) == (name, "cosine", 3)
+    assert f"{layout.test[0]} images of {layout.test[1]} patients" in printed
+    assert ("n/a" in printed) == bool(layout.undefined)
+    assert_aucs_follow(outcome, run, layout, TRUTHS.get(name, lambda _: {})(release))
+
+
+@pytest.mark.parametrize("name, label, with_it, without", [("rsna", 0, 40, 10), ("siim", 0, 22, 22)])
+def test_drawn_splits_hold_every_image_of_the_release_once(name, label, with_it, without, built):
+    _, build = built(name)
+    labels = [record.labels[label] for split in ("train", "validate", "test") for record in open_split(build, split)]
+    assert (labels.count(1.0), labels.count(0.0)) == (with_it, without)
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_ms_cxr_is_grounded(form, run, tmp_path):
+    corpus = CORPORA[f"ms-cxr {form}"](tmp_path, 0, "clean")
+    build = tmp_path / "build"
+    options = ("--boxes", corpus.root, *corpus.arguments, "--out", build, "--short-side", 32, "--workers", 1)
+    msfl("data", "build", "ms-cxr", *options)
+    printed = msfl("eval", "grounding", run, "--data", build, "--overlays", 1)
+    outcome = outcome_of(run, "grounding", Layout("", "ms_cxr", (6, 6), ()), build)
+    assert "pointing game" in printed
+    assert not outcome.reasons
+    scores = PhraseScores.load(outcome.predictions(run))
+    assert len(scores.patient_key) == 6
+    assert list((run / "figures").glob("*.png"))

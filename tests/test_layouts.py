@@ -182,11 +182,11 @@ def test_one_step_of_fine_tuning_on_labels(name, run, built, tmp_path):
 
 def test_one_step_of_segmentation_on_siim_acr(run, built, tmp_path):
     layout, (_, build) = LAYOUTS["siim"], built("siim")
-    sizes = overrides(**{"encoder.image_size": 32, "head.kind": "linear", "head.channels": 8})  # UPerNet compiles long
+    sizes = overrides(**{"encoder.image_size": 32, "head.channels": 8})
     options = {"config": "segment_siim:100", "overrides": sizes, "overlays": 1}
     printed = segment.segmentation_report(run, build, tmp_path / "run", **options)
     outcome = outcome_of(tmp_path / "run", "segmentation", layout, build)
-    assert outcome.variant == "pretrained-linear-100-seed0"
+    assert outcome.variant == "pretrained-upernet-100-seed0"
     assert tuple(outcome.metrics) == DICE_VARIANTS
     assert (outcome.options["lists"], outcome.step) == ("own", 1)
     counts = MaskPredictions.load(outcome.predictions(tmp_path / "run")).counts

@@ -21,14 +21,14 @@ _PARENTS = 3  # folders above a fine-tuned run in which its pretraining run is l
 _SKIPPED = frozenset({"checkpoints", "tensorboard", "figures", "tokenizer", "data", "study", "predictions", RESULTS})
 _NOT_THE_MODEL = frozenset(
     {
-        *("seed", "directory", "tokenizer", "workers", "mesh", "zero_shot", "grounding"),
+        *("seed", "directory", "tokenizer", "workers", "mesh", "test", "zero_shot", "grounding"),
         *("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"),
     }
 )
 # Of fine-tuning, what the siblings' recipes choose anew for each data set and share of the labels: the same row, though never the same mean.
 _SCHEDULE = frozenset(
     {
-        *("name", "data.fraction", "data.findings", "data.test", "data.members"),
+        *("name", "data.fraction", "data.findings", "data.members"),
         *("train.steps", "train.evaluate_every", "optimizer.peak_rate", "optimizer.warmup_steps"),
         "optimizer.layer_decay",
     }
@@ -181,8 +181,9 @@ def _run_directories(folder: Path) -> Iterator[Path]:
 def _describe(workdir: Path, outcome: Outcome) -> Result:
     own, tuned = _read(workdir / _CONFIG), outcome.task in FINE_TUNED
     home, pretraining = _pretraining(workdir)
-    if tuned:
-        pretraining = _part(_read(workdir / _ENCODER), "config") or pretraining
+    encoder = _part(_read(workdir / _ENCODER), "config") if tuned else {}
+    if encoder and dict(_flat(encoder, "")) != dict(_flat(pretraining, "")):
+        home, pretraining = None, encoder  # the run that it lies in is not the one that it comes from
     settings = dict(_flat(pretraining, "pretraining."))
     if home and (members := _read(home / _DATA).get("members")):
         settings["pretraining.data.members"] = members

@@ -120,7 +120,7 @@ def paper_table(
         columns=tuple(column.measure if wanted else column.title for column in columns),
         rows=tuple(rows),
         notes=notes.all(),
-        caveats=(*caveats, *_left_out(results, columns, used), *_own_caveats(used)),
+        caveats=(*caveats, *_mixed(columns, chosen), *_left_out(results, columns, used), *_own_caveats(used)),
     )
 
 
@@ -313,6 +313,18 @@ def _elsewhere(columns: Iterable[Column]) -> tuple[Column, ...]:
     """Columns that measure different things, whatever the data set; the paper's test set has nothing to do with them."""
     distinct = {column.measure: column for column in reversed(list(columns))}
     return tuple(replace(column, test_records=0, title=column.measure) for column in reversed(list(distinct.values())))
+
+
+def _mixed(columns: Sequence[Column], chosen: Sequence[Sequence[Result]]) -> list[str]:
+    """Says where the rows of a column, whose names do not tell, are of different rules, prompts or protocols."""
+    said = []
+    for column, found in zip(columns, chosen, strict=True):
+        ways = sorted({", ".join(filter(None, (one.variant, one.details))) for one in found if not one.fine_tuned})
+        if len(ways) > 1:
+            said.append(
+                f"{column.title}: ours are measured in different ways ({'; '.join(ways)}); compare those of one."
+            )
+    return said
 
 
 def _left_out(results: Sequence[Result], columns: Sequence[Column], used: Sequence[Result]) -> list[str]:

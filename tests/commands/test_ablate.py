@@ -92,6 +92,9 @@ def call(study, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "REPLICATES", 20)
     # Forgetting what was compiled saves memory in long ablations, and only costs time here.
     monkeypatch.setattr(ablation_stages.jax, "clear_caches", lambda: None)
+    monkeypatch.setattr(
+        zero_shot, "save_reliability", lambda result, path: None
+    )  # a figure per run that nobody looks at
 
     def run(**changes) -> int:
         options = {"config": f"{study / 'tiny.py'}:short", "seeds": 2, "objectives": "global;global,local"}

@@ -53,6 +53,17 @@ def test_fine_tuned_runs_know_their_encoder_wherever_they_lie(tuned):
     assert row.cells[6].facts["seeds"] == 2
 
 
+def test_a_run_that_lies_in_another_pretraining_run_is_not_of_it(tuned, run_directory):
+    home = run_directory("home", "global", model="other")
+    (home / "data.json").write_text(json.dumps({"members": "aa" * 32}))
+    (one,) = find_results([tuned("home/tuned")])
+    assert (one.model, one.objectives) == ("vit_tiny", "global,local")
+    assert "pretraining.data.members" not in one.settings
+    (home / "config.json").write_text(json.dumps(json.loads((home / "tuned" / "encoder.json").read_text())["config"]))
+    (one,) = find_results([home])
+    assert one.settings["pretraining.data.members"] == "aa" * 32
+
+
 def test_encoders_of_another_size_and_recipes_with_other_values_are_rows_of_their_own(tuned):
     folder = tuned("a", seed=0).parent
     tuned("b", seed=1, width=256)

@@ -155,6 +155,17 @@ def test_grounding_that_was_measured_otherwise_is_never_averaged_and_says_how(ru
         assert ours(table)[0].name != ours(table)[1].name
 
 
+def test_rows_of_different_rules_are_said_to_be_so(run_directory, save):
+    for objectives, rule in (("global", "cosine"), ("global,local", "gloria")):
+        run = run_directory(rule, objectives)
+        options = {"rule": rule}
+        save(run, "zero_shot", "rsna_pneumonia", {"mean_auc": (0.8, 0.7, 0.9)}, options=options, variant=rule)
+    both, one = (paper_table(TABLES[5], find_results([folder])).caveats for folder in (run.parent, run))
+    said = "zero-shot: ours are measured in different ways (cosine; gloria); compare those of one."
+    assert said in both
+    assert not any("different ways" in caveat for caveat in one)
+
+
 @pytest.mark.parametrize("other", [{"prompts": "rsna"}, {"prompts_hash": "fedcba9876543210"}])
 def test_other_prompts_are_never_averaged_and_named(run_directory, save, other):
     own = {"rule": "cosine", "prompts": "chexpert", "prompts_hash": "0123456789abcdef"}

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.loader import grounding_records
 from input_pipeline.tokenizer import train_tokenizer
+from msfl_jax.commands import zero_shot
 from msfl_jax.commands.evaluate import grounding_report
 from msfl_jax.commands.zero_shot import zero_shot_report
 from msfl_jax.config import MeshConfig
@@ -138,7 +139,9 @@ def test_caveats_of_a_run_stand_beneath_every_table(own_workdir, labelled_build,
         assert text.count("\ncaveat  MS-CXR patients were kept in training") == 1
 
 
-def test_another_prompt_set_has_a_result_of_its_own(own_workdir, labelled_build, tmp_path):
+def test_another_prompt_set_has_a_result_of_its_own(own_workdir, labelled_build, tmp_path, monkeypatch):
+    monkeypatch.setattr(zero_shot, "REPLICATES", 20)
+    monkeypatch.setattr(zero_shot, "save_reliability", lambda result, path: None)
     sides = {"positive": ["Pneumonia."], "negative": ["No pneumonia."]}
     (tmp_path / "prompts.json").write_text(json.dumps({"Pneumonia": sides}))
     for prompts in ("", str(tmp_path / "prompts.json"), "synthetic"):

@@ -52,7 +52,7 @@ def segmentation_report(
     outcome = result.outcome
     save_mask_overlays(open_segmentation(workdir), result, directory, workdir / "figures", count=overlays)
     places = {
-        "result": workdir / RESULTS / f"{outcome.name}.json",
+        "result": workdir / RESULTS / f"{outcome.placed(workdir).name}.json",
         "predictions": outcome.predictions(workdir),
         "overlays": workdir / "figures",
     }

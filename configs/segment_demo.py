@@ -17,9 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
         96  # (ours) the border of a lung needs more than the 64 px of the reports' findings; 128 costs twice as much
     )
     config.head.channels = 32  # (ours)
-    config.data.sampling = (
-        "balanced"  # (GLoRIA, MGCA) in so few steps, four healthy images in five teach to predict nothing
-    )
+    config.data.sampling = "balanced"  # (GLoRIA) and MGCA; four healthy images in five teach to predict nothing
     config.data.batch_size = 16  # (ours)
     config.data.shift = 0.0625  # (ours) as in pretraining
     if config.encoder.init == "pretrained":  # (ours) a random encoder has nothing in its first layers to keep

@@ -91,21 +91,13 @@ def build(
     """
     _check_options(short_side, quality, workers, shard_records)
     out = out.absolute()
-    scan = source.scan()
-    if quarantine is not None:
-        leave_out(scan, quarantine, drop_noted)
-    elif drop_noted:
-        raise UserError("found reasons to drop and no quarantine; expected the doctor's file as well")
-    _check_decoders(source, scan)
+    scan = _scan(source, quarantine, drop_noted)
     keyring = open_keyring(out.parent)
     stored = Stored(short_side, quality, equalize, shard_records)
     options = {**dataclasses.asdict(stored), **source.settings()}
     with _claimed(out, {"name": source.name, **options, "inputs": scan.inputs, "key_check": keyring.check}):
-        tasks = _tasks(source, scan, out, keyring, stored)
-        results = _write_shards(tasks, workers, progress)
-        splits = _split_entries(scan, results)
-        if not any(split.records for split in splits.values()):
-            raise DataError(f"{source.name}: none of {scan.input_rows} input rows became a record ({_reasons(splits)})")
+        results = _write_shards(_tasks(source, scan, out, keyring, stored), workers, progress)
+        splits = _split_entries(source.name, scan, results)
         subsets, indices = _subsets(results)
         manifest = Manifest(
             **dataclasses.asdict(stored),
@@ -122,6 +114,17 @@ def build(
         )
         _publish(manifest, results, indices, out)
     return manifest
+
+
+def _scan(source: Source, quarantine: Path | None, drop_noted: Collection[str]) -> Scan:
+    """The source's rows without those that the doctor's files leave out; what decodes the others is installed."""
+    scan = source.scan()
+    if quarantine is not None:
+        leave_out(scan, quarantine, drop_noted)
+    elif drop_noted:
+        raise UserError("found reasons to drop and no quarantine; expected the doctor's file as well")
+    _check_decoders(source, scan)
+    return scan
 
 
 def _check_options(short_side: int, quality: int, workers: int, shard_records: int) -> None:
@@ -204,8 +207,10 @@ def _write_shards(
         return {split: [(task.path.name, next(results)) for task in tasks[split]] for split in tasks}
 
 
-def _split_entries(scan: Scan, results: Mapping[str, Sequence[tuple[str, ShardResult]]]) -> dict[str, SplitEntry]:
-    """Adds up what the tables and the workers dropped."""
+def _split_entries(
+    name: str, scan: Scan, results: Mapping[str, Sequence[tuple[str, ShardResult]]]
+) -> dict[str, SplitEntry]:
+    """Adds up what the tables and the workers dropped; a DataError where no row of data set `name` became a record."""
     entries = {}
     for split in (*SPLITS, NO_SPLIT):
         shards = [result for _, result in results.get(split, [])]
@@ -219,8 +224,10 @@ def _split_entries(scan: Scan, results: Mapping[str, Sequence[tuple[str, ShardRe
             dropped=dict(sorted(dropped.items())),
             flags=dict(sorted(sum((Counter(shard.flags) for shard in shards), Counter()).items())),
             members=set_hash(shard.members for shard in shards),
-            shards=tuple(ShardEntry(name, r.records, r.bytes, r.sha256) for name, r in results.get(split, [])),
+            shards=tuple(ShardEntry(file, r.records, r.bytes, r.sha256) for file, r in results.get(split, [])),
         )
+    if not any(entry.records for entry in entries.values()):
+        raise DataError(f"{name}: none of {scan.input_rows} input rows became a record ({_reasons(entries)})")
     return entries
 
 

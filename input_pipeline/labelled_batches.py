@@ -4,7 +4,9 @@ The order of the rows is that of `loader.train_batches`: a function of (seed, st
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -76,14 +78,30 @@ def labelled_batches(
       UserError: sizes that do not fit, or no records.
       DataError: a shard is damaged.
     """
-    check_seed(seed, workers)
-    if not len(source):
-        raise UserError("found no training records; expected at least one")
     positions = Positions.of_process(
         process_index, process_count, batch_size=batch_size, start_step=start_step, end_step=2**32
     )
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-    stream = stream.random_map(functools.partial(labelled_row, spec=spec))
+    return endless_rows(source, functools.partial(labelled_row, spec=spec), positions, seed=seed, workers=workers)
+
+
+def endless_rows(
+    source: Any, row: Callable[..., dict[str, np.ndarray]], positions: Positions, *, seed: int, workers: int
+) -> Batches:
+    """Endless training batches at this process's positions, reshuffled each epoch.
+
+    Args:
+      source: records by index.
+      row: makes a row of a batch from a record and a generator that depends on seed and position alone.
+      positions: of this process.
+      seed, workers: as for `loader.train_batches`.
+
+    Raises:
+      UserError: no records, or a seed or number of workers out of range.
+    """
+    check_seed(seed, workers)
+    if not len(source):
+        raise UserError("found no training records; expected at least one")
+    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).random_map(row)
     return start_batches(ProcessRows(stream, positions), positions.local_size, workers)
 
 

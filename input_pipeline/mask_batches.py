@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import grain
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from input_pipeline import images, records
 from input_pipeline.errors import DataError
-from input_pipeline.loader import Batches, check_seed, start_batches
+from input_pipeline.labelled_batches import endless_rows
+from input_pipeline.loader import Batches
 from input_pipeline.reading import SplitRecords
-from input_pipeline.streams import BatchSpec, Positions, ProcessRows, random_view
+from input_pipeline.streams import BatchSpec, Positions, random_view
 
 _HALF = 128  # a pixel belongs to a resized mask where half of it did
 
@@ -62,13 +62,10 @@ def mask_batches(
       UserError: sizes that do not fit.
       DataError: a shard is damaged, or a record has no mask.
     """
-    check_seed(seed, workers)
     positions = Positions.of_process(
         process_index, process_count, batch_size=batch_size, start_step=start_step, end_step=2**32
     )
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-    stream = stream.random_map(functools.partial(mask_row, spec=spec))
-    return start_batches(ProcessRows(stream, positions), positions.local_size, workers)
+    return endless_rows(source, functools.partial(mask_row, spec=spec), positions, seed=seed, workers=workers)
 
 
 def require_masks(source: SplitRecords, directory: Path | str, split: str) -> SplitRecords:

@@ -101,15 +101,7 @@ class Classifier:
         Raises:
           ValueError: images have another size than the classifier's.
         """
-        options, side = self.config.image, self.side
-        if image.shape[1:3] != (side, side):
-            raise ValueError(f"images have {image.shape[1]} x {image.shape[2]} pixels; expected {side} x {side}")
-        pixels = encoders.normalise_image(
-            image, normalisation=options.normalisation, mean=options.mean, deviation=options.deviation
-        )
-        patches = encoders.patchify(pixels, self.config.model.vision.patch_size)
-        rngs = {} if key is None else {DROP_PATH: key}
-        tokens: Any = self.vision.apply({"params": params["vision"]}, patches, rngs=rngs)
+        tokens = see(self.config, self.vision, params, image, self.side, key)
         return encoders.pool_image(tokens, self.pool)
 
     def logits(
@@ -142,6 +134,38 @@ def finetuned_vision(
     vision = Model(config, vocab_size=0).vision
     spec = dataclasses.replace(vision.spec, drop_path=drop_path)
     return vision.clone(spec=spec, grid=image_size // patch, pretrained_grid=vision.grid, final_norm=final_norm)
+
+
+def see(
+    config: Config,
+    vision: encoders.VisionTransformer,
+    params: Params,
+    image: UInt8[Array, "B H W 1"],
+    side: int,
+    key: Key[Array, ""] | None = None,
+) -> encoders.VisionTokens:
+    """Tokens of whole images by a fine-tuned encoder.
+
+    Args:
+      config: of the pretraining, for normalisation and patch size.
+      vision: as `finetuned_vision` makes it.
+      params: with the encoder's under "vision".
+      image: of `side` x `side` pixels.
+      side: in pixels.
+      key: draws what drop-path leaves out; None leaves nothing out.
+
+    Raises:
+      ValueError: images have another size.
+    """
+    if image.shape[1:3] != (side, side):
+        raise ValueError(f"images have {image.shape[1]} x {image.shape[2]} pixels; expected {side} x {side}")
+    options = config.image
+    pixels = encoders.normalise_image(
+        image, normalisation=options.normalisation, mean=options.mean, deviation=options.deviation
+    )
+    patches = encoders.patchify(pixels, config.model.vision.patch_size)
+    tokens: Any = vision.apply({"params": params["vision"]}, patches, rngs={} if key is None else {DROP_PATH: key})
+    return tokens
 
 
 def transfer_vision(pretrained: Params, like: Params, class_token: bool) -> dict[str, Any]:

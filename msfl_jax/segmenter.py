@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float32, Key, UInt8
 
 from input_pipeline.errors import UserError
 from msfl_jax import encoders, losses
-from msfl_jax.classifier import DROP_PATH, finetuned_vision, transfer_vision
+from msfl_jax.classifier import finetuned_vision, see, transfer_vision
 from msfl_jax.config import Config
 from msfl_jax.encoders import Masks, SegmentationDecoder
 from msfl_jax.model import Params
@@ -88,15 +88,7 @@ class Segmenter:
         Raises:
           ValueError: images have another size than the segmenter's.
         """
-        options, side = self.config.image, self.image_size
-        if image.shape[1:3] != (side, side):
-            raise ValueError(f"images have {image.shape[1]} x {image.shape[2]} pixels; expected {side} x {side}")
-        pixels = encoders.normalise_image(
-            image, normalisation=options.normalisation, mean=options.mean, deviation=options.deviation
-        )
-        patches = encoders.patchify(pixels, self.config.model.vision.patch_size)
-        rngs = {} if key is None else {DROP_PATH: key}
-        tokens: Any = self.vision.apply({"params": params["vision"]}, patches, rngs=rngs)
+        tokens = see(self.config, self.vision, params, image, self.image_size, key)
         found: Any = self.decoder.apply({"params": params["decoder"]}, tokens.layers)
         return found
 

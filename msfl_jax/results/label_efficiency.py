@@ -1,14 +1,13 @@
 """Label efficiency: mean AUC by share of the labels, over seeds, for each initialisation: one table and one plot."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from msfl_jax.results.files import save_figure
 from msfl_jax.results.tables import MISSING, format_table, interval, number
 from msfl_jax.tasks.outcome import Outcome
 
@@ -91,7 +90,6 @@ def save_label_efficiency(cells: Sequence[Cell], path: Path | str, *, title: str
       title: above the axes.
     """
     figure = Figure(figsize=(4.6, 3.2), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for init, mode in sorted({(cell.init, cell.mode) for cell in cells}):
         own = [cell for cell in cells if (cell.init, cell.mode) == (init, mode)]
@@ -108,11 +106,7 @@ def save_label_efficiency(cells: Sequence[Cell], path: Path | str, *, title: str
     axes.set_ylabel("mean AUC")
     axes.set_title(title, fontsize=9)
     axes.legend(frameon=False, fontsize=8)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.partial")
-    figure.savefig(draft, format="png", metadata={"Software": None})
-    os.replace(draft, path)
+    save_figure(figure, path)
 
 
 def _text(cell: Cell | None) -> str:

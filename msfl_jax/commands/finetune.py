@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import UserError
-from input_pipeline.manifest import read_manifest
 from msfl_jax.commands.stages import stage
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import FinetuneConfig, finetune_config
@@ -19,7 +18,7 @@ from msfl_jax.results.label_efficiency import (
 )
 from msfl_jax.results.tables import number, with_caveats
 from msfl_jax.tasks.classification import finetune_classification, refuse_other_encoder, variant
-from msfl_jax.tasks.leaks import leak_caveats
+from msfl_jax.tasks.leaks import finetuning_caveats
 from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcome
 from msfl_jax.tasks.run import Run, open_run
 from msfl_jax.train.adaptation import MAY_CHANGE
@@ -51,7 +50,7 @@ def run_classification(
     distributed.start()
     pretrained = open_run(run)
     config = with_data(config, directory)
-    caveats = pretraining_caveats(pretrained, config, allow_leak=allow_leak)
+    caveats = finetuning_caveats(config, pretrained, allow_leak=allow_leak)
     outcome = finetune_classification(config, workdir, pretrained, caveats=caveats)
     if not distributed.is_lead():
         return ""
@@ -102,7 +101,7 @@ def run_sweep(
     distributed.start()
     pretrained = open_run(run)
     caveats = {
-        init: pretraining_caveats(pretrained, next(c for c in cells if c.encoder.init == init), allow_leak=allow_leak)
+        init: finetuning_caveats(next(c for c in cells if c.encoder.init == init), pretrained, allow_leak=allow_leak)
         for init in inits
     }
     outcomes = [_cell(cell, workdir, pretrained, caveats[cell.encoder.init]) for cell in cells]
@@ -148,17 +147,6 @@ def parse_fractions(text: str) -> tuple[int, ...]:
 def with_data(config: FinetuneConfig, directory: Path) -> FinetuneConfig:
     """The configuration with the folder of its build."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, directory=str(directory)))
-
-
-def pretraining_caveats(run: Run, config: FinetuneConfig, *, allow_leak: bool) -> tuple[str, ...]:
-    """What must be said beside the test numbers, of the build and of pretraining; an encoder that starts at random has seen nothing.
-
-    Raises:
-      DataError: the test split shares images or patients with what the encoder was pretrained on.
-    """
-    if config.encoder.init == "random":
-        return read_manifest(config.data.directory).caveats
-    return leak_caveats(run, Path(config.data.directory), config.data.test, allow_leak=allow_leak)
 
 
 def _cell(config: FinetuneConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> Outcome:

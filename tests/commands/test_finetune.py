@@ -13,6 +13,7 @@ from msfl_jax.config import to_dict
 from msfl_jax.config_files import load_config
 from msfl_jax.metrics import Interval
 from msfl_jax.parallel import distributed
+from msfl_jax.tasks import leaks
 from msfl_jax.tasks.classification import _init, variant
 from msfl_jax.tasks.outcome import Outcome, load_outcome, save_outcome
 from msfl_jax.tasks.run import CONFIG_FILE, Run
@@ -49,9 +50,9 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
     monkeypatch.setattr(finetune, "open_run", lambda run: pretrained(7))
-    monkeypatch.setattr(finetune, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
+    monkeypatch.setattr(leaks, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
     monkeypatch.setattr(
-        finetune, "read_manifest", lambda directory: SimpleNamespace(caveats=("splits overlap (allowed)",))
+        leaks, "read_manifest", lambda directory: SimpleNamespace(caveats=("splits overlap (allowed)",))
     )
     return made
 
@@ -111,7 +112,7 @@ def test_processes_are_connected_before_a_device_is_touched_and_the_lead_alone_s
     text = sweep(tmp_path, seeds=1)
     config = finetune.sweep_config("finetune_nih", [], 1, 0, "random")
     table = finetune.run_classification(config, tmp_path / "one", tmp_path, tmp_path / "build")
-    monkeypatch.setattr(segment, "segmentation_caveats", lambda *args, **options: ())
+    monkeypatch.setattr(segment, "finetuning_caveats", lambda *args, **options: ())
     result = SimpleNamespace(outcome=load_outcome(next(tmp_path.glob("**/results/*.json"))))
     monkeypatch.setattr(segment, "finetune_segmentation", lambda *args, **options: result)
     monkeypatch.setattr(segment, "open_segmentation", lambda workdir: None)

@@ -165,7 +165,7 @@ def test_findings_are_chosen_by_name_and_unknown_ones_refused():
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no fine-tuned classifier"):
+    with pytest.raises(UserError, match="no fine-tuned run of classification"):
         open_finetuned(tmp_path)
 
 

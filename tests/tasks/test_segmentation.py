@@ -24,6 +24,7 @@ from msfl_jax.segmentation_config import segmentation_config
 from msfl_jax.segmenter import Segmenter
 from msfl_jax.tasks import segmentation
 from msfl_jax.tasks.mask_predictions import predict
+from msfl_jax.tasks.leaks import finetuning_caveats
 from msfl_jax.tasks.mask_result import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import load_outcomes
 from msfl_jax.tasks.run import Run
@@ -33,7 +34,6 @@ from msfl_jax.tasks.segmentation import (
     lists_of,
     open_segmentation,
     refuse_other_lists,
-    segmentation_caveats,
 )
 
 SPLITS = {"train": 12, "validate": 6, "test": 8}
@@ -177,13 +177,13 @@ def test_a_finetuned_run_opens_and_measures_another_split(trained, discs, run, t
     again = evaluate_segmentation(opened, discs, "validate", replicates=10)
     assert again.outcome.records == 6
     assert (tmp_path / "copy" / "results" / f"segmentation-discs-validate-{again.outcome.variant}.json").is_file()
-    with pytest.raises(UserError, match="no fine-tuned segmenter"):
+    with pytest.raises(UserError, match="no fine-tuned run of segmentation"):
         open_segmentation(run.directory)
 
 
 def test_a_random_encoder_has_seen_no_image(run, discs):
-    assert segmentation_caveats(configure(discs, encoder__init="random"), run) == ()
-    assert any("not checked" in caveat for caveat in segmentation_caveats(configure(discs), run))
+    assert finetuning_caveats(configure(discs, encoder__init="random"), run) == ()
+    assert any("not checked" in caveat for caveat in finetuning_caveats(configure(discs), run))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from msfl_jax.results.label_efficiency import (
 from msfl_jax.results.tables import number, with_caveats
 from msfl_jax.tasks.classification import finetune_classification, refuse_other_encoder, variant
 from msfl_jax.tasks.leaks import finetuning_caveats
-from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcome
+from msfl_jax.tasks.outcome import Outcome, identify_split, load_outcomes
 from msfl_jax.tasks.run import Run, open_run
 from msfl_jax.train.adaptation import MAY_CHANGE
 from msfl_jax.train.loop import refuse_other_config
@@ -151,12 +151,12 @@ def with_data(config: FinetuneConfig, directory: Path) -> FinetuneConfig:
 
 def _cell(config: FinetuneConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> Outcome:
     """One run of a sweep, or what it had come to; raises a CheckpointError where that was with another configuration or encoder."""
-    folder = workdir / variant(config)
-    finished = sorted((folder / RESULTS).glob(f"classification-*-{config.data.test}-{variant(config)}.json"))
-    if finished:
+    folder, images = workdir / variant(config), identify_split(config.data.directory, config.data.test)
+    found = (outcome for _, outcome in load_outcomes([folder]) if (outcome.dataset, outcome.split_hash) == images)
+    if finished := next(found, None):
         refuse_other_config(config, folder, may_change=MAY_CHANGE)
         refuse_other_encoder(config, folder, run)
-        return load_outcome(finished[0])
+        return finished
     train = functools.partial(finetune_classification, config, folder, run, caveats=caveats, progress=False)
     if not distributed.is_lead():
         return train()

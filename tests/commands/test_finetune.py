@@ -15,7 +15,7 @@ from msfl_jax.metrics import Interval
 from msfl_jax.parallel import distributed
 from msfl_jax.tasks import leaks
 from msfl_jax.tasks.classification import _init, variant
-from msfl_jax.tasks.outcome import Outcome, load_outcome, save_outcome
+from msfl_jax.tasks.outcome import Outcome, load_outcome, load_outcomes, save_outcome
 from msfl_jax.tasks.run import CONFIG_FILE, Run
 from msfl_jax.train.checkpoint import Checkpoints
 from msfl_jax.train.state import TrainState
@@ -50,6 +50,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
     monkeypatch.setattr(finetune, "open_run", lambda run: pretrained(7))
+    monkeypatch.setattr(finetune, "identify_split", lambda directory, split: ("nih", "h"))
     monkeypatch.setattr(leaks, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
     monkeypatch.setattr(
         leaks, "read_manifest", lambda directory: SimpleNamespace(caveats=("splits overlap (allowed)",))
@@ -71,6 +72,19 @@ def test_every_cell_is_run_once_and_a_second_sweep_runs_only_what_is_new(calls, 
     sweep(tmp_path, seeds=3)
     expected = [f"{init}-full-{fraction}-seed2" for fraction in (1, 10) for init in ("pretrained", "random")]
     assert [name for name, _ in calls] == expected
+
+
+def test_a_result_on_another_build_does_not_finish_a_cell(calls, tmp_path):
+    one = {"seeds": 1, "fractions": (1,), "inits": ("random",)}
+    sweep(tmp_path / "first", **one)
+    ((_, own),) = load_outcomes((tmp_path / "first" / "sweep").glob("random-*"))
+    elsewhere = dataclasses.replace(own, dataset="chexpert", split_hash="c", metrics={"mean_auc": Interval(0, 0, 0)})
+    save_outcome(elsewhere, tmp_path / "sweep" / own.variant)  # as of `msfl eval classification`
+    calls.clear()
+    assert "0.501" in sweep(tmp_path, **one)
+    assert len(calls) == 1
+    sweep(tmp_path, **one)
+    assert len(calls) == 1
 
 
 def test_a_sweep_of_another_recipe_does_not_take_what_is_finished(calls, tmp_path):

@@ -18,15 +18,17 @@ from input_pipeline.manifest import read_manifest
 from input_pipeline.reading import open_split
 from input_pipeline.sources import ImageRow, ImagesOnly, Scan
 from msfl_jax import segmentation_presets
+from msfl_jax.commands import finetuned as commands
 from msfl_jax.metrics import DICE_VARIANTS
 from msfl_jax.model import Model
 from msfl_jax.segmentation_config import segmentation_config
 from msfl_jax.segmenter import Segmenter
 from msfl_jax.tasks import segmentation
-from msfl_jax.tasks.mask_predictions import predict
 from msfl_jax.tasks.leaks import finetuning_caveats
+from msfl_jax.tasks.mask_predictions import predict
 from msfl_jax.tasks.mask_result import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import load_outcomes
+from msfl_jax.tasks.recompute import check_results
 from msfl_jax.tasks.run import Run
 from msfl_jax.tasks.segmentation import (
     evaluate_segmentation,
@@ -179,6 +181,26 @@ def test_a_finetuned_run_opens_and_measures_another_split(trained, discs, run, t
     assert (tmp_path / "copy" / "results" / f"segmentation-discs-validate-{again.outcome.variant}.json").is_file()
     with pytest.raises(UserError, match="no fine-tuned run of segmentation"):
         open_segmentation(run.directory)
+
+
+def test_the_command_measures_a_run_on_another_split_and_draws_it(trained, discs, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "REPLICATES", 10)
+    workdir = shutil.copytree(trained[0], tmp_path / "copy")
+    # The same images elsewhere: the run knows them by what it has noted.
+    moved = shutil.copytree(discs, tmp_path / "moved")
+    text = commands.segmentation_report(workdir, moved, split="validate", overlays=2)
+    found = {outcome.split: outcome for _, outcome in load_outcomes([workdir])}
+    other = found["validate"]
+    assert found["test"] == trained[1].outcome
+    assert (other.records, other.split_hash) == (6, read_manifest(discs).splits["validate"].members)
+    assert "fine_tuned_on" not in other.options
+    assert "its checkpoint was chosen by these images" in other.caveats
+    assert not any("fine-tuned on these patients" in caveat for caveat in other.caveats)
+    for place in (other.predictions(workdir), workdir / "results" / f"{other.name}.json"):
+        assert place.is_file()
+        assert str(place) in text
+    assert len(list((workdir / "figures" / other.name).glob("mask_*.png"))) == 2
+    assert all(check.agrees for check in check_results(workdir))
 
 
 def test_a_random_encoder_has_seen_no_image(run, discs):

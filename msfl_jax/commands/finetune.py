@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import UserError
+from input_pipeline.labelled_batches import describe_fractions
 from msfl_jax.commands.stages import stage
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import FinetuneConfig, finetune_config
@@ -72,7 +73,8 @@ def run_sweep(
 ) -> str:
     """Label efficiency: every fraction, seed and initialisation in a folder of its own below `workdir`; what is finished is kept.
 
-    The subsets of a seed are nested, and the same for every initialisation.
+    The records of a percentage and a seed are the same for every initialisation. Whether those of a seed are nested, which published lists need not
+    be, stands beneath the table.
 
     Args:
       name: of the configuration, whose argument may hold options but no percentage.
@@ -115,7 +117,8 @@ def run_sweep(
         f"mean AUC over {seeds} seeds, {outcomes[0].dataset}, {outcomes[0].split}\n\n{label_efficiency_table(found)}",
         list(dict.fromkeys(caveat for outcome in outcomes for caveat in outcome.caveats)),
     )
-    return f"{table}\n\nruns  {workdir}\nplot  {plot}"
+    said = {"images": describe_fractions(directory, fractions, range(seeds)), "runs": workdir, "plot": plot}
+    return "\n".join([f"{table}\n", *(f"{name:<8}{words}" for name, words in said.items() if words)])
 
 
 def sweep_config(name: str, overrides: Sequence[str], fraction: int, seed: int, init: str) -> FinetuneConfig:

@@ -17,7 +17,7 @@ import numpy as np
 from input_pipeline.errors import UserError
 from input_pipeline.labelled_batches import labelled_records, view_spec
 from input_pipeline.manifest import Manifest, read_manifest
-from input_pipeline.mask_batches import Balanced, mask_batches, require_masks
+from input_pipeline.mask_batches import Balanced, mask_batches, require_disease, require_masks
 from input_pipeline.reading import SplitRecords, open_split
 from input_pipeline.streams import BatchSpec
 from msfl_jax.metrics import dice_statistics
@@ -90,7 +90,7 @@ def finetune_segmentation(
 
     Raises:
       UserError: the build, a split or the lists are not what the configuration asks for, or `workdir` is the pretraining run's.
-      DataError: the build has no masks, or an image or a shard is damaged.
+      DataError: the build has no masks, no validation image shows disease, or an image or a shard is damaged.
       CheckpointError, DivergedError, RetryError: see `msfl_jax.train.adaptation.adapt`.
     """
     refuse_pretraining_run(workdir, run)
@@ -188,11 +188,11 @@ def adaptation(
 ) -> Adaptation:
     """What is trained on what, for `msfl_jax.train.adaptation.adapt`."""
     directory, data, seed = Path(config.data.directory), config.data, config.seed
+    validate = require_disease(with_masks(directory, data.validate), directory, data.validate)
     train = require_masks(
         labelled_records(directory, data.fraction, seed=seed), directory, f"train ({data.fraction} %)"
     )
     shown = Balanced(train) if data.sampling == "balanced" else train
-    validate = with_masks(directory, data.validate)
     depth = run.config.model.vision.depth
     pretrained = run.params if config.encoder.init == "pretrained" else None
 

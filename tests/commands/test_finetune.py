@@ -50,6 +50,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
     monkeypatch.setattr(finetune, "open_run", lambda run: pretrained(7))
+    monkeypatch.setattr(finetune, "describe_fractions", lambda directory, fractions, seeds: f"of {fractions} {seeds}")
     monkeypatch.setattr(finetune, "identify_split", lambda directory, split: ("nih", "h"))
     monkeypatch.setattr(leaks, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
     monkeypatch.setattr(
@@ -67,6 +68,7 @@ def test_every_cell_is_run_once_and_a_second_sweep_runs_only_what_is_new(calls, 
     text = sweep(tmp_path)
     assert len(calls) == len({name for name, _ in calls}) == 8
     assert "0.601 ± 0.000 (2)" in text
+    assert "images  of (1, 10) range(0, 2)\n" in text
     assert (tmp_path / "sweep" / "label_efficiency.png").is_file()
     calls.clear()
     sweep(tmp_path, seeds=3)

@@ -274,6 +274,20 @@ def test_runs_that_make_no_sense_are_refused(run, discs, tmp_path):
         MaskPredictions.load(tmp_path / "x.npz")
 
 
+@dataclasses.dataclass(frozen=True)
+class HealthyValidation(Discs):
+    def mask(self, row, height, width):
+        return truth(int(row.study)) & (int(row.study) not in range(12, 18))
+
+
+def test_validation_images_without_disease_are_noticed_before_anything_is_trained(run, tmp_path):
+    build(HealthyValidation(), tmp_path / "build", short_side=32, workers=1, progress=False)
+    with pytest.raises(DataError, match=r"split 'validate' holds 6 images, none with disease.*--validation") as refusal:
+        finetune_segmentation(configure(tmp_path / "build"), tmp_path / "run", run)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "settings, expected",
     [

@@ -80,7 +80,8 @@ def test_a_result_on_another_build_does_not_finish_a_cell(calls, tmp_path):
     one = {"seeds": 1, "fractions": (1,), "inits": ("random",)}
     sweep(tmp_path / "first", **one)
     ((_, own),) = load_outcomes((tmp_path / "first" / "sweep").glob("random-*"))
-    elsewhere = dataclasses.replace(own, dataset="chexpert", split_hash="c", metrics={"mean_auc": Interval(0, 0, 0)})
+    zero = {"mean_auc": Interval(0.0, 0.0, 0.0)}
+    elsewhere = dataclasses.replace(own, dataset="chexpert", split_hash="c", metrics=zero)
     save_outcome(elsewhere, tmp_path / "sweep" / own.variant)  # as of `msfl eval classification`
     calls.clear()
     assert "0.501" in sweep(tmp_path, **one)

@@ -4,7 +4,8 @@ The order of the rows is that of `loader.train_batches`: a function of (seed, st
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,52 @@ def labelled_records(directory: Path | str, fraction: int, *, seed: int) -> Spli
       UserError: no finished build, or no training split in it.
       DataError: a shard is missing or has another size than the manifest says.
     """
-    if fraction == 100:
-        return open_split(directory, TRAIN)
-    names = read_manifest(directory).readable_splits()
-    for name in (f"{TRAIN}_{fraction}", f"{TRAIN}_{fraction}_seed{seed}"):
-        if name in names:
-            return open_split(directory, name)
+    if name := list_of(directory, fraction, seed=seed):
+        return open_split(directory, name)
     return SplitRecords(Path(directory), TRAIN, _drawn(open_split(directory, TRAIN), fraction, seed))
+
+
+def list_of(directory: Path | str, fraction: int, *, seed: int) -> str:
+    """Name of the split or subset of a build that `labelled_records` takes; "" where it draws the records itself.
+
+    Raises:
+      UserError: no finished build.
+    """
+    if fraction == 100:
+        return TRAIN
+    names = read_manifest(directory).readable_splits()
+    known = (f"{TRAIN}_{fraction}", f"{TRAIN}_{fraction}_seed{seed}")
+    return next((name for name in known if name in names), "")
+
+
+def describe_fractions(directory: Path | str, fractions: Collection[int], seeds: Collection[int]) -> str:
+    """What a learning curve over some percentages has to say of their records: which are published lists, and whether the smaller are in the larger.
+
+    Those of one seed are, where all are drawn; published lists need not be. "" where there is nothing to say.
+
+    Args:
+      directory: a build.
+      fractions: percentages.
+      seeds: of what is not published.
+
+    Raises:
+      UserError, DataError: as `labelled_records`.
+    """
+    parts = sorted(set(fractions) - {100})
+    published = [f"{TRAIN}_{part}" for part in parts if f"{TRAIN}_{part}" in read_manifest(directory).subsets]
+    same = f"{' and '.join(published)}: the build's own, the same for every seed" if published else ""
+    for seed, (small, large) in itertools.product(seeds, itertools.pairwise(parts)):
+        names = [list_of(directory, part, seed=seed) or f"{part} % of seed {seed}" for part in (small, large)]
+        if not any(list_of(directory, part, seed=seed) for part in (small, large)):
+            continue  # drawn here: one inside the other
+        inner, outer = (labelled_records(directory, part, seed=seed).indices for part in (small, large))
+        if missing := int((~np.isin(inner, outer)).sum()):
+            apart = (
+                f"not nested: {missing:,} of the {len(inner):,} images of {names[0]} are not among those of {names[1]}"
+            )
+            return "; ".join(filter(None, (apart, same)))
+    nested = "nested: the images of each percentage are among those of every larger one" if len(parts) > 1 else ""
+    return "; ".join(filter(None, (nested, same)))
 
 
 def labelled_batches(
@@ -141,7 +181,7 @@ def labelled_evaluation_row(element: tuple[records.Record, bool], *, spec: Batch
         "image": images.evaluation_view(images.decode_gray(record.image), spec.image_size, spec.fit)[..., None],
         "labels": record.labels,
         "valid": np.asarray(valid),
-        "patient_key": np.asarray(int(record.patient_key[:8], 16), np.uint32),
+        "patient_key": np.asarray(records.short_key(record.patient_key), np.uint32),
     }
 
 

@@ -128,7 +128,7 @@ class BuildComparison:
     Attributes:
       comparable: whether patients and images have the same keys in both builds; where not, nothing was counted.
       pixels: whether both builds hold hashes of the pixels, so that one image under two identifiers counts as shared.
-      overlaps: one pair per split of the other build; the first of each is called "pretraining".
+      overlaps: one pair per split of the other build; the first of each is called "pretraining", or as `compare_builds` was told.
     """
 
     comparable: bool
@@ -156,6 +156,7 @@ def compare_builds(
     *,
     train: str = "train",
     splits: Collection[str] | None = None,
+    name: str = "pretraining",
     progress: bool = True,
 ) -> BuildComparison:
     """Counts what the training split of one build shares with each split of another.
@@ -168,6 +169,7 @@ def compare_builds(
       other: folder of the build that it will be fine-tuned or tested on.
       train: split of the first that was trained on.
       splits: of the other; None is all.
+      name: of what was trained on the first, in the counts.
       progress: shows rate and remaining time on stderr while many records are read.
 
     Raises:
@@ -182,7 +184,7 @@ def compare_builds(
     for split in manifests[1].readable_splits() if splits is None else splits:
         keys = read_keys(other, split, keys_file(other, manifests[1], split), progress=progress)
         pixels = pixels and bool(keys.pixels)
-        pairs.append(Overlap("pretraining", split, keys.images_in(trained), len(keys.patients & trained.patients)))
+        pairs.append(Overlap(name, split, keys.images_in(trained), len(keys.patients & trained.patients)))
     return BuildComparison(comparable=True, pixels=pixels, overlaps=Overlaps(tuple(pairs)))
 
 
@@ -207,5 +209,5 @@ def refuse_shared(
     pairs = Overlaps(tuple(pair for pair in comparison.overlaps.pairs if pair.second in splits))
     if pairs.found:
         raise DataError(
-            f"{_listed(pairs)}; expected nothing shared. Pretrain without these patients, or pass --allow-leak to go on"
+            f"{_listed(pairs)}; expected nothing shared. Train without these patients, or pass --allow-leak to go on"
         )

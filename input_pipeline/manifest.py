@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,7 +88,7 @@ class Manifest:
     @property
     def dataset(self) -> str:
         """What results call the data: "synthetic_mimic_cxr" for a synthetic study in the layout of MIMIC-CXR, else the name."""
-        return f"synthetic_{self.name}" if self.settings.get("synthetic") is True else self.name
+        return dataset_name(self.name, self.settings)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -124,9 +125,19 @@ class Manifest:
         """The split that `name` is, or is a subset of."""
         return self.subsets[name].split if name in self.subsets else name
 
+    def members_of(self, name: str) -> str:
+        """Hash of the images of a split or subset; "" where there is none of that name."""
+        part = self.subsets.get(name) or self.splits.get(name)
+        return part.members if part else ""
+
     def record_count(self, name: str) -> int:
         """Number of records of a split or subset."""
         return self.subsets[name].records if name in self.subsets else self.splits[name].records
+
+
+def dataset_name(name: str, settings: Mapping[str, object]) -> str:
+    """What results call data of this name that were built with these settings: see `Manifest.dataset`."""
+    return f"synthetic_{name}" if settings.get("synthetic") is True else name
 
 
 def write_manifest(manifest: Manifest, directory: Path) -> None:

@@ -82,6 +82,20 @@ def require_masks(source: SplitRecords, directory: Path | str, split: str) -> Sp
     return source
 
 
+def require_disease(source: SplitRecords, directory: Path | str, split: str) -> SplitRecords:
+    """The records as they are; reads masks until one shows disease.
+
+    Raises:
+      DataError: none does, so that the Dice of a prediction says nothing about it.
+    """
+    if not any(images.decode_mask(record.mask).any() for record in source):
+        raise DataError(
+            f"{directory}: split '{split}' holds {len(source):,} images, none with disease, so no checkpoint can be chosen by its Dice; "
+            "expected some: build with a larger --validation, or with other lists"
+        )
+    return source
+
+
 def mask_row(record: records.Record, rng: np.random.Generator, *, spec: BatchSpec) -> dict[str, np.ndarray]:
     """One row of a training batch; `rng` depends on seed and position alone."""
     image = images.decode_gray(record.image)

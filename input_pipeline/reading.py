@@ -39,6 +39,11 @@ class SplitRecords:
         except RuntimeError:  # a checksum of ArrayRecord
             raise DataError(f"{self._name}: record {index} is damaged; run the same `msfl data build` again") from None
 
+    @property
+    def indices(self) -> Int64[np.ndarray, "n"]:
+        """Places of the records in their split."""
+        return np.arange(len(self._source)) if self._indices is None else self._indices
+
     def __iter__(self) -> Iterator[records.Record]:
         return (self[index] for index in range(len(self)))
 

@@ -43,6 +43,11 @@ class Record:
     pixel_key: str = ""
 
 
+def short_key(key: str) -> int:
+    """The first 32 bits of a key of hex digits, as batches and predictions hold it."""
+    return int(key[:8], 16)
+
+
 def features(label_names: Sequence[str]) -> tfds.features.FeaturesDict:
     """TFDS features of a record; they read without TensorFlow where the image is left encoded (`tfds.decode.SkipDecoding`).
 

@@ -192,7 +192,7 @@ def evaluation_row(
     return _row(view, record.sentences, record, spec, tokenizer) | {
         "labels": record.labels,
         "valid": np.asarray(valid),
-        "patient_key": np.asarray(int(record.patient_key[:8], 16), np.uint32),
+        "patient_key": np.asarray(records.short_key(record.patient_key), np.uint32),
         "original_size": np.asarray(record.original_size, np.int32),
     }
 

@@ -24,6 +24,7 @@ app.add_typer(finetune, name="finetune")
 
 ConfigName = Annotated[str, typer.Option("--config", help="Path or bare name of a configuration, with :argument.")]
 RunDirectory = Annotated[Path, typer.Argument(help="Run directory of `msfl pretrain`.")]
+FinetunedDirectory = Annotated[Path, typer.Argument(help="Run directory of `msfl finetune`.")]
 BuildDirectory = Annotated[Path, typer.Option("--data", help="Folder made by `msfl data build`.")]
 AllowLeak = Annotated[
     bool, typer.Option("--allow-leak", help="Go on where the split shares images or patients with the training data.")
@@ -118,6 +119,30 @@ def evaluate_retrieval(
     from msfl_jax.commands.retrieval import retrieval_report
 
     print(retrieval_report(run, directory, split=split, allow_leak=allow_leak))
+
+
+@evaluate.command("classification")
+def evaluate_classification(
+    run: FinetunedDirectory, directory: BuildDirectory, split: Split = "test", allow_leak: AllowLeak = False
+) -> None:
+    """A fine-tuned classifier on any build with some of its findings: AUC per finding with 95 % patient-bootstrap intervals."""
+    from msfl_jax.commands.finetuned import classification_report
+
+    print(classification_report(run, directory, split=split, allow_leak=allow_leak))
+
+
+@evaluate.command("segmentation")
+def evaluate_segmentation(
+    run: FinetunedDirectory,
+    directory: BuildDirectory,
+    split: Split = "test",
+    overlays: Annotated[int, typer.Option(min=0, help="Images whose masks are drawn.")] = 8,
+    allow_leak: AllowLeak = False,
+) -> None:
+    """A fine-tuned segmenter on any build with masks: the four kinds of Dice with 95 % patient-bootstrap intervals."""
+    from msfl_jax.commands.finetuned import segmentation_report
+
+    print(segmentation_report(run, directory, split=split, overlays=overlays, allow_leak=allow_leak))
 
 
 @evaluate.command("again")

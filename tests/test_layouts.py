@@ -19,15 +19,15 @@ from input_pipeline.manifest import read_manifest
 from input_pipeline.reading import open_split
 from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax.cli import app
-from msfl_jax.commands import evaluate, finetune, segment, zero_shot
+from msfl_jax.commands import evaluate, finetune, finetuned, segment, zero_shot
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import finetune_config
 from msfl_jax.metrics import DICE_VARIANTS
+from msfl_jax.tasks.finding_result import Predictions
 from msfl_jax.tasks.grounding_result import PhraseScores
 from msfl_jax.tasks.mask_result import MaskPredictions
 from msfl_jax.tasks.outcome import load_outcomes
 from msfl_jax.tasks.prompts import load_prompts
-from msfl_jax.tasks.zero_shot_result import Predictions
 
 from .faults.corpora import CORPORA
 from .tasks.tiny import tiny, write_run
@@ -74,7 +74,7 @@ def msfl(*arguments):
 @pytest.fixture(autouse=True)
 def few_replicates(monkeypatch):
     """Of every bootstrap: with the thousands of a user, the intervals would take most of the time."""
-    for module in (zero_shot, evaluate):
+    for module in (zero_shot, evaluate, finetuned):
         monkeypatch.setattr(module, "REPLICATES", 20)
     for module, name in ((finetune, "finetune_classification"), (segment, "finetune_segmentation")):
         monkeypatch.setattr(module, name, functools.partial(getattr(module, name), replicates=20))
@@ -177,6 +177,13 @@ def test_one_step_of_fine_tuning_on_labels(name, run, built, tmp_path):
     assert_aucs_follow(outcome, tmp_path / "run", layout, TRUTHS.get(name, lambda _: {})(release))
     losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["loss/total"]) for row in losses if "loss/total" in row)
+    if name == "rsna":
+        file = outcome.predictions(tmp_path / "run")
+        before = file.read_bytes()
+        again = msfl("eval", "classification", tmp_path / "run", "--data", build)
+        assert str(file) in again
+        assert file.read_bytes() == before
+        assert outcome == outcome_of(tmp_path / "run", "classification", layout, build)
     if name == "chexpert":
         assert set(outcome.metrics) == {"mean_auc", *(f"auc/{finding}" for finding in COMPETITION)}
 
@@ -196,6 +203,9 @@ def test_one_step_of_segmentation_on_siim_acr(run, built, tmp_path):
     assert 0 < np.count_nonzero(counts[:, 2]) < len(counts)
     assert str(outcome.predictions(tmp_path / "run")) in printed
     assert list((tmp_path / "run" / "figures").glob("*.png"))
+    again = msfl("eval", "segmentation", tmp_path / "run", "--data", build, "--split", "validate", "--overlays", 0)
+    assert f"segmentation-siim_acr-validate-{outcome.variant}.json" in again
+    assert "caveat  its checkpoint was chosen by these images" in again
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

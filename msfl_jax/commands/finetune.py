@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import UserError
-from input_pipeline.manifest import read_manifest
+from input_pipeline.labelled_batches import describe_fractions
 from msfl_jax.commands.stages import stage
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import FinetuneConfig, finetune_config
@@ -19,8 +19,8 @@ from msfl_jax.results.label_efficiency import (
 )
 from msfl_jax.results.tables import number, with_caveats
 from msfl_jax.tasks.classification import finetune_classification, refuse_other_encoder, variant
-from msfl_jax.tasks.leaks import leak_caveats
-from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcome
+from msfl_jax.tasks.leaks import finetuning_caveats
+from msfl_jax.tasks.outcome import Outcome, identify_split, load_outcomes
 from msfl_jax.tasks.run import Run, open_run
 from msfl_jax.train.adaptation import MAY_CHANGE
 from msfl_jax.train.loop import refuse_other_config
@@ -51,7 +51,7 @@ def run_classification(
     distributed.start()
     pretrained = open_run(run)
     config = with_data(config, directory)
-    caveats = pretraining_caveats(pretrained, config, allow_leak=allow_leak)
+    caveats = finetuning_caveats(config, pretrained, allow_leak=allow_leak)
     outcome = finetune_classification(config, workdir, pretrained, caveats=caveats)
     if not distributed.is_lead():
         return ""
@@ -73,7 +73,8 @@ def run_sweep(
 ) -> str:
     """Label efficiency: every fraction, seed and initialisation in a folder of its own below `workdir`; what is finished is kept.
 
-    The subsets of a seed are nested, and the same for every initialisation.
+    The records of a percentage and a seed are the same for every initialisation. Whether those of a seed are nested, which published lists need not
+    be, stands beneath the table.
 
     Args:
       name: of the configuration, whose argument may hold options but no percentage.
@@ -102,7 +103,7 @@ def run_sweep(
     distributed.start()
     pretrained = open_run(run)
     caveats = {
-        init: pretraining_caveats(pretrained, next(c for c in cells if c.encoder.init == init), allow_leak=allow_leak)
+        init: finetuning_caveats(next(c for c in cells if c.encoder.init == init), pretrained, allow_leak=allow_leak)
         for init in inits
     }
     outcomes = [_cell(cell, workdir, pretrained, caveats[cell.encoder.init]) for cell in cells]
@@ -116,7 +117,8 @@ def run_sweep(
         f"mean AUC over {seeds} seeds, {outcomes[0].dataset}, {outcomes[0].split}\n\n{label_efficiency_table(found)}",
         list(dict.fromkeys(caveat for outcome in outcomes for caveat in outcome.caveats)),
     )
-    return f"{table}\n\nruns  {workdir}\nplot  {plot}"
+    said = {"images": describe_fractions(directory, fractions, range(seeds)), "runs": workdir, "plot": plot}
+    return "\n".join([f"{table}\n", *(f"{name:<8}{words}" for name, words in said.items() if words)])
 
 
 def sweep_config(name: str, overrides: Sequence[str], fraction: int, seed: int, init: str) -> FinetuneConfig:
@@ -150,25 +152,14 @@ def with_data(config: FinetuneConfig, directory: Path) -> FinetuneConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, directory=str(directory)))
 
 
-def pretraining_caveats(run: Run, config: FinetuneConfig, *, allow_leak: bool) -> tuple[str, ...]:
-    """What must be said beside the test numbers, of the build and of pretraining; an encoder that starts at random has seen nothing.
-
-    Raises:
-      DataError: the test split shares images or patients with what the encoder was pretrained on.
-    """
-    if config.encoder.init == "random":
-        return read_manifest(config.data.directory).caveats
-    return leak_caveats(run, Path(config.data.directory), config.data.test, allow_leak=allow_leak)
-
-
 def _cell(config: FinetuneConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> Outcome:
     """One run of a sweep, or what it had come to; raises a CheckpointError where that was with another configuration or encoder."""
-    folder = workdir / variant(config)
-    finished = sorted((folder / RESULTS).glob(f"classification-*-{config.data.test}-{variant(config)}.json"))
-    if finished:
+    folder, images = workdir / variant(config), identify_split(config.data.directory, config.data.test)
+    found = (outcome for _, outcome in load_outcomes([folder]) if (outcome.dataset, outcome.split_hash) == images)
+    if finished := next(found, None):
         refuse_other_config(config, folder, may_change=MAY_CHANGE)
         refuse_other_encoder(config, folder, run)
-        return load_outcome(finished[0])
+        return finished
     train = functools.partial(finetune_classification, config, folder, run, caveats=caveats, progress=False)
     if not distributed.is_lead():
         return train()

@@ -9,9 +9,10 @@ from msfl_jax.parallel import distributed
 from msfl_jax.results.segmentation import save_mask_overlays, segmentation_table
 from msfl_jax.results.tables import with_caveats
 from msfl_jax.segmentation_config import segmentation_config
+from msfl_jax.tasks.leaks import finetuning_caveats
 from msfl_jax.tasks.outcome import RESULTS
 from msfl_jax.tasks.run import open_run
-from msfl_jax.tasks.segmentation import finetune_segmentation, open_segmentation, segmentation_caveats
+from msfl_jax.tasks.segmentation import finetune_segmentation, open_segmentation
 
 
 def segmentation_report(
@@ -32,7 +33,7 @@ def segmentation_report(
       workdir: of the fine-tuned run; the same command again resumes.
       config: as for `--config`.
       overrides: `--config.a.b=value` each.
-      allow_leak: see `msfl_jax.tasks.segmentation.segmentation_caveats`.
+      allow_leak: see `msfl_jax.tasks.leaks.leak_caveats`.
       overlays: images of the test split that are drawn.
 
     Returns:
@@ -45,7 +46,7 @@ def segmentation_report(
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, directory=str(directory)))
     distributed.start()
     pretrained = open_run(run)
-    caveats = segmentation_caveats(settings, pretrained, allow_leak=allow_leak)
+    caveats = finetuning_caveats(settings, pretrained, allow_leak=allow_leak)
     result = finetune_segmentation(settings, workdir, pretrained, caveats=caveats)
     if not distributed.is_lead():
         return ""

@@ -89,9 +89,11 @@ class Result:
 
     @property
     def variant(self) -> str:
-        """What else was chosen, without fraction and seed: a rule, a protocol as "biovil/minmax", an initialisation and a mode."""
+        """What else was chosen, without fraction and seed: a rule, a protocol as "biovil/minmax", an initialisation and a mode, and what a
+        run was fine-tuned on where that is another build than this one."""
         given = self.outcome.options
         words = [str(given[name]) for name in _VARIANT.get(self.outcome.task, ()) if name in given]
+        words += [f"fine-tuned on {given['fine_tuned_on']}"] if "fine_tuned_on" in given else []
         if self.outcome.task == "grounding":
             return "/".join(word for word in words if word != "own") or self.outcome.variant
         return ", ".join(words) or self.outcome.variant
@@ -181,11 +183,13 @@ def _run_directories(folder: Path) -> Iterator[Path]:
 def _describe(workdir: Path, outcome: Outcome) -> Result:
     own, tuned = _read(workdir / _CONFIG), outcome.task in FINE_TUNED
     home, pretraining = _pretraining(workdir)
-    encoder = _part(_read(workdir / _ENCODER), "config") if tuned else {}
+    origin = _read(workdir / _ENCODER) if tuned else {}
+    encoder = _part(origin, "config")
     if encoder and dict(_flat(encoder, "")) != dict(_flat(pretraining, "")):
         home, pretraining = None, encoder  # the run that it lies in is not the one that it comes from
     settings = dict(_flat(pretraining, "pretraining."))
-    if home and (members := _read(home / _DATA).get("members")):
+    trained_on = _part(origin, "trained_on") or (_read(home / _DATA) if home else {})
+    if members := trained_on.get("members"):
         settings["pretraining.data.members"] = members
     schedule = {}
     if tuned:

@@ -4,6 +4,7 @@ The seeds of a run are scored on the same images. So the mean over seeds is take
 patients are drawn: the interval says what other patients would change, and the spread over seeds, which is shown beside it, what other seeds would.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,15 +19,13 @@ from msfl_jax.metrics import (
     auc_statistic,
     bootstrap,
     dice_statistics,
-    mean_statistic,
     paired_bootstrap,
 )
 from msfl_jax.results.own_results import Result
-from msfl_jax.tasks.grounding_result import COLUMNS, PhraseScores
+from msfl_jax.tasks.finding_result import Predictions, mean_of
+from msfl_jax.tasks.grounding_result import PhraseScores, statistics_of
 from msfl_jax.tasks.mask_result import MaskPredictions
-from msfl_jax.tasks.zero_shot_result import Predictions
 
-SHUFFLED = "_shuffled_phrases"
 REPLICATES = 2000
 
 
@@ -35,7 +34,7 @@ def pooled_interval(stack: Sequence[Result], metric: str, *, replicates: int | N
 
     Args:
       stack: results that differ in their seed alone.
-      metric: "mean_auc", "auc/<finding>", one of a phrase as "cnr", or a Dice.
+      metric: "mean_auc", "auc/<finding>", one of phrases as "cnr", "category/cnr" or "Pneumonia/cnr", or a Dice.
       replicates: of the bootstrap; None takes `REPLICATES`.
 
     Returns:
@@ -62,10 +61,12 @@ def pooled_gain(
     ):
         return None
     statistics = first.statistic, second.statistic
-    if first.values is not None and second.values is not None:
-        missing = np.isnan(first.values) | np.isnan(second.values)
-        both = [np.where(missing, np.nan, values) for values in (first.values, second.values)]
-        statistics = mean_statistic(both[0]), mean_statistic(both[1])
+    if first.phrases is not None and second.phrases is not None:
+        missing = np.isnan(first.phrases.values) | np.isnan(second.phrases.values)
+        statistics = tuple(
+            statistics_of(dataclasses.replace(side, values=np.where(missing, np.nan, side.values)))[metric]
+            for side in (first.phrases, second.phrases)
+        )
     replicates = REPLICATES if replicates is None else replicates
     return paired_bootstrap(*statistics, first.patients, replicates=replicates)
 
@@ -77,12 +78,12 @@ def pooled_statistic(stack: Sequence[Result], metric: str) -> tuple[Statistic, S
 
 
 class _Pooled(NamedTuple):
-    """A mean over seeds, the arrays that tell its samples, and the values of the samples where it is a mean of such."""
+    """A mean over seeds, the arrays that tell its samples, and, of grounding, the scores of phrases that are means over seeds."""
 
     statistic: Statistic
     patients: Shaped[np.ndarray, "N"]
     samples: dict[str, Shaped[np.ndarray, "N *d"]]
-    values: Float[np.ndarray, "N"] | None = None
+    phrases: PhraseScores | None = None
 
 
 def _pooled(stack: Sequence[Result], metric: str) -> _Pooled | None:
@@ -93,8 +94,8 @@ def _pooled(stack: Sequence[Result], metric: str) -> _Pooled | None:
         return None
 
 
-def mean_over_seeds(values: Sequence[Float[np.ndarray, "N"]]) -> Float[np.ndarray, "N"]:
-    """Mean over seeds of each sample; undefined values are left out, and a sample without any is nan."""
+def mean_over_seeds(values: Sequence[Float[np.ndarray, "N *m"]]) -> Float[np.ndarray, "N *m"]:
+    """Mean over seeds of each value of each sample; undefined values are left out, and a sample without any is nan."""
     stacked = np.asarray(values, np.float64)
     known = ~np.isnan(stacked)
     count = known.sum(axis=0)
@@ -103,17 +104,14 @@ def mean_over_seeds(values: Sequence[Float[np.ndarray, "N"]]) -> Float[np.ndarra
 
 
 def _of_phrases(stack: Sequence[Result], metric: str) -> _Pooled | None:
-    name = metric.removesuffix(SHUFFLED)
-    if name not in COLUMNS:
-        return None
     scores = [PhraseScores.load(one.outcome.predictions(one.workdir)) for one in stack]
     first = scores[0]
     if not all(_equal(first, other, _PHRASE) for other in scores):
         return None
-    side = int(metric.endswith(SHUFFLED))
-    values = mean_over_seeds([one.values[:, side, COLUMNS.index(name)] for one in scores])
+    mean = dataclasses.replace(first, values=mean_over_seeds([one.values for one in scores]))
+    statistic = statistics_of(mean).get(metric)
     samples = {key: getattr(first, key) for key in _PHRASE}
-    return _Pooled(mean_statistic(values), first.patient_key, samples, values)
+    return _Pooled(statistic, first.patient_key, samples, mean) if statistic else None
 
 
 def _of_masks(stack: Sequence[Result], metric: str) -> _Pooled | None:
@@ -124,7 +122,7 @@ def _of_masks(stack: Sequence[Result], metric: str) -> _Pooled | None:
     if not all(_equal(first, other, ("patient_key", "image_key")) for other in found):
         return None
     samples = {"patient_key": first.patient_key, "image_key": first.image_key}
-    return _Pooled(_mean([dice_statistics(one.counts)[metric] for one in found]), first.patient_key, samples)
+    return _Pooled(mean_of([dice_statistics(one.counts)[metric] for one in found]), first.patient_key, samples)
 
 
 def _of_images(stack: Sequence[Result], metric: str) -> _Pooled | None:
@@ -142,20 +140,16 @@ def _of_images(stack: Sequence[Result], metric: str) -> _Pooled | None:
         for one in predictions
         for column in columns
     ]
-    return _Pooled(_mean(statistics), first.patient_key, {"patient_key": first.patient_key, "truth": first.truth})
+    return _Pooled(mean_of(statistics), first.patient_key, {"patient_key": first.patient_key, "truth": first.truth})
 
 
-_PHRASE = ("patient_key", "image_key", "phrase_key")
+_PHRASE = ("patient_key", "image_key", "phrase_key", "category")
 _POOLS: dict[str, Callable[[Sequence[Result], str], _Pooled | None]] = {
     "grounding": _of_phrases,
     "zero_shot": _of_images,
     "classification": _of_images,
     "segmentation": _of_masks,
 }
-
-
-def _mean(statistics: Sequence[Statistic]) -> Statistic:
-    return lambda weights: float(np.mean([one(weights) for one in statistics])) if statistics else float("nan")
 
 
 def _has_both(truth: Float[np.ndarray, "N"]) -> bool:

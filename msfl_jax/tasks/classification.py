@@ -5,8 +5,7 @@
 
 import dataclasses
 import functools
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from input_pipeline.loader import label_names
 from input_pipeline.manifest import read_manifest
 from input_pipeline.streams import BatchSpec
 from msfl_jax.classifier import Classifier, label_truth, masked_cross_entropy
-from msfl_jax.config import Config, config_hash, from_config_dict, to_dict
+from msfl_jax.config import Config, config_hash
 from msfl_jax.finetune_config import FinetuneConfig, finetune_config
 from msfl_jax.objective import Tally
 from msfl_jax.parallel import distributed
@@ -35,43 +34,28 @@ from msfl_jax.tasks.classifier_scores import (
     require_splits,
     validation_metrics,
 )
+from msfl_jax.tasks.finding_result import Predictions, summarise_findings
+from msfl_jax.tasks.finetuned import FinetunedRun, mark_of_other_build, prepare_finetuning, read_finetuning
 from msfl_jax.tasks.outcome import Option, Outcome, identify_split, save_outcome
 from msfl_jax.tasks.probe import fit_probe
-from msfl_jax.tasks.run import CONFIG_FILE, Run, refuse_pretraining_run
-from msfl_jax.tasks.zero_shot import Predictions, summarise
+from msfl_jax.tasks.run import Run, refuse_pretraining_run
 from msfl_jax.train.adaptation import MAY_CHANGE, Adaptation, adapt, best_parameters, write_config
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
 from msfl_jax.train.checkpoint import Checkpoints, read_meta
 from msfl_jax.train.flops import vit_flops
 from msfl_jax.train.loop import refuse_other_config
-from msfl_jax.train.provenance import read_caveats, write_provenance
+from msfl_jax.train.provenance import read_caveats
 from msfl_jax.train.state import TrainState
 
 TASK = "classification"
-ENCODER_FILE = "encoder.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetunedRun:
-    """A fine-tuned classifier.
+class ClassifierRun(FinetunedRun):
+    """A fine-tuned classifier; its findings are those of its `origin`."""
 
-    Attributes:
-      directory: the run directory.
-      config: of the fine-tuning.
-      classifier: static.
-      findings: what its outputs stand for.
-      params: of the best checkpoint, unless another was asked for.
-      step: of the parameters; 0 for a probe.
-      caveats: what its training data make it necessary to say beside every number.
-    """
-
-    directory: Path
     config: FinetuneConfig
     classifier: Classifier
-    findings: tuple[str, ...]
-    params: Mapping[str, Any]
-    step: int
-    caveats: tuple[str, ...]
 
 
 def finetune_classification(
@@ -112,7 +96,7 @@ def finetune_classification(
         jax.random.key(config.seed), run.params if config.encoder.init == "pretrained" else None
     )
     task = _adaptation(config, run, classifier, findings, params, progress)
-    _prepare(config, workdir, run, findings, caveats)  # once nothing is left to refuse
+    prepare_finetuning(config.data, workdir, run, caveats, findings=findings)  # once nothing is left to refuse
     if config.mode == "probe":
         _probe(config, workdir, run, classifier, findings, params)
     else:
@@ -121,7 +105,7 @@ def finetune_classification(
     return evaluate_classification(finetuned, Path(config.data.directory), config.data.test, replicates=replicates)
 
 
-def open_finetuned(workdir: Path, *, step: int | str | None = "best") -> FinetunedRun:
+def open_finetuned(workdir: Path, *, step: int | str | None = "best") -> ClassifierRun:
     """Opens a run directory of `finetune_classification`.
 
     Args:
@@ -132,40 +116,44 @@ def open_finetuned(workdir: Path, *, step: int | str | None = "best") -> Finetun
       UserError: not such a run directory.
       CheckpointError: the checkpoint is missing, damaged or of another configuration.
     """
-    try:
-        config = finetune_config(json.loads((workdir / CONFIG_FILE).read_text()))
-        encoder = json.loads((workdir / ENCODER_FILE).read_text())
-        model, findings = from_config_dict(encoder["config"]), tuple(map(str, encoder["findings"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{workdir}: no fine-tuned classifier ({type(error).__name__}); expected a folder of `msfl finetune classification`"
-        ) from error
-    classifier = make_classifier(config, model, len(findings))
-    like = jax.eval_shape(classifier.init, jax.random.key(0))
-    params, found = best_parameters(workdir, like, step=step)
-    return FinetunedRun(workdir, config, classifier, findings, params, found, read_caveats(workdir))
+    config, origin = read_finetuning(workdir, finetune_config, task=TASK)
+    classifier = make_classifier(config, origin.config, len(origin.findings))
+    params, found = best_parameters(workdir, jax.eval_shape(classifier.init, jax.random.key(0)), step=step)
+    return ClassifierRun(workdir, config, origin, params, found, read_caveats(workdir), classifier)
 
 
 def evaluate_classification(
-    run: FinetunedRun, directory: Path, split: str, *, seed: int = 0, replicates: int = 2000
+    run: ClassifierRun,
+    directory: Path,
+    split: str,
+    *,
+    caveats: Sequence[str] | None = None,
+    seed: int = 0,
+    replicates: int = 2000,
 ) -> Outcome:
     """Scores a split of a build, and saves predictions and numbers in the run directory.
 
+    Findings are labels of the build by their names; one that is none of them has no AUC, for that reason.
+
     Args:
       run: opened by `open_finetuned`.
-      directory: a build with the run's findings among its labels.
+      directory: a build with some of the run's findings among its labels.
       split: of the build.
+      caveats: what must be said beside the numbers; None is what holds for the run's own test split.
       seed, replicates: of the patient bootstrap.
 
     Raises:
-      UserError: no such build or split, or a finding is no label of it.
+      UserError: no such build or split, or no finding is a label of it.
     """
-    predictions = predict(run.classifier, run.params, run.findings, run.config, directory, split)
-    result = summarise(
-        predictions, rule="maco", split=split, step=run.step, seed=seed, replicates=replicates
-    )  # of this rule, a score is a log-odds
-    aucs = {f"auc/{finding.name}": finding.auc for finding in result.findings}
-    reasons = {f"auc/{finding.name}": finding.reason for finding in result.findings if finding.reason}
+    findings, labels = run.origin.findings, label_names(directory)
+    if not set(findings) & set(labels):
+        raise UserError(
+            f"{directory}: has none of the findings that {run.directory} was trained for; found {', '.join(labels) or 'no labels'}, "
+            f"expected some of {', '.join(findings)}"
+        )
+    predictions = predict(run.classifier, run.params, findings, run.config, directory, split)
+    result = summarise_findings(predictions, seed=seed, replicates=replicates)
+    missing = {f"auc/{name}": "no label of the build" for name in findings if name not in labels}
     dataset, split_hash = identify_split(directory, split)
     outcome = Outcome(
         task=TASK,
@@ -174,13 +162,14 @@ def evaluate_classification(
         split_hash=split_hash,
         variant=variant(run.config),
         options=_options(run.config)
+        | mark_of_other_build(run, directory)
         | {"findings_in_mean": result.defined, "bootstrap_seed": seed, "replicates": replicates},
         step=run.step,
         records=result.records,
         patients=result.patients,
-        metrics={"mean_auc": result.mean} | aucs,
-        reasons=reasons | ({} if result.defined else {"mean_auc": "no finding has an AUC"}),
-        caveats=run.caveats,
+        metrics=result.metrics,
+        reasons=result.reasons | missing,
+        caveats=run.caveats if caveats is None else tuple(caveats),
     )
     if distributed.is_lead():
         predictions.save(outcome.predictions(run.directory))
@@ -338,22 +327,3 @@ def refuse_other_encoder(config: FinetuneConfig, workdir: Path, run: Run) -> Non
     found, expected = read_meta(workdir).get("init"), _init(config, run)
     if found != expected:
         raise CheckpointError(f"{workdir}: begun with encoder {found}; this one is {expected}: use a new workdir")
-
-
-def _prepare(
-    config: FinetuneConfig, workdir: Path, run: Run, findings: tuple[str, ...], caveats: tuple[str, ...]
-) -> None:
-    """Writes encoder.json and data.json, so that the run directory can be evaluated on its own.
-
-    Raises:
-      CheckpointError: it holds a run on another encoder or of other findings.
-    """
-    values = json.loads(json.dumps({"config": to_dict(run.config), "findings": findings}))
-    file = workdir / ENCODER_FILE
-    if file.is_file() and json.loads(file.read_text()) != values:
-        raise CheckpointError(f"{workdir}: begun with another encoder or other findings; use a new workdir")
-    if distributed.is_lead():
-        workdir.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values, indent=2) + "\n")
-        write_provenance(read_manifest(Path(config.data.directory)), "train", workdir, inherited=caveats)
-    distributed.barrier("encoder")

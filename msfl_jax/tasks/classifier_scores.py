@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Real, UInt8
 
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.labelled_batches import labelled_evaluation_batches, view_spec
-from input_pipeline.loader import label_names
+from input_pipeline.loader import Batches, label_names
 from input_pipeline.manifest import read_manifest
 from input_pipeline.reading import open_split
 from input_pipeline.streams import BatchSpec
@@ -19,8 +19,9 @@ from msfl_jax.classifier import Classifier
 from msfl_jax.config import nearest
 from msfl_jax.finetune_config import FinetuneConfig
 from msfl_jax.metrics import auc
+from msfl_jax.tasks.finding_result import Predictions, truth_of_labels
+from msfl_jax.tasks.gather import gather_rows
 from msfl_jax.tasks.run import on_mesh, to_host
-from msfl_jax.tasks.zero_shot import Predictions, truth_of_labels
 
 BEST_METRIC = "validate/mean_auc"
 BATCH_SIZE = 64  # images at a time where nothing is trained
@@ -87,12 +88,16 @@ def predict(
 ) -> Predictions:
     """Logits and truth of every image of a split; `params` on one device, or on a mesh in a training loop.
 
+    The truth of a finding that is no label of the build is not known.
+
     Raises:
-      UserError: no such build or split, or a finding is no label of it.
+      UserError: no such build or split.
     """
     score = functools.partial(_logits, classifier=classifier)
-    spec = evaluation_view_spec(classifier, config)
-    return Predictions(findings, *_scored(score, params, findings, spec, config, directory, split))
+    batches = labelled_evaluation_batches(
+        directory, evaluation_view_spec(classifier, config), batch_size=BATCH_SIZE, split=split
+    )
+    return Predictions(findings, *_scored(score, params, findings, batches, label_names(directory), config.data.blank))
 
 
 def frozen_features(
@@ -105,8 +110,9 @@ def frozen_features(
 ) -> Frozen:
     """As `predict`, with the features of the encoder in the place of scores; of "train", the records of the configuration's fraction."""
     encode = functools.partial(_features, classifier=classifier)
-    spec = evaluation_view_spec(classifier, config)
-    return Frozen(*_scored(encode, params, findings, spec, config, directory, split))
+    spec, share = evaluation_view_spec(classifier, config), {"fraction": config.data.fraction, "seed": config.seed}
+    batches = labelled_evaluation_batches(directory, spec, batch_size=BATCH_SIZE, split=split, **share)
+    return Frozen(*_scored(encode, params, findings, batches, label_names(directory), config.data.blank))
 
 
 def validation_metrics(predictions: Predictions) -> dict[str, float]:
@@ -126,28 +132,23 @@ def _scored(
     score: Callable[..., Array],
     params: Any,
     findings: Sequence[str],
-    spec: BatchSpec,
-    config: FinetuneConfig,
-    directory: Path,
-    split: str,
+    batches: Batches,
+    labels: Sequence[str],
+    blank: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, truth and patient of every record of a split; rows that only fill the last batch are taken out."""
-    names = label_names(directory)
-    columns = [names.index(finding) for finding in chosen_findings(",".join(findings), names)]
-    scores, labels, patients = [], [], []
-    batches = labelled_evaluation_batches(
-        directory, spec, batch_size=BATCH_SIZE, split=split, fraction=config.data.fraction, seed=config.seed
+    """Scores, truth and patient of every record; rows that only fill the last batch are taken out, and labels that the build lacks are NaN."""
+    scores, marks, patients = gather_rows(
+        batches,
+        lambda batch: (
+            to_host(score(params, *on_mesh(params, batch["image"], rows=BATCH_SIZE))),
+            batch["labels"],
+            batch["patient_key"],
+        ),
     )
-    with batches:
-        for batch in batches:
-            valid = batch["valid"]
-            scores.append(
-                to_host(score(params, *on_mesh(params, batch["image"], rows=BATCH_SIZE)))[: len(valid)][valid]
-            )
-            labels.append(batch["labels"][valid][:, columns])
-            patients.append(batch["patient_key"][valid])
-    truth = truth_of_labels(np.concatenate(labels), config.data.blank)
-    return np.concatenate(scores), truth, np.concatenate(patients)
+    known = [column for column, finding in enumerate(findings) if finding in labels]
+    truth = np.full((len(marks), len(findings)), np.nan, np.float32)
+    truth[:, known] = truth_of_labels(marks[:, [labels.index(findings[column]) for column in known]], blank)
+    return scores, truth, patients
 
 
 @functools.partial(jax.jit, static_argnames="classifier")

@@ -14,6 +14,7 @@ from jaxtyping import Float, Shaped
 
 from input_pipeline.errors import DataError, UserError
 from msfl_jax.metrics import Interval, Statistic, auc_statistic, bootstrap_all, dice_statistics, difference_statistic
+from msfl_jax.tasks.finding_result import mean_of
 from msfl_jax.tasks.grounding_result import PhraseScores, statistics_of
 from msfl_jax.tasks.mask_result import MaskPredictions
 from msfl_jax.tasks.outcome import Outcome
@@ -140,7 +141,7 @@ def scored_findings_of(file: Path) -> Samples:
         single = {f"auc/{name}": auc_statistic(values[:, c], labels[:, c]) for c, name in enumerate(findings)}
         # As in its table, the mean is over findings with both classes.
         defined = [one for one in single.values() if np.isfinite(one(np.ones(len(patients))))]
-        return {"mean_auc": _mean_of(defined)} | single
+        return {"mean_auc": mean_of(defined)} | single
 
     return Samples(identity, patients, scores.astype(np.float64), statistics)
 
@@ -211,8 +212,3 @@ def _notes(a: Outcome, b: Outcome, one: Samples, other: Samples) -> list[str]:
     unpaired = int((np.isnan(one.values) != np.isnan(other.values)).reshape(len(one.values), -1).any(axis=1).sum())
     notes += [f"{unpaired:,} samples lack a value in one of the two and count in neither"] if unpaired else []
     return [*notes, *dict.fromkeys((*a.caveats, *b.caveats))]
-
-
-def _mean_of(statistics: Sequence[Statistic]) -> Statistic:
-    """The unweighted mean, undefined where one of them is."""
-    return lambda weights: float(np.mean([one(weights) for one in statistics])) if statistics else float("nan")

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.images import decode_gray, evaluation_view
 from input_pipeline.loader import grounding_records
-from input_pipeline.records import Record
+from input_pipeline.records import Record, short_key
 from msfl_jax.metrics import THRESHOLDS, contrast_to_noise, iou_at, pointing_game, smoothing
 from msfl_jax.tasks.grounding_protocol import GroundingProtocol, known_protocol, phrase_of
 from msfl_jax.tasks.grounding_result import COLUMNS, OVERLAPS, GroundingResult, PhraseScores, summarise
@@ -132,8 +132,8 @@ def evaluate_grounding(
         unpredicted=unpredicted.astype(np.uint8),
         box_share=box_share.astype(np.float32),
         category=np.asarray([record.category for record in found], np.str_),
-        patient_key=np.asarray([int(key[:8], 16) for key in patients], np.uint32),
-        image_key=np.asarray([int(record.image_key[:8], 16) for record in found], np.uint32),
+        patient_key=np.asarray([short_key(key) for key in patients], np.uint32),
+        image_key=np.asarray([short_key(record.image_key) for record in found], np.uint32),
         phrase_key=np.asarray([_phrase_key(record) for record in found], np.uint32),
         maps=maps,
     )
@@ -297,5 +297,6 @@ def _phrase_key(record: Record) -> int:
 
 
 def _unit(vectors: Array | np.ndarray) -> Array:
+    """Unlike `msfl_jax.vectors.unit` it leaves NaN, which stands for a phrase that is seen nowhere."""
     vectors = jnp.asarray(vectors)
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

@@ -8,9 +8,10 @@ from jaxtyping import Float, UInt32
 from input_pipeline.errors import DataError
 from input_pipeline.loader import evaluation_batches, label_names
 from msfl_jax.metrics import Interval
+from msfl_jax.tasks.finding_result import Predictions, summarise_findings, truth_of_labels
+from msfl_jax.tasks.gather import gather_rows
 from msfl_jax.tasks.probe import fit_probe
 from msfl_jax.tasks.run import Run, batch_spec, encode_images, to_host
-from msfl_jax.tasks.zero_shot_result import Predictions, summarise, truth_of_labels
 
 
 def embed_split(
@@ -22,16 +23,15 @@ def embed_split(
       UserError: there is no such build or split.
       DataError: a shard is damaged.
     """
-    columns: list[list[np.ndarray]] = [[], [], []]
-    with evaluation_batches(Path(directory), batch_spec(run), batch_size=batch_size, split=split) as batches:
-        for batch in batches:
-            embedding = to_host(encode_images(run, batch["image"], batch_size=batch_size)[0])
-            valid = np.flatnonzero(batch["valid"])
-            for column, rows in zip(columns, (embedding, batch["labels"], batch["patient_key"]), strict=True):
-                column.append(rows[valid])
-            if 0 < records <= sum(map(len, columns[0])):
-                break
-    embedding, labels, patients = (np.concatenate(column)[: records or None] for column in columns)
+    embedding, labels, patients = gather_rows(
+        evaluation_batches(Path(directory), batch_spec(run), batch_size=batch_size, split=split),
+        lambda batch: (
+            to_host(encode_images(run, batch["image"], batch_size=batch_size)[0]),
+            batch["labels"],
+            batch["patient_key"],
+        ),
+        records=records,
+    )
     return embedding, labels, patients
 
 
@@ -73,7 +73,7 @@ def evaluate_probe(
     features, labels, patients = embed_split(run, directory, split, batch_size=batch_size, records=records)
     scores = (features @ weights + bias).astype(np.float32)
     predictions = Predictions(label_names(directory), scores, truth_of_labels(labels, blank), patients)
-    result = summarise(predictions, rule="maco", split=split, step=run.step, seed=seed, replicates=replicates)
+    result = summarise_findings(predictions, seed=seed, replicates=replicates)
     if not result.defined:
         raise DataError(
             f"{directory}: no label has both positives and negatives in '{train_split}' and in '{split}'; expected a build with labels"

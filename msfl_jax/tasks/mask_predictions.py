@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8, UInt32
 
 from input_pipeline.mask_batches import evaluation_views
 from input_pipeline.reading import SplitRecords
-from input_pipeline.records import Record
+from input_pipeline.records import Record, short_key
 from input_pipeline.streams import BatchSpec
 from msfl_jax.metrics import count_overlap
 from msfl_jax.model import Params
@@ -77,4 +77,4 @@ def _mask_of(margin: Float[np.ndarray, "H W"], size: tuple[int, ...], *, fit: st
 
 
 def _keys(found: Sequence[Record], name: str) -> UInt32[np.ndarray, "N"]:
-    return np.asarray([int(getattr(record, name)[:8], 16) for record in found], np.uint32)
+    return np.asarray([short_key(getattr(record, name)) for record in found], np.uint32)

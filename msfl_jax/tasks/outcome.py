@@ -10,10 +10,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from input_pipeline.errors import UserError
-from input_pipeline.manifest import Manifest, read_manifest
+from input_pipeline.manifest import read_manifest
 from msfl_jax.metrics import Interval
 
 RESULTS, PREDICTIONS = "results", "predictions"
@@ -82,7 +81,9 @@ def identify_split(directory: Path | str, split: str) -> tuple[str, str]:
       UserError: there is no such build or split.
     """
     manifest = read_manifest(directory)
-    return manifest.dataset, _members(manifest, split, directory)
+    if split not in manifest.subsets.keys() | manifest.splits.keys():
+        raise UserError(f"{directory}: no split '{split}'; found {', '.join(manifest.readable_splits())}")
+    return manifest.dataset, manifest.members_of(split)
 
 
 def save_outcome(outcome: Outcome, workdir: Path) -> Path:
@@ -120,14 +121,6 @@ def load_outcomes(workdirs: Iterable[Path]) -> list[tuple[Path, Outcome]]:
         for workdir in workdirs
         for file in sorted((Path(workdir) / RESULTS).glob("*.json"))
     ]
-
-
-def _members(manifest: Manifest, split: str, directory: Path | str) -> str:
-    part: Any = manifest.subsets.get(split) or manifest.splits.get(split)
-    if part is None:
-        found = ", ".join(manifest.readable_splits())
-        raise UserError(f"{directory}: no split '{split}'; found {found}")
-    return part.members
 
 
 def _finite(number: float) -> float | None:

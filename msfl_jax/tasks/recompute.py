@@ -11,7 +11,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from msfl_jax.metrics import Interval
-from msfl_jax.tasks import grounding_result, mask_result, retrieval_result, zero_shot_result
+from msfl_jax.tasks import finding_result, grounding_result, mask_result, retrieval_result, zero_shot_result
 from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcome
 
 TOLERANCE = 1e-9  # sums in another order differ by less; another image, label or seed by more
@@ -31,7 +31,7 @@ class Check:
 def zero_shot(outcome: Outcome, predictions: Path) -> Mapping[str, Interval]:
     """Of `msfl eval zero-shot`."""
     result = zero_shot_result.summarise(
-        zero_shot_result.Predictions.load(predictions),
+        finding_result.Predictions.load(predictions),
         rule=str(outcome.options["rule"]),
         temperature=float(outcome.options["temperature"]),
         split=outcome.split,
@@ -57,14 +57,8 @@ def grounding(outcome: Outcome, predictions: Path) -> Mapping[str, Interval]:
 
 def classification(outcome: Outcome, predictions: Path) -> Mapping[str, Interval]:
     """Of `msfl finetune classification`."""
-    result = zero_shot_result.summarise(
-        zero_shot_result.Predictions.load(predictions),
-        rule="maco",  # of this rule, a score is a log-odds
-        split=outcome.split,
-        step=outcome.step,
-        **bootstrap_options(outcome),
-    )
-    return {"mean_auc": result.mean} | {f"auc/{finding.name}": finding.auc for finding in result.findings}
+    found = finding_result.Predictions.load(predictions)
+    return finding_result.summarise_findings(found, **bootstrap_options(outcome)).metrics
 
 
 def segmentation(outcome: Outcome, predictions: Path) -> Mapping[str, Interval]:

@@ -6,6 +6,7 @@ images as carry it, of which the nearest counts; images of the same report are n
 report that many images share weighs as much as they do. Numbers depend on the size of the pool: compare those of one split only.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtyping import Float, UInt32
 from input_pipeline.errors import DataError
 from input_pipeline.loader import evaluation_batches
 from msfl_jax.metrics.retrieval import rank_pairs
+from msfl_jax.tasks.gather import gather_rows
 from msfl_jax.tasks.retrieval_result import Ranks, RetrievalResult, summarise
 from msfl_jax.tasks.run import Run, batch_spec, encode_images, encode_reports, to_host
 
@@ -67,21 +69,14 @@ def _embed(
     run: Run, directory: Path | str, split: str, batch_size: int, records: int
 ) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N D"], UInt32[np.ndarray, "N"], UInt32[np.ndarray, "N"], int]:
     """Embeddings of images and reports, keys of reports and patients, and how many records have no report."""
-    width = run.config.model.embedding_width
-    columns: list[list[np.ndarray]] = [[np.zeros((0, width), np.float32)], [np.zeros((0, width), np.float32)]]
-    columns += [[np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]]
-    seen = left_out = 0
-    with evaluation_batches(Path(directory), batch_spec(run), batch_size=batch_size, split=split) as batches:
-        for batch in batches:
-            image, _ = encode_images(run, batch["image"], batch_size=batch_size)
-            report = encode_reports(run, batch["token_ids"], batch["sentence_ids"], batch_size=batch_size)
-            image, report = to_host((image, report))
-            valid = np.flatnonzero(batch["valid"])[: records - seen if records else None]
-            kept = valid[(batch["sentence_ids"][valid] > 0).any(axis=1)]
-            seen, left_out = seen + len(valid), left_out + len(valid) - len(kept)
-            for column, rows in zip(columns, (image, report, batch["study_key"], batch["patient_key"]), strict=True):
-                column.append(rows[kept])
-            if 0 < records <= seen:
-                break
-    image, report, keys, patients = (np.concatenate(column) for column in columns)
-    return image, report, keys, patients, left_out
+    batches = evaluation_batches(Path(directory), batch_spec(run), batch_size=batch_size, split=split)
+
+    def columns_of(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        image, _ = encode_images(run, batch["image"], batch_size=batch_size)
+        report = encode_reports(run, batch["token_ids"], batch["sentence_ids"], batch_size=batch_size)
+        written = (batch["sentence_ids"] > 0).any(axis=1)
+        return *to_host((image, report)), batch["study_key"], batch["patient_key"], written
+
+    *columns, written = gather_rows(batches, columns_of, records=records)
+    image, report, keys, patients = (column[written] for column in columns)
+    return image, report, keys, patients, int((~written).sum())

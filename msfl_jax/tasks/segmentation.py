@@ -7,37 +7,33 @@ scaled back.
 
 import dataclasses
 import functools
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.errors import UserError
 from input_pipeline.labelled_batches import labelled_records, view_spec
 from input_pipeline.manifest import Manifest, read_manifest
-from input_pipeline.mask_batches import Balanced, mask_batches, require_masks
+from input_pipeline.mask_batches import Balanced, mask_batches, require_disease, require_masks
 from input_pipeline.reading import SplitRecords, open_split
 from input_pipeline.streams import BatchSpec
-from msfl_jax.config import from_config_dict, to_dict
 from msfl_jax.metrics import dice_statistics
-from msfl_jax.model import Params
 from msfl_jax.parallel import distributed
 from msfl_jax.segmentation_config import Lists, SegmentationConfig, segmentation_config
 from msfl_jax.segmenter import Segmenter
-from msfl_jax.tasks.leaks import leak_caveats
+from msfl_jax.tasks.finetuned import FinetunedRun, mark_of_other_build, prepare_finetuning, read_finetuning
 from msfl_jax.tasks.mask_predictions import predict
 from msfl_jax.tasks.mask_result import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
-from msfl_jax.tasks.run import CONFIG_FILE, Run, refuse_pretraining_run
+from msfl_jax.tasks.run import Run, refuse_pretraining_run
 from msfl_jax.train.adaptation import Adaptation, adapt, best_parameters
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
-from msfl_jax.train.provenance import read_caveats, write_provenance
+from msfl_jax.train.provenance import read_caveats
 
 TASK = "segmentation"
-ENCODER_FILE = "encoder.json"
 
 UNDEFINED = {
     "dice_per_image_with_empty": "no image",
@@ -48,24 +44,11 @@ UNDEFINED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentationRun:
-    """A fine-tuned model with all that is needed to use it.
+class SegmentationRun(FinetunedRun):
+    """A fine-tuned model of masks."""
 
-    Attributes:
-      directory: its run directory.
-      config: as it was made.
-      segmenter: static.
-      params: of the best checkpoint, unless another was asked for.
-      step: of the parameters.
-      caveats: what its training data make it necessary to say beside every number.
-    """
-
-    directory: Path
     config: SegmentationConfig
     segmenter: Segmenter
-    params: Params
-    step: int
-    caveats: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +81,7 @@ def finetune_segmentation(
       config: with the build in `data.directory`.
       workdir: of the fine-tuned run, not the pretraining run's.
       run: the pretrained model; with `encoder.init` "random" only its configuration is used.
-      caveats: of the build against what the model was pretrained on (see `segmentation_caveats`).
+      caveats: of the build against what the model was pretrained on (see `tasks.leaks`).
       progress: whether to print a line of progress.
       replicates: of the bootstrap.
 
@@ -107,7 +90,7 @@ def finetune_segmentation(
 
     Raises:
       UserError: the build, a split or the lists are not what the configuration asks for, or `workdir` is the pretraining run's.
-      DataError: the build has no masks, or an image or a shard is damaged.
+      DataError: the build has no masks, no validation image shows disease, or an image or a shard is damaged.
       CheckpointError, DivergedError, RetryError: see `msfl_jax.train.adaptation.adapt`.
     """
     refuse_pretraining_run(workdir, run)
@@ -116,7 +99,7 @@ def finetune_segmentation(
     with_masks(directory, config.data.test)
     segmenter = Segmenter.create(config, run.config)
     task = adaptation(config, run, segmenter, label="segmentation" if progress else "")
-    _prepare(config, workdir, run, caveats)
+    prepare_finetuning(config.data, workdir, run, caveats)
     adapt(task, config, workdir)
     return evaluate_segmentation(open_segmentation(workdir), directory, config.data.test, replicates=replicates)
 
@@ -132,21 +115,29 @@ def open_segmentation(workdir: Path, *, step: int | str | None = "best") -> Segm
       UserError: not such a run directory.
       CheckpointError: the checkpoint is missing, damaged or of another configuration.
     """
-    try:
-        config = segmentation_config(json.loads((workdir / CONFIG_FILE).read_text()))
-        pretraining = from_config_dict(json.loads((workdir / ENCODER_FILE).read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"{workdir}: no fine-tuned segmenter ({type(error).__name__})"
-        raise UserError(f"{found}; expected a folder of `msfl finetune segmentation`") from error
-    segmenter = Segmenter.create(config, pretraining)
+    config, origin = read_finetuning(workdir, segmentation_config, task=TASK)
+    segmenter = Segmenter.create(config, origin.config)
     params, found = best_parameters(workdir, jax.eval_shape(segmenter.init, jax.random.key(0)), step=step)
-    return SegmentationRun(workdir, config, segmenter, params, found, read_caveats(workdir))
+    return SegmentationRun(workdir, config, origin, params, found, read_caveats(workdir), segmenter)
 
 
 def evaluate_segmentation(
-    run: SegmentationRun, directory: Path, split: str, *, seed: int = 0, replicates: int = 2000
+    run: SegmentationRun,
+    directory: Path,
+    split: str,
+    *,
+    caveats: Sequence[str] | None = None,
+    seed: int = 0,
+    replicates: int = 2000,
 ) -> SegmentationResult:
     """Measures a fine-tuned run on a split with masks and saves predictions and outcome in its directory.
+
+    Args:
+      run: opened by `open_segmentation`.
+      directory: a build with masks.
+      split: of the build.
+      caveats: what must be said beside the numbers; None is what holds for the run's own test split.
+      seed, replicates: of the patient bootstrap.
 
     Raises:
       UserError: there is no such build or split.
@@ -163,6 +154,7 @@ def evaluate_segmentation(
         "seed": config.seed,
         "config": config.name,
         "lists": lists_of(read_manifest(directory)),
+        **mark_of_other_build(run, directory),
         "bootstrap_seed": seed,
         "replicates": replicates,
     }
@@ -178,7 +170,7 @@ def evaluate_segmentation(
         patients=len(np.unique(predictions.patient_key)),
         metrics=metrics,
         reasons={name: UNDEFINED[name] for name, interval in metrics.items() if np.isnan(interval.value)},
-        caveats=run.caveats,
+        caveats=run.caveats if caveats is None else tuple(caveats),
     )
     if distributed.is_lead():
         predictions.save(outcome.predictions(run.directory))
@@ -191,29 +183,16 @@ def variant(config: SegmentationConfig) -> str:
     return f"{config.encoder.init}-{config.head.kind}-{config.data.fraction}-seed{config.seed}"
 
 
-def segmentation_caveats(config: SegmentationConfig, run: Run, *, allow_leak: bool = False) -> tuple[str, ...]:
-    """What must stand beneath the numbers: see `leak_caveats`. A random encoder has seen nothing; then only the build itself has something to say.
-
-    Raises:
-      DataError: the test split shares images or patients with what the run was trained on.
-      UserError: there is no such build or split.
-    """
-    directory = Path(config.data.directory)
-    if config.encoder.init == "random":
-        return read_manifest(directory).caveats
-    return leak_caveats(run, directory, config.data.test, allow_leak=allow_leak)
-
-
 def adaptation(
     config: SegmentationConfig, run: Run, segmenter: Segmenter, *, label: str = "segmentation"
 ) -> Adaptation:
     """What is trained on what, for `msfl_jax.train.adaptation.adapt`."""
     directory, data, seed = Path(config.data.directory), config.data, config.seed
+    validate = require_disease(with_masks(directory, data.validate), directory, data.validate)
     train = require_masks(
         labelled_records(directory, data.fraction, seed=seed), directory, f"train ({data.fraction} %)"
     )
     shown = Balanced(train) if data.sampling == "balanced" else train
-    validate = with_masks(directory, data.validate)
     depth = run.config.model.vision.depth
     pretrained = run.params if config.encoder.init == "pretrained" else None
 
@@ -284,23 +263,6 @@ def _validate(
     counts = predict(segmenter, params, source, spec).counts
     weights = np.ones(len(counts))
     return {f"validate/{name}": statistic(weights) for name, statistic in dice_statistics(counts).items()}
-
-
-def _prepare(config: SegmentationConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> None:
-    """Writes encoder.json and data.json, so that the run directory can be evaluated on its own.
-
-    Raises:
-      CheckpointError: it holds a run on another encoder.
-    """
-    values = json.loads(json.dumps({"config": to_dict(run.config)}))
-    file = workdir / ENCODER_FILE
-    if file.is_file() and json.loads(file.read_text()) != values:
-        raise CheckpointError(f"{workdir}: begun with another encoder; use a new workdir")
-    if distributed.is_lead():
-        workdir.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values, indent=2) + "\n")
-        write_provenance(read_manifest(config.data.directory), "train", workdir, inherited=caveats)
-    distributed.barrier("encoder")
 
 
 def _describe(config: SegmentationConfig, run: Run) -> list[Any]:

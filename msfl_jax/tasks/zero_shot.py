@@ -17,9 +17,11 @@ from jaxtyping import Array, Bool, Float
 from input_pipeline.errors import UserError
 from input_pipeline.loader import evaluation_batches, label_names
 from msfl_jax.config import nearest
+from msfl_jax.tasks.finding_result import Predictions, truth_of_labels
+from msfl_jax.tasks.gather import gather_rows
 from msfl_jax.tasks.prompts import Prompts
 from msfl_jax.tasks.run import Run, Texts, batch_spec, encode_images, encode_texts, to_host
-from msfl_jax.tasks.zero_shot_result import Finding, Predictions, ZeroShotResult, summarise, truth_of_labels
+from msfl_jax.tasks.zero_shot_result import Finding, ZeroShotResult, summarise
 
 __all__ = [
     "Finding",
@@ -148,17 +150,11 @@ def evaluate_zero_shot(
     names = label_names(Path(directory))
     chosen = _known_findings(prompts, names)
     predict = functools.partial(_predict, run, _encode_prompts(run, chosen), chosen_rule, batch_size)
-    columns: list[list[np.ndarray]] = [[], [], []]
-    with evaluation_batches(Path(directory), batch_spec(run), batch_size=batch_size, split=split) as batches:
-        for batch in batches:
-            valid = batch["valid"]
-            for column, rows in zip(
-                columns, (predict(batch["image"]), batch["labels"], batch["patient_key"]), strict=True
-            ):
-                column.append(rows[: len(valid)][valid])
-            if 0 < records <= sum(map(len, columns[0])):
-                break
-    scores, labels, patients = (np.concatenate(column)[: records or None] for column in columns)
+    scores, labels, patients = gather_rows(
+        evaluation_batches(Path(directory), batch_spec(run), batch_size=batch_size, split=split),
+        lambda batch: (predict(batch["image"]), batch["labels"], batch["patient_key"]),
+        records=records,
+    )
     truth = truth_of_labels(labels[:, [names.index(name) for name in chosen]], blank)
     own, exchanged = scores.astype(np.float32).transpose(1, 0, 2)
     predictions = Predictions(

@@ -1,71 +1,32 @@
 """What zero-shot classification scored: AUC and calibration of each finding, their means and controls, from predictions alone and without JAX."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Float
 from scipy.special import expit
 
-from input_pipeline.errors import UserError
-from msfl_jax.metrics import Interval, Statistic, auc_statistic, bootstrap, calibration_statistic
+from msfl_jax.metrics import Interval, Statistic, bootstrap, calibration_statistic
+from msfl_jax.tasks.finding_result import (
+    UNDEFINED,
+    FindingAuc,
+    Predictions,
+    auc_statistics,
+    mean_of,
+    summarise_findings,
+)
 from msfl_jax.tasks.outcome import Option, Outcome, identify_split
-from msfl_jax.tasks.predictions import load_arrays, save_arrays
 
 TASK = "zero_shot"
-UNDEFINED = Interval(np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Scores and truth of every image.
-
-    Attributes:
-      findings: names of the columns.
-      scores: [N, F], higher is more likely present.
-      truth: [N, F]; 1 present, 0 absent, NaN left out.
-      patient_key: [N], hashed.
-      exchanged: [N, F], scores with positive and negative prompts exchanged; None where the rule gives the opposite order by construction.
-    """
-
-    findings: tuple[str, ...]
-    scores: Float[np.ndarray, "N F"]
-    truth: Float[np.ndarray, "N F"]
-    patient_key: Real[np.ndarray, "N"]
-    exchanged: Float[np.ndarray, "N F"] | None = None
-
-    def save(self, path: Path | str) -> None:
-        """Writes an .npz file without pickle."""
-        arrays = {"scores": self.scores, "truth": self.truth, "patient_key": self.patient_key}
-        if self.exchanged is not None:
-            arrays["exchanged"] = self.exchanged
-        save_arrays(path, findings=np.asarray(self.findings, dtype=np.str_), **arrays)
-
-    @classmethod
-    def load(cls, path: Path | str) -> "Predictions":
-        """Reads what `save` wrote; raises a UserError where it is something else."""
-        arrays = load_arrays(path)
-        try:
-            findings = tuple(str(name) for name in arrays["findings"])
-            columns = arrays["scores"], arrays["truth"], arrays["patient_key"]
-            return cls(findings, *columns, exchanged=arrays.get("exchanged"))
-        except KeyError as error:
-            raise UserError(
-                f"{path}: array {error} is missing; expected predictions of `msfl eval zero-shot`"
-            ) from error
-
-
-@dataclass(frozen=True)
-class Finding:
+class Finding(FindingAuc):
     """AUC and calibration error of one finding over the images whose label is known; nan, with the reason, where they are undefined."""
 
-    name: str
-    auc: Interval
-    positives: int
-    negatives: int
-    reason: str
     ece: Interval = UNDEFINED
 
 
@@ -149,12 +110,6 @@ def probabilities(scores: Float[np.ndarray, "*n"], rule: str, temperature: float
     return expit(scores.astype(np.float64) / (1.0 if rule == "maco" else temperature))
 
 
-def truth_of_labels(labels: Float[np.ndarray, "N F"], blank: str = "negative") -> Float[np.ndarray, "N F"]:
-    """1 present, 0 absent, NaN left out, from labels that are also -1 (uncertain, left out) and NaN (blank, as `blank` says)."""
-    truth = np.where(labels == -1, np.nan, labels)
-    return np.where(np.isnan(labels), 0.0 if blank == "negative" else np.nan, truth).astype(np.float32)
-
-
 def summarise(
     predictions: Predictions,
     *,
@@ -167,21 +122,18 @@ def summarise(
 ) -> ZeroShotResult:
     """AUCs, calibration, their means and intervals, from predictions alone; `split` and `step` are only passed on."""
     resample = functools.partial(bootstrap, patients=predictions.patient_key, replicates=replicates, seed=seed)
+    found = summarise_findings(predictions, seed=seed, replicates=replicates)
     scores, truth = predictions.scores, predictions.truth
     probable = probabilities(scores, rule, temperature)
-    statistics = _auc_statistics(scores, truth)
-    findings = tuple(
-        _finding(name, probable[:, column], truth[:, column], statistics[column], resample)
-        for column, name in enumerate(predictions.findings)
-    )
-    defined = [column for column, finding in enumerate(findings) if not finding.reason]
+    defined = [column for column, finding in enumerate(found.findings) if not finding.reason]
+    errors = {column: resample(_ece(probable[:, column], truth[:, column], "equal_width")) for column in defined}
 
     def mean_auc(scores: Float[np.ndarray, "N F"]) -> Interval:
         """Mean of the defined findings with other scores."""
-        return resample(_mean(_auc_statistics(scores[:, defined], truth[:, defined])))
+        return resample(mean_of(auc_statistics(scores[:, defined], truth[:, defined])))
 
     def mean_ece(binning: str) -> Interval:
-        return resample(_mean([_ece(probable[:, column], truth[:, column], binning) for column in defined]))
+        return resample(mean_of([_ece(probable[:, column], truth[:, column], binning) for column in defined]))
 
     order = np.random.default_rng(seed).permutation(len(scores))
     exchanged = mean_auc(-scores if predictions.exchanged is None else predictions.exchanged)
@@ -189,16 +141,18 @@ def summarise(
         rule=rule,
         split=split,
         step=step,
-        findings=findings,
-        mean=resample(_mean([statistics[column] for column in defined])),
+        findings=tuple(
+            Finding(**vars(finding), ece=errors.get(column, UNDEFINED)) for column, finding in enumerate(found.findings)
+        ),
+        mean=found.mean,
         shuffled=mean_auc(scores[order]),
-        swapped=mean_auc(np.roll(scores, -1, axis=1)) if len(findings) > 1 else exchanged,
+        swapped=mean_auc(np.roll(scores, -1, axis=1)) if len(found.findings) > 1 else exchanged,
         exchanged=exchanged,
         mean_ece=mean_ece("equal_width"),
         mean_ece_equal_mass=mean_ece("equal_mass"),
         temperature=temperature,
-        records=len(scores),
-        patients=len(np.unique(predictions.patient_key)),
+        records=found.records,
+        patients=found.patients,
         predictions=predictions,
     )
 
@@ -241,34 +195,5 @@ def describe(
     )
 
 
-def _auc_statistics(scores: np.ndarray, truth: np.ndarray) -> list[Statistic]:
-    return [auc_statistic(scores[:, column].astype(np.float64), truth[:, column]) for column in range(scores.shape[1])]
-
-
-def _mean(statistics: list[Statistic]) -> Statistic:
-    """The mean of several statistics of the same weights; nan without any."""
-    return lambda weights: (
-        float(np.mean([statistic(weights) for statistic in statistics])) if statistics else float("nan")
-    )
-
-
 def _ece(probable: Float[np.ndarray, "N"], truth: Float[np.ndarray, "N"], binning: str) -> Statistic:
     return calibration_statistic(probable, truth, binning="equal_mass" if binning == "equal_mass" else "equal_width")
-
-
-def _finding(
-    name: str,
-    probable: Float[np.ndarray, "N"],
-    truth: Float[np.ndarray, "N"],
-    statistic: Statistic,
-    resample: Callable[[Statistic], Interval],
-) -> Finding:
-    positives, negatives = int((truth == 1).sum()), int((truth == 0).sum())
-    missing = [word for word, count in (("positives", positives), ("negatives", negatives)) if not count]
-    reason = f"no {' and no '.join(missing)}" if missing else ""
-    if not reason and np.isnan(probable[~np.isnan(truth)]).any():
-        reason = "scores are not numbers"
-    if reason:
-        return Finding(name, UNDEFINED, positives, negatives, reason)
-    auc = resample(statistic)
-    return Finding(name, auc, positives, negatives, "", resample(_ece(probable, truth, "equal_width")))

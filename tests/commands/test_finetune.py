@@ -13,8 +13,9 @@ from msfl_jax.config import to_dict
 from msfl_jax.config_files import load_config
 from msfl_jax.metrics import Interval
 from msfl_jax.parallel import distributed
+from msfl_jax.tasks import leaks
 from msfl_jax.tasks.classification import _init, variant
-from msfl_jax.tasks.outcome import Outcome, load_outcome, save_outcome
+from msfl_jax.tasks.outcome import Outcome, load_outcome, load_outcomes, save_outcome
 from msfl_jax.tasks.run import CONFIG_FILE, Run
 from msfl_jax.train.checkpoint import Checkpoints
 from msfl_jax.train.state import TrainState
@@ -49,9 +50,11 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
     monkeypatch.setattr(finetune, "open_run", lambda run: pretrained(7))
-    monkeypatch.setattr(finetune, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
+    monkeypatch.setattr(finetune, "describe_fractions", lambda directory, fractions, seeds: f"of {fractions} {seeds}")
+    monkeypatch.setattr(finetune, "identify_split", lambda directory, split: ("nih", "h"))
+    monkeypatch.setattr(leaks, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
     monkeypatch.setattr(
-        finetune, "read_manifest", lambda directory: SimpleNamespace(caveats=("splits overlap (allowed)",))
+        leaks, "read_manifest", lambda directory: SimpleNamespace(caveats=("splits overlap (allowed)",))
     )
     return made
 
@@ -65,11 +68,26 @@ def test_every_cell_is_run_once_and_a_second_sweep_runs_only_what_is_new(calls, 
     text = sweep(tmp_path)
     assert len(calls) == len({name for name, _ in calls}) == 8
     assert "0.601 ± 0.000 (2)" in text
+    assert "images  of (1, 10) range(0, 2)\n" in text
     assert (tmp_path / "sweep" / "label_efficiency.png").is_file()
     calls.clear()
     sweep(tmp_path, seeds=3)
     expected = [f"{init}-full-{fraction}-seed2" for fraction in (1, 10) for init in ("pretrained", "random")]
     assert [name for name, _ in calls] == expected
+
+
+def test_a_result_on_another_build_does_not_finish_a_cell(calls, tmp_path):
+    one = {"seeds": 1, "fractions": (1,), "inits": ("random",)}
+    sweep(tmp_path / "first", **one)
+    ((_, own),) = load_outcomes((tmp_path / "first" / "sweep").glob("random-*"))
+    zero = {"mean_auc": Interval(0.0, 0.0, 0.0)}
+    elsewhere = dataclasses.replace(own, dataset="chexpert", split_hash="c", metrics=zero)
+    save_outcome(elsewhere, tmp_path / "sweep" / own.variant)  # as of `msfl eval classification`
+    calls.clear()
+    assert "0.501" in sweep(tmp_path, **one)
+    assert len(calls) == 1
+    sweep(tmp_path, **one)
+    assert len(calls) == 1
 
 
 def test_a_sweep_of_another_recipe_does_not_take_what_is_finished(calls, tmp_path):
@@ -111,7 +129,7 @@ def test_processes_are_connected_before_a_device_is_touched_and_the_lead_alone_s
     text = sweep(tmp_path, seeds=1)
     config = finetune.sweep_config("finetune_nih", [], 1, 0, "random")
     table = finetune.run_classification(config, tmp_path / "one", tmp_path, tmp_path / "build")
-    monkeypatch.setattr(segment, "segmentation_caveats", lambda *args, **options: ())
+    monkeypatch.setattr(segment, "finetuning_caveats", lambda *args, **options: ())
     result = SimpleNamespace(outcome=load_outcome(next(tmp_path.glob("**/results/*.json"))))
     monkeypatch.setattr(segment, "finetune_segmentation", lambda *args, **options: result)
     monkeypatch.setattr(segment, "open_segmentation", lambda workdir: None)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.testing import assert_array_equal
 
 from input_pipeline.build import build
 from input_pipeline.labelled_batches import (
+    describe_fractions,
     labelled_batches,
     labelled_evaluation_batches,
     labelled_records,
@@ -32,10 +34,11 @@ def labels(number: int) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Source(ImagesOnly):
-    """Image n is grey n * 4; with `published`, its first six training images are "train_10"."""
+    """Image n is grey n * 4; with `published`, its first six training images are "train_10", or `lists` say."""
 
     published: bool
     name: str = "grey"
+    lists: Mapping[str, range] = dataclasses.field(default_factory=lambda: {"train_10": range(6)})
 
     def label_names(self):
         return FINDINGS
@@ -55,7 +58,7 @@ class Source(ImagesOnly):
         return Scan({"train": rows, "test": held}, {"train": Counter(), "test": Counter()}, {})
 
     def _subsets(self, number):
-        return ("train_10",) if self.published and number < 6 else ()
+        return tuple(name for name, count in self.lists.items() if self.published and number in count)
 
     def sentences(self, row):
         return Sentences(())
@@ -104,6 +107,37 @@ def test_a_published_list_goes_before_what_a_seed_would_draw(tmp_path):
     for seed in (0, 1):
         assert len(labelled_records(tmp_path / "build", 10, seed=seed)) == 6
     assert len(labelled_records(tmp_path / "build", 1, seed=0)) <= 3
+
+
+def described(folder, lists, fractions=(10, 1, 100), seeds=(0, 1)):
+    build(Source(published=True, lists=lists), folder, short_side=24, workers=1, progress=False)
+    return describe_fractions(folder, fractions, seeds)
+
+
+NESTED = "nested: the images of each percentage are among those of every larger one"
+
+
+def test_what_is_drawn_is_said_to_be_nested_and_a_single_percentage_says_nothing(grey_build):
+    assert describe_fractions(grey_build, (1, 10, 100), (0, 1)) == NESTED
+    assert describe_fractions(grey_build, (10, 100), (0,)) == ""
+
+
+def test_published_lists_are_said_to_be_nested_where_they_are(tmp_path):
+    same = "train_1 and train_10: the build's own, the same for every seed"
+    assert described(tmp_path / "in", {"train_1": range(2, 4), "train_10": range(6)}) == f"{NESTED}; {same}"
+    apart = "not nested: 2 of the 4 images of train_1 are not among those of train_10"
+    assert described(tmp_path / "out", {"train_1": range(4, 8), "train_10": range(6)}) == f"{apart}; {same}"
+
+
+def test_a_drawn_percentage_beside_a_published_one_is_compared_with_it(tmp_path):
+    said = described(tmp_path / "one", {"train_50": range(30)}, fractions=(10, 50))
+    drawn = {seed: set(labelled_records(tmp_path / "one", 10, seed=seed).indices) for seed in (0, 1)}
+    seed = next(seed for seed in (0, 1) if drawn[seed] - set(range(30)))
+    outside = len(drawn[seed] - set(range(30)))
+    assert said == (
+        f"not nested: {outside} of the {len(drawn[seed])} images of 10 % of seed {seed} are not among those of train_50; "
+        "train_50: the build's own, the same for every seed"
+    )
 
 
 def take(count, source, **options):

@@ -171,7 +171,7 @@ def test_builds_are_compared_by_their_keys(layout, mimic_build, other_build):
         refuse_shared(comparison)
     assert str(error.value) == (
         "pretraining and test share 5 images and 3 patients; expected nothing shared. "
-        "Pretrain without these patients, or pass --allow-leak to go on"
+        "Train without these patients, or pass --allow-leak to go on"
     )
     refuse_shared(comparison, allow_leak=True)
     refuse_shared(comparison, splits=["validate"])

@@ -8,7 +8,8 @@ import pytest
 from input_pipeline.errors import UserError
 from input_pipeline.images import decode_gray
 from msfl_jax.results.calibration import save_reliability
-from msfl_jax.tasks.zero_shot_result import Predictions, summarise
+from msfl_jax.tasks.finding_result import Predictions
+from msfl_jax.tasks.zero_shot_result import summarise
 
 
 @pytest.fixture(scope="module")

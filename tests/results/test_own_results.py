@@ -64,6 +64,22 @@ def test_a_run_that_lies_in_another_pretraining_run_is_not_of_it(tuned, run_dire
     assert one.settings["pretraining.data.members"] == "aa" * 32
 
 
+def test_a_run_that_lies_elsewhere_knows_what_its_encoder_was_trained_on(tuned, run_directory):
+    outside = tuned("outside")
+    encoder = json.loads((outside / "encoder.json").read_text())
+    home = run_directory("home")
+    (home / "config.json").write_text(json.dumps(encoder["config"]))
+    (home / "data.json").write_text(json.dumps({"members": "aa" * 32}))
+    inside = tuned("home/inside", seed=1)
+    (outside / "encoder.json").write_text(json.dumps(encoder | {"trained_on": {"members": "aa" * 32}}))
+    one, other = find_results([outside, inside])
+    assert one.settings["pretraining.data.members"] == "aa" * 32
+    assert one.identity == other.identity
+    (outside / "encoder.json").write_text(json.dumps(encoder | {"trained_on": {"members": "bb" * 32}}))
+    (one,) = find_results([outside])
+    assert one.identity != other.identity
+
+
 def test_encoders_of_another_size_and_recipes_with_other_values_are_rows_of_their_own(tuned):
     folder = tuned("a", seed=0).parent
     tuned("b", seed=1, width=256)

@@ -13,10 +13,10 @@ from msfl_jax.metrics import Interval
 from msfl_jax.results import pooling
 from msfl_jax.results.own_results import Result
 from msfl_jax.results.pooling import mean_over_seeds, pooled_gain, pooled_interval
+from msfl_jax.tasks.finding_result import Predictions
 from msfl_jax.tasks.grounding_result import COLUMNS, PhraseScores
 from msfl_jax.tasks.mask_result import MaskPredictions
 from msfl_jax.tasks.outcome import Outcome, save_outcome
-from msfl_jax.tasks.zero_shot_result import Predictions
 
 PATIENTS = np.asarray([7, 7, 3, 9, 3, 1, 9, 9], np.uint32)
 CATEGORIES = np.asarray(["Edema"] * 4 + ["Pneumonia"] * 4)
@@ -117,24 +117,60 @@ def test_the_pooled_dice_is_the_mean_over_seeds_and_patients_are_drawn_once(tmp_
     assert pooled_interval(stack, "dice_of_something") is None
 
 
+def loop_categories(seeds, patients, categories, replicates):
+    """As `loop_gain`, of one side: means of phrases over seeds, of each category over its phrases, over the categories that have any."""
+    values = [np.nanmean([seed[i] for seed in seeds]) for i in range(len(patients))]
+
+    def mean(drawn):
+        parts = {}
+        for i in drawn:
+            parts.setdefault(categories[i], []).append(values[i])
+        return np.mean([np.mean(part) for part in parts.values()])
+
+    order, rng, means = list(dict.fromkeys(patients.tolist())), np.random.default_rng(0), []
+    for _ in range(replicates):
+        chosen = [order[drawn] for drawn in rng.integers(0, len(order), size=len(order))]
+        means.append(mean([i for one in chosen for i, patient in enumerate(patients.tolist()) if patient == one]))
+    return mean(range(len(patients))), *np.quantile(means, [0.025, 0.975])
+
+
+def test_the_pooled_mean_over_categories_is_that_of_a_loop(grounded):
+    values = np.random.default_rng(4).normal(size=(3, len(PATIENTS))).astype(np.float32)
+    values[:, 4:] += 2  # so that the two categories weigh otherwise than their phrases
+    values[0, 2] = np.nan  # a phrase that one seed has no value for keeps those of the others
+    stack = [grounded(f"seed{seed}", row) for seed, row in enumerate(values)]
+    found = pooled_interval(stack, "category/cnr", replicates=80)
+    assert found == pytest.approx(loop_categories(values, PATIENTS, CATEGORIES, 80), rel=1e-6)
+    single = np.nanmean(np.nanmean(values, axis=0)[:4])
+    assert pooled_interval(stack, "Edema/cnr", replicates=5).value == pytest.approx(single, rel=1e-6)
+
+
+def test_a_phrase_that_one_side_has_no_number_for_counts_in_no_category_either(grounded):
+    better, base = np.asarray([9, 1, 1, 1, 4, 4, 4, 4.0]), np.asarray([np.nan, 0, 0, 0, 1, 1, 1, 1])
+    found = pooled_gain([grounded("better", better)], [grounded("base", base)], "category/cnr", replicates=5)
+    assert found.value == pytest.approx((1 + 3) / 2)
+
+
 def test_the_command_prints_the_pooled_interval(grounded, monkeypatch):
     monkeypatch.setattr(pooling, "REPLICATES", 20)
     for seed in range(2):
         one = grounded(f"run{seed}", np.arange(8.0) + seed)
         config = {"name": "demo", "seed": seed, "objective": {"lambda_global": 1.0}}
         (one.workdir / "config.json").write_text(json.dumps(config))
-        save_outcome(dataclasses.replace(one.outcome, metrics={"cnr": Interval(3.5 + seed, 0.0, 9.0)}), one.workdir)
+        metrics = {name: Interval(3.5 + seed, 0.0, 9.0) for name in ("cnr", "category/cnr")}
+        save_outcome(dataclasses.replace(one.outcome, metrics=metrics), one.workdir)
     text = table_report(4, [one.workdir.parent])
-    found = re.search(r"4\.000 ± 0\.707 \(2 seeds, (\d\.\d+) - (\d\.\d+)\)", text)
-    assert found, text
-    assert float(found[1]) < 4 < float(found[2])
+    found = re.findall(r"4\.000 ± 0\.707 \(2 seeds, (\d\.\d+) - (\d\.\d+)\)", text)
+    assert len(found) == 2, text
+    for low, high in found:
+        assert float(low) < 4 < float(high)
 
 
 def test_seeds_scored_on_other_patients_are_not_pooled(grounded):
     one, other = grounded("one", np.ones(8)), grounded("other", np.ones(8), PATIENTS[::-1].copy())
     assert pooled_interval([one, other], "cnr") is None
     assert pooled_gain([one], [other], "cnr") is None
-    assert pooled_interval([one], "category/cnr") is None
+    assert pooled_interval([one], "category/nothing") is None
     assert pooled_interval([result(one.workdir / "nowhere", "grounding", 0)], "cnr") is None
 
 

@@ -19,8 +19,8 @@ from msfl_jax.results.tables import (
     zero_shot_table,
 )
 from msfl_jax.tasks import grounding_result, zero_shot_result
+from msfl_jax.tasks.finding_result import Predictions
 from msfl_jax.tasks.grounding_result import PhraseScores
-from msfl_jax.tasks.zero_shot_result import Predictions
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,14 +14,19 @@ from sklearn.metrics import roc_auc_score
 from input_pipeline.build import build as build_records
 from input_pipeline.errors import CheckpointError, DataError, UserError
 from input_pipeline.labelled_batches import labelled_evaluation_batches
+from input_pipeline.reading import open_split
+from msfl_jax.commands import finetuned as commands
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import finetune_config
 from msfl_jax.model import Model
+from msfl_jax.results.own_results import find_results
 from msfl_jax.tasks.classification import evaluate_classification, finetune_classification, open_finetuned
 from msfl_jax.tasks.classifier_scores import chosen_findings, evaluation_view_spec, validation_metrics
+from msfl_jax.tasks.compare import compare
+from msfl_jax.tasks.finding_result import Predictions
 from msfl_jax.tasks.outcome import load_outcomes
+from msfl_jax.tasks.recompute import check_results
 from msfl_jax.tasks.run import Run
-from msfl_jax.tasks.zero_shot import Predictions
 
 from .conftest import PlantedSource
 
@@ -150,6 +156,77 @@ def test_what_could_not_end_is_refused_before_it_begins(run, tmp_path, splits, f
     assert not (tmp_path / "run").exists()
 
 
+@dataclasses.dataclass(frozen=True)
+class Elsewhere(PlantedSource):
+    """The planted study as another data set: of its findings it has but one as a label, under another number, and one that nobody asked for."""
+
+    name: str = "elsewhere"
+    labels: tuple[str, ...] = ("Mass", "Edema")
+
+    def label_names(self):
+        return self.labels
+
+    def _rows(self, number):
+        return [dataclasses.replace(row, labels=(0.0, row.labels[1])) for row in super()._rows(number)]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(build):
+    """Below the data root of the build that was fine-tuned on, so that keys can be compared."""
+    out = build.parent / "elsewhere"
+    build_records(Elsewhere(boxes=False), out, short_side=32, workers=1, progress=False)
+    return out
+
+
+@pytest.fixture
+def copied(finetuned, tmp_path):
+    return shutil.copytree(finetuned[1], tmp_path / "copy")
+
+
+def test_a_run_is_measured_on_another_build_whose_labels_are_matched_by_name(finetuned, copied, elsewhere, monkeypatch):
+    monkeypatch.setattr(commands, "REPLICATES", 20)
+    with pytest.raises(DataError, match="fine-tuning and test share 24 images"):
+        commands.classification_report(copied, elsewhere, split="test")
+    text = commands.classification_report(copied, elsewhere, split="test", allow_leak=True)
+    found = {outcome.dataset: outcome for _, outcome in load_outcomes([copied])}
+    own, other = found["planted"], found["elsewhere"]
+    # The images and their Edema are the same: so is its AUC.
+    assert other.metrics["auc/Edema"].value == own.metrics["auc/Edema"].value == other.metrics["mean_auc"].value
+    assert {name: other.reasons[f"auc/{name}"] for name in FINDINGS if f"auc/{name}" in other.reasons} == {
+        "Pneumonia": "no label of the build",
+        "Pneumothorax": "no label of the build",
+    }
+    assert other.options["findings_in_mean"] == 1
+    assert (other.name, other.step) == ("classification-elsewhere-test-pretrained-full-100-seed0", own.step)
+    assert str(other.options["fine_tuned_on"]).startswith("planted (")
+    assert "fine_tuned_on" not in own.options
+    assert any(caveat.startswith("fine-tuning and test share") for caveat in other.caveats)
+    assert "said" in other.caveats
+    assert str(other.predictions(copied)) in text
+    assert "n/a: no label of the build" in text
+    assert all(check.agrees for check in check_results(copied))
+    same = compare((copied, other), (copied, other), replicates=5)
+    assert {one.name: one.difference.value for one in same.differences}["auc/Edema"] == 0
+    variants = {one.outcome.dataset: one.variant for one in find_results([copied])}
+    assert variants["planted"] == "pretrained, full"
+    assert variants["elsewhere"] == f"pretrained, full, fine-tuned on {other.options['fine_tuned_on']}"
+
+
+def test_a_build_with_none_of_the_findings_is_refused(copied, build):
+    out = build.parent / "nothing"
+    build_records(Elsewhere(boxes=False, labels=("Mass", "Nodule")), out, short_side=32, workers=1, progress=False)
+    with pytest.raises(UserError, match=r"none of the findings .* found Mass, Nodule, expected some of Pneumonia, Ed"):
+        evaluate_classification(open_finetuned(copied), out, "test")
+
+
+def test_a_share_of_the_labels_is_for_training_and_never_for_a_measurement(copied, build):
+    """The training split of another build is measured whole, whatever percentage the run was fine-tuned on."""
+    run = open_finetuned(copied)
+    config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, fraction=10))
+    found = evaluate_classification(dataclasses.replace(run, config=config), build, "train", replicates=0)
+    assert found.records == len(open_split(build, "train"))
+
+
 def test_the_pretraining_run_is_no_place_to_fine_tune_in(build, run):
     before = sorted(run.directory.rglob("*"))
     with pytest.raises(UserError, match="is the pretraining run itself; give a new --workdir"):
@@ -165,7 +242,7 @@ def test_findings_are_chosen_by_name_and_unknown_ones_refused():
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no fine-tuned classifier"):
+    with pytest.raises(UserError, match="no fine-tuned run of classification"):
         open_finetuned(tmp_path)
 
 

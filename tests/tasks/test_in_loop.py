@@ -14,10 +14,10 @@ from input_pipeline.errors import DataError, UserError
 from msfl_jax.commands.in_loop import evaluate_in_loop, scheduled
 from msfl_jax.config import config_hash, from_config_dict, to_dict
 from msfl_jax.model import Model
+from msfl_jax.tasks.finding_result import truth_of_labels
 from msfl_jax.tasks.linear_probe import embed_split, evaluate_probe
 from msfl_jax.tasks.probe import fit_probe
 from msfl_jax.tasks.run import open_run
-from msfl_jax.tasks.zero_shot import truth_of_labels
 
 
 def changed(config, **sections):

@@ -12,12 +12,12 @@ from input_pipeline.errors import DataError, UserError
 from msfl_jax.commands.again import again_report
 from msfl_jax.metrics import Interval
 from msfl_jax.tasks import grounding_result, retrieval_result, zero_shot_result
+from msfl_jax.tasks.finding_result import Predictions
 from msfl_jax.tasks.grounding_result import PhraseScores
 from msfl_jax.tasks.outcome import Outcome, load_outcome, save_outcome
 from msfl_jax.tasks.predictions import load_arrays, save_arrays
 from msfl_jax.tasks.recompute import check_results
 from msfl_jax.tasks.retrieval_result import Ranks
-from msfl_jax.tasks.zero_shot_result import Predictions
 
 SAMPLES = 30
 CHOSEN = {"seed": 3, "replicates": 25}

@@ -18,14 +18,17 @@ from input_pipeline.manifest import read_manifest
 from input_pipeline.reading import open_split
 from input_pipeline.sources import ImageRow, ImagesOnly, Scan
 from msfl_jax import segmentation_presets
+from msfl_jax.commands import finetuned as commands
 from msfl_jax.metrics import DICE_VARIANTS
 from msfl_jax.model import Model
 from msfl_jax.segmentation_config import segmentation_config
 from msfl_jax.segmenter import Segmenter
 from msfl_jax.tasks import segmentation
+from msfl_jax.tasks.leaks import finetuning_caveats
 from msfl_jax.tasks.mask_predictions import predict
 from msfl_jax.tasks.mask_result import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import load_outcomes
+from msfl_jax.tasks.recompute import check_results
 from msfl_jax.tasks.run import Run
 from msfl_jax.tasks.segmentation import (
     evaluate_segmentation,
@@ -33,7 +36,6 @@ from msfl_jax.tasks.segmentation import (
     lists_of,
     open_segmentation,
     refuse_other_lists,
-    segmentation_caveats,
 )
 
 SPLITS = {"train": 12, "validate": 6, "test": 8}
@@ -177,13 +179,33 @@ def test_a_finetuned_run_opens_and_measures_another_split(trained, discs, run, t
     again = evaluate_segmentation(opened, discs, "validate", replicates=10)
     assert again.outcome.records == 6
     assert (tmp_path / "copy" / "results" / f"segmentation-discs-validate-{again.outcome.variant}.json").is_file()
-    with pytest.raises(UserError, match="no fine-tuned segmenter"):
+    with pytest.raises(UserError, match="no fine-tuned run of segmentation"):
         open_segmentation(run.directory)
 
 
+def test_the_command_measures_a_run_on_another_split_and_draws_it(trained, discs, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "REPLICATES", 10)
+    workdir = shutil.copytree(trained[0], tmp_path / "copy")
+    # The same images elsewhere: the run knows them by what it has noted.
+    moved = shutil.copytree(discs, tmp_path / "moved")
+    text = commands.segmentation_report(workdir, moved, split="validate", overlays=2)
+    found = {outcome.split: outcome for _, outcome in load_outcomes([workdir])}
+    other = found["validate"]
+    assert found["test"] == trained[1].outcome
+    assert (other.records, other.split_hash) == (6, read_manifest(discs).splits["validate"].members)
+    assert "fine_tuned_on" not in other.options
+    assert "its checkpoint was chosen by these images" in other.caveats
+    assert not any("fine-tuned on these patients" in caveat for caveat in other.caveats)
+    for place in (other.predictions(workdir), workdir / "results" / f"{other.name}.json"):
+        assert place.is_file()
+        assert str(place) in text
+    assert len(list((workdir / "figures" / other.name).glob("mask_*.png"))) == 2
+    assert all(check.agrees for check in check_results(workdir))
+
+
 def test_a_random_encoder_has_seen_no_image(run, discs):
-    assert segmentation_caveats(configure(discs, encoder__init="random"), run) == ()
-    assert any("not checked" in caveat for caveat in segmentation_caveats(configure(discs), run))
+    assert finetuning_caveats(configure(discs, encoder__init="random"), run) == ()
+    assert any("not checked" in caveat for caveat in finetuning_caveats(configure(discs), run))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +272,20 @@ def test_runs_that_make_no_sense_are_refused(run, discs, tmp_path):
     np.savez(tmp_path / "x.npz", patient_key=np.zeros(1))
     with pytest.raises(UserError, match="array 'counts' is missing"):
         MaskPredictions.load(tmp_path / "x.npz")
+
+
+@dataclasses.dataclass(frozen=True)
+class HealthyValidation(Discs):
+    def mask(self, row, height, width):
+        return truth(int(row.study)) & (int(row.study) not in range(12, 18))
+
+
+def test_validation_images_without_disease_are_noticed_before_anything_is_trained(run, tmp_path):
+    build(HealthyValidation(), tmp_path / "build", short_side=32, workers=1, progress=False)
+    with pytest.raises(DataError, match=r"split 'validate' holds 6 images, none with disease.*--validation") as refusal:
+        finetune_segmentation(configure(tmp_path / "build"), tmp_path / "run", run)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from numpy.testing import assert_allclose
 from sklearn.metrics import roc_auc_score
 
 from msfl_jax.metrics import calibration_error
+from msfl_jax.tasks.finding_result import Predictions
 from msfl_jax.tasks.outcome import load_outcome, save_outcome
 from msfl_jax.tasks.prompts import Prompts
 from msfl_jax.tasks.zero_shot import evaluate_zero_shot
-from msfl_jax.tasks.zero_shot_result import Predictions, describe, probabilities, summarise
+from msfl_jax.tasks.zero_shot_result import describe, probabilities, summarise
 
 SAMPLES, NAMES = 60, ("a", "b", "c")
 

@@ -37,8 +37,8 @@ ALLOWED = {
         *("config", "config_files", "finetune_config", "model", "objective", "parallel", "train", "tasks", "metrics"),
         *("results", "segmentation_config"),
     },
-    "cli_data": set(),
-    "cli": {"cli_data", "commands", "config", "config_files", "finetune_config"},
+    "cli_data": {"parallel"},
+    "cli": {"cli_data", "commands", "config", "config_files", "finetune_config", "parallel"},
     "__init__": set(),
 }
 LIBRARIES_OF_ARRAYS = {"vectors", "encoders", "losses", "metrics"}

@@ -15,30 +15,33 @@ ROOT = Path(__file__).parents[2]
 
 # The reports with everything that they call in tasks, results and the pipeline noted instead of done.
 DRIVER = """
-import inspect, sys
+import inspect
 from pathlib import Path
 from unittest.mock import MagicMock
 from msfl_jax.commands import evaluate, retrieval, zero_shot
 
-for module, report in (
-    (retrieval, "retrieval_report"), (zero_shot, "zero_shot_report"), (evaluate, "grounding_report"), (evaluate, "sentence_overlays")
-):
-    called = MagicMock()
+run, build = Path("run"), Path("build")
+called = MagicMock()
+for module in (retrieval, zero_shot, evaluate):
     for name, value in list(vars(module).items()):
         if inspect.isfunction(value) and value.__module__.startswith(("msfl_jax.tasks", "msfl_jax.results", "input_pipeline")):
             setattr(module, name, getattr(called, name))
-    called.with_caveats.return_value = "table"
-    called.identify_split.return_value = ("name", "hash")
-    called.known_protocol.return_value.variant = "maco"
-    called.open_split.return_value = [MagicMock(boxes=[1])]
-    if report == "sentence_overlays":
-        said = evaluate.sentence_overlays(MagicMock(caveats=()), Path("build"), "test", Path("figures"), count=1)
-    else:
-        said = getattr(module, report)(Path("run"), Path("build"), split="test")
+called.with_caveats.return_value = "table"
+called.identify_split.return_value = ("name", "hash")
+called.known_protocol.return_value.variant = "maco"
+called.open_split.return_value = [MagicMock(boxes=[1])]
+
+for name, report in {
+    "retrieval": lambda: retrieval.retrieval_report(run, build, split="test"),
+    "zero-shot": lambda: zero_shot.zero_shot_report(run, build, split="test"),
+    "grounding": lambda: evaluate.grounding_report(run, build, split="test"),
+    "overlays": lambda: evaluate.sentence_overlays(MagicMock(caveats=()), build, "test", Path("figures"), count=1),
+}.items():
+    called.reset_mock()
+    said = report()
     names = [name.rpartition(".")[2] for name, *_ in called.mock_calls]
-    saved = sum(name.startswith("save") for name in names)
-    evaluated = sum(name.startswith("evaluate") for name in names)
-    print(report, "says", bool(said), "saves", saved, "evaluates", evaluated, flush=True)
+    counts = [sum(found.startswith(word) for found in names) for word in ("save", "evaluate")]
+    print(name, "says", bool(said), "saves", counts[0], "evaluates", counts[1], flush=True)
 """
 
 
@@ -54,16 +57,16 @@ def test_the_first_process_alone_speaks_and_writes():
     assert not any(line.startswith("processes") for line in said[1])
     expected = {
         0: [
-            "retrieval_report says True saves 2 evaluates 1",
-            "zero_shot_report says True saves 3 evaluates 1",
-            "grounding_report says True saves 3 evaluates 1",
-            "sentence_overlays says True saves 1 evaluates 0",
+            "retrieval says True saves 2 evaluates 1",
+            "zero-shot says True saves 3 evaluates 1",
+            "grounding says True saves 3 evaluates 1",
+            "overlays says True saves 1 evaluates 0",
         ],
         1: [
-            "retrieval_report says False saves 0 evaluates 1",
-            "zero_shot_report says False saves 0 evaluates 1",
-            "grounding_report says False saves 0 evaluates 1",
-            "sentence_overlays says False saves 0 evaluates 0",
+            "retrieval says False saves 0 evaluates 1",
+            "zero-shot says False saves 0 evaluates 1",
+            "grounding says False saves 0 evaluates 1",
+            "overlays says False saves 0 evaluates 0",
         ],
     }
     for number, lines in expected.items():

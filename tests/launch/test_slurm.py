@@ -86,10 +86,11 @@ def test_the_queue_is_left_after_so_many_restarts(cluster):
     assert len(fakes.calls) == 1
 
 
-def test_the_preset_reaches_the_tasks(cluster):
-    fakes = cluster('echo "$MSFL_XLA_PRESET"')
-    assert fakes.run("slurm.sbatch", *COMMAND, **JOB)[1] == "gpu\n"
-    assert fakes.run("slurm.sbatch", *COMMAND, **JOB, MSFL_XLA_PRESET="none")[1] == "none\n"
+def test_preset_and_cores_reach_the_tasks(cluster):
+    fakes = cluster('echo "$MSFL_XLA_PRESET ${SRUN_CPUS_PER_TASK:-all}"')
+    assert fakes.run("slurm.sbatch", *COMMAND, **JOB)[1] == "gpu all\n"
+    job = JOB | {"SLURM_CPUS_PER_TASK": "64", "MSFL_XLA_PRESET": "none"}
+    assert fakes.run("slurm.sbatch", *COMMAND, **job)[1] == "none 64\n"
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)

@@ -6,6 +6,7 @@ the positions, batching, and only then workers (grain's MapDataset, https://goog
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,8 +176,13 @@ def _prepare_process() -> None:
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    """A worker never takes an accelerator, even where unpickling has imported jax before this runs."""
+    """A worker never takes an accelerator, even where unpickling has imported jax before this runs, and leaves the wish to stop to its parent.
+
+    SLURM and a terminal signal every process of a run; the parent takes a few more steps before it stops, for which it needs its workers.
+    """
     _prepare_process()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
-from input_pipeline.errors import MsflError
+from input_pipeline.errors import MsflError, RetryError
 from msfl_jax.cli_data import Seed, data
+from msfl_jax.parallel.clusters import lead_before_start, refuse_several
 from msfl_jax.parallel.host_memory import keep_freed_memory
+from msfl_jax.parallel.xla_flags import PRESETS, use_preset
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -42,7 +44,9 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
     except MsflError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # All processes of a run are asked to stop together; what else goes wrong may have gone wrong in one of them.
+        if lead_before_start(os.environ) or not isinstance(error, RetryError):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except typer.Abort:
         sys.exit(130)
@@ -55,6 +59,21 @@ def main() -> None:
             print(f"error: {message}; see --help", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
     sys.exit(status or 0)
+
+
+@app.callback()
+def prepare(
+    xla_preset: Annotated[
+        str,
+        typer.Option(
+            envvar="MSFL_XLA_PRESET", help=f"Compiler flags to add, before the command: {', '.join(PRESETS)}."
+        ),
+    ] = "none",
+) -> None:
+    """Chest radiographs and reports, in JAX."""
+    for note in use_preset(xla_preset, os.environ):
+        if lead_before_start(os.environ):
+            print(f"warning: {note}", file=sys.stderr)
 
 
 @app.command(context_settings=OVERRIDES)
@@ -72,6 +91,7 @@ def demo(
 
     Takes --config.SECTION.KEY=VALUE as well.
     """
+    refuse_several(os.environ, "msfl demo")
     from msfl_jax.commands.demo import run_demo
 
     run_demo(workdir, seed=seed, config=config, overrides=context.args, studies=studies, split=split)
@@ -108,7 +128,7 @@ def evaluate_zero_shot(
     """Zero-shot classification: AUC per finding with 95 % patient-bootstrap intervals."""
     from msfl_jax.commands.zero_shot import zero_shot_report
 
-    print(zero_shot_report(run, directory, split=split, prompts=prompts, rule=rule, allow_leak=allow_leak))
+    _say(zero_shot_report(run, directory, split=split, prompts=prompts, rule=rule, allow_leak=allow_leak))
 
 
 @evaluate.command("retrieval")
@@ -118,7 +138,7 @@ def evaluate_retrieval(
     """Retrieval: the report of an image among all reports of a split, and back: R@1, 5, 10 and median rank."""
     from msfl_jax.commands.retrieval import retrieval_report
 
-    print(retrieval_report(run, directory, split=split, allow_leak=allow_leak))
+    _say(retrieval_report(run, directory, split=split, allow_leak=allow_leak))
 
 
 @evaluate.command("classification")
@@ -176,7 +196,7 @@ def evaluate_grounding(
     from msfl_jax.commands.evaluate import grounding_report
 
     options = {"protocol": protocol, "scaling": scaling, "geometry": geometry, "sigma": sigma, "shifts": shifts}
-    print(grounding_report(run, directory, split=split, seed=seed, overlays=overlays, allow_leak=allow_leak, **options))
+    _say(grounding_report(run, directory, split=split, seed=seed, overlays=overlays, allow_leak=allow_leak, **options))
 
 
 @evaluate.command("compare")
@@ -226,6 +246,7 @@ def ground(
     sigma: Sigma = None,
 ) -> None:
     """Draw where a phrase, or each sentence of a report, is seen in one radiograph."""
+    refuse_several(os.environ, "msfl ground")
     from msfl_jax.commands.ground import ground_report
 
     print(
@@ -287,6 +308,7 @@ def ablate(
 
     Takes --config.SECTION.KEY=VALUE as well.
     """
+    refuse_several(os.environ, "msfl ablate")
     from msfl_jax.commands.ablate import run_ablation
 
     made = {"studies": studies, "study_seed": study_seed, "data": directory, "phrases": phrases, "split": split}

@@ -14,10 +14,15 @@ from typing import Annotated, Any
 import typer
 
 from input_pipeline.errors import DataError, UserError
+from msfl_jax.parallel.clusters import refuse_several
 
 Command = Callable[..., Any]
 
-data = typer.Typer(no_args_is_help=True, help="Make, build and examine data sets.")
+data = typer.Typer(
+    no_args_is_help=True,
+    callback=lambda: refuse_several(os.environ, "msfl data"),
+    help="Make, build and examine data sets.",
+)
 build = typer.Typer(no_args_is_help=True, help="Turn a data set as released into shards that training reads.")
 data.add_typer(build, name="build")
 

@@ -37,7 +37,7 @@ ALLOWED = {
         *("config", "config_files", "finetune_config", "model", "objective", "parallel", "train", "tasks", "metrics"),
         *("results", "segmentation_config"),
     },
-    "cli_data": set(),
+    "cli_data": {"parallel"},
     "cli": {"cli_data", "commands", "config", "config_files", "finetune_config", "parallel"},
     "__init__": set(),
 }

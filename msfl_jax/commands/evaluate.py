@@ -4,6 +4,7 @@ from pathlib import Path
 
 from input_pipeline.reading import open_split
 from msfl_jax.config import GroundingConfig
+from msfl_jax.parallel import distributed
 from msfl_jax.results.figures import save_phrase_overlays, save_record_overlays
 from msfl_jax.results.tables import grounding_table, with_caveats
 from msfl_jax.tasks.grounding import evaluate_grounding, with_shifts
@@ -30,7 +31,7 @@ def grounding_report(
     overlays: int = 8,
     allow_leak: bool = False,
 ) -> str:
-    """Phrase grounding of a build: the table as text; result, predictions and overlays go to `workdir`.
+    """Phrase grounding of a build: the table as text, "" in all processes but the lead; result, predictions and overlays go to `workdir`.
 
     A build without boxes, as of image-report pairs, has nothing to measure: then the sentences of its reports are drawn and that is said.
 
@@ -50,15 +51,19 @@ def grounding_report(
       UserError: the run, the build, the split or the protocol does not exist.
       DataError: the split shares images or patients with what the run was trained on.
     """
+    distributed.start()
     opened = open_run(workdir)
     run = with_shifts(opened, shifts) if shifts else opened
     sigma = run.config.grounding.sigma if sigma is None else sigma
     chosen = known_protocol(protocol or run.config.grounding.protocol, scaling, geometry)
-    figures = workdir / "figures"
     if not has_boxes(directory, split):
-        return sentence_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
+        return sentence_overlays(
+            run, directory, split, workdir / "figures", count=overlays, protocol=chosen, sigma=sigma
+        )
     caveats = leak_caveats(run, directory, split, allow_leak=allow_leak)
     result = evaluate_grounding(run, directory, split, protocol=chosen, sigma=sigma, seed=seed, replicates=REPLICATES)
+    if not distributed.is_lead():
+        return ""
     name, split_hash = identify_split(directory, split)
     outcome = outcome_of(
         result,
@@ -70,6 +75,7 @@ def grounding_report(
     )
     result.scores.save(outcome.predictions(workdir))
     file = save_outcome(outcome, workdir)
+    figures = workdir / "figures"
     save_phrase_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
     table = with_caveats(grounding_table(result, chosen.explanation), outcome.caveats)
     return f"{table}\n\nresult       {file}\npredictions  {outcome.predictions(workdir)}\noverlays     {figures}"
@@ -111,7 +117,9 @@ def sentence_overlays(
     protocol: GroundingProtocol | None = None,
     sigma: float | None = None,
 ) -> str:
-    """Draws every sentence of the first `count` reports of a split over its own image, and says where."""
+    """Draws every sentence of the first `count` reports of a split over its own image, and says where; the lead process alone, the others say ""."""
+    if not distributed.is_lead():
+        return ""
     records = open_split(directory, split)
     drawn = min(count, len(records))
     for index in range(drawn):

@@ -12,6 +12,7 @@ from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config
 from msfl_jax.metrics import Interval
 from msfl_jax.model import Model, SpecialTokens
+from msfl_jax.parallel import distributed
 from msfl_jax.tasks.grounding import evaluate_grounding
 from msfl_jax.tasks.linear_probe import evaluate_probe
 from msfl_jax.tasks.prompts import load_prompts
@@ -43,7 +44,8 @@ def evaluate_in_loop(config: Config, workdir: Path, params: Any, step: int) -> M
             if jax.process_count() > 1 and not isinstance(error, MsflError):
                 raise
             what = str(error) if isinstance(error, MsflError) else type(error).__name__
-            log.warning("evaluation '%s' failed at step %d: %s; training goes on without it", name, step, what)
+            if distributed.is_lead():  # the others have met it as well
+                log.warning("evaluation '%s' failed at step %d: %s; training goes on without it", name, step, what)
     return values
 
 

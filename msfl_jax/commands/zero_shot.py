@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from input_pipeline.manifest import Manifest, read_manifest
+from msfl_jax.parallel import distributed
 from msfl_jax.results.calibration import save_reliability
 from msfl_jax.results.tables import with_caveats, zero_shot_table
 from msfl_jax.tasks.leaks import leak_caveats
@@ -29,10 +30,14 @@ def zero_shot_report(
       prompts, rule: "" takes the run's own; prompts of the data set where the run's have none of its labels.
       allow_leak: see `leak_caveats`.
 
+    Returns:
+      The table; "" in all processes but the lead, which alone writes.
+
     Raises:
       UserError: the run, the build, the split, the prompts or the rule do not exist.
       DataError: the split shares images or patients with what the run was trained on.
     """
+    distributed.start()
     run = open_run(workdir)
     caveats = leak_caveats(run, directory, split, allow_leak=allow_leak)
     manifest = read_manifest(directory)
@@ -42,6 +47,8 @@ def zero_shot_report(
     result = evaluate_zero_shot(
         run, directory, split, prompts=chosen, rule=rule or None, seed=SEED, replicates=REPLICATES
     )
+    if not distributed.is_lead():
+        return ""
     said = {"prompts": name if name in shipped_prompts() else "file", "prompts_hash": prompts_hash(chosen)}
     options = said | {"blank": "negative", "seed": SEED, "replicates": REPLICATES}
     short = said["prompts"] if name in shipped_prompts() else f"file-{said['prompts_hash'][:6]}"

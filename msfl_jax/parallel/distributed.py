@@ -3,7 +3,6 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from input_pipeline.errors import UserError
+from msfl_jax.parallel.clusters import COUNT, Cluster, detect
 from msfl_jax.parallel.mesh import batch_sharding
 
 # A process that says nothing for so long is dead; JAX waits 100 s.
@@ -20,18 +20,23 @@ HEARTBEAT_SECONDS = 30
 def start() -> None:
     """Connects this process to the others of the run, if there are any; call before anything touches a device.
 
-    Reads JAX_COORDINATOR_ADDRESS ("host:port"), JAX_NUM_PROCESSES and JAX_PROCESS_ID, as `launch/local_processes.py` sets them; otherwise lets JAX
-    ask SLURM, Open MPI or the TPU runtime. Does nothing for one process on its own, and nothing the second time.
+    `clusters.detect` says whether there are, from the variables of SLURM, Open MPI, GKE, a TPU VM, torchrun or JAX itself; process 0 prints which
+    it was. Does nothing for one process on its own, and nothing the second time.
 
     Raises:
-      UserError: some of the three variables are set and others are not, or are no numbers.
+      UserError: the variables are incomplete or contradict each other, or JAX finds no TPU where there should be some.
     """
     if jax.distributed.is_initialized():
         return
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize(**_from_environment(os.environ), heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-    elif _in_cluster(os.environ):
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    cluster = detect(os.environ)
+    if cluster is None:
+        return
+    if cluster.index == 0 and cluster.address:  # before connecting: if a process is missing, this is the last line
+        print(f"{'processes':<20}{cluster.count} ({cluster.launcher}), process 0 at {cluster.address}", flush=True)
+    if cluster.address:
+        _connect(cluster)
+    else:
+        _ask_tpu_runtime(cluster)
 
 
 def is_lead() -> bool:
@@ -82,22 +87,29 @@ def data_share(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     return spans[0][0] // size, batch_size // size
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of `jax.distributed.initialize` from the variables of this process."""
-    values: dict[str, Any] = {"coordinator_address": environment["JAX_COORDINATOR_ADDRESS"]}
-    for name, argument in (("JAX_NUM_PROCESSES", "num_processes"), ("JAX_PROCESS_ID", "process_id")):
-        found = environment.get(name)
-        if found is None or not found.isdigit():
-            raise UserError(
-                f"{name} is {found!r}; expected a number beside JAX_COORDINATOR_ADDRESS (see launch/README.md)"
-            )
-        values[argument] = int(found)
-    return values
+def _connect(cluster: Cluster) -> None:
+    """Connects at a known address. JAX does not look for a cluster itself: it would take one GPU per process for granted."""
+    jax.distributed.initialize(
+        cluster.address,
+        cluster.count,
+        cluster.index,
+        local_device_ids=cluster.devices,
+        cluster_detection_method="deactivate",
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
 
 
-def _in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher started several processes in a way that JAX recognises by itself."""
-    slurm = int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environment
-    open_mpi = int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-    tpu = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
-    return slurm or open_mpi or tpu
+def _ask_tpu_runtime(cluster: Cluster) -> None:
+    """Lets JAX ask the TPU runtime, or on a TPU VM the metadata server, who the others are."""
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except ValueError as error:  # JAX recognised no cluster
+        raise UserError(
+            f"{cluster.launcher}: JAX finds no TPU on this machine; install the extra 'tpu', or set {COUNT}=1"
+        ) from error
+    except OSError as error:  # no metadata server: a machine with TPUs outside Google Cloud, on its own
+        raise UserError(
+            f"{cluster.launcher}: the metadata server does not answer ({type(error).__name__}); set {COUNT}=1 for a machine on its own"
+        ) from error
+    if is_lead() and jax.process_count() > 1:
+        print(f"{'processes':<20}{jax.process_count()} ({cluster.launcher})", flush=True)

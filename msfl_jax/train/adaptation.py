@@ -34,6 +34,7 @@ from msfl_jax.train.loop import (
     refuse_divergence,
     refuse_other_config,
     refuse_other_data,
+    refuse_url,
 )
 from msfl_jax.train.preemption import Preemption
 from msfl_jax.train.recorder import Recorder
@@ -121,12 +122,13 @@ def adapt(task: Adaptation, config: Settings, workdir: Path, *, may_change: Sequ
       may_change: dotted keys, or sections.
 
     Raises:
-      UserError: the mesh and the batch do not fit each other.
+      UserError: the mesh and the batch do not fit each other, or `workdir` is a URL.
       CheckpointError: the checkpoints are damaged or belong to another configuration or other data.
       DataError: no evaluation had a finite score, so that there is no best checkpoint.
       DivergedError: `train.max_skipped_steps` steps in a row had no finite loss and gradient.
       RetryError: the run was asked to stop; it has saved its state.
     """
+    refuse_url(workdir)
     distributed.start()
     run = _Run(task, config, Path(workdir), make_mesh(config.mesh))
     check_batch_size(task.batch_size, run.mesh)

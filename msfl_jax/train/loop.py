@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -91,11 +92,12 @@ def pretrain(
       best_metric: name in what `evaluate` returns, higher is better, by which the best checkpoint is chosen.
 
     Raises:
-      UserError: the mesh, the batch and the schedule do not fit each other.
+      UserError: the mesh, the batch and the schedule do not fit each other, or `workdir` is a URL.
       CheckpointError: the checkpoints are damaged or belong to another configuration, tokenizer or data set.
       DivergedError: `train.max_skipped_steps` steps in a row had no finite loss and gradient.
       RetryError: the run was asked to stop; it has saved its state.
     """
+    refuse_url(workdir)
     distributed.start()
     run = _Run.create(config, Path(workdir), evaluate, best_metric)
     with (
@@ -317,6 +319,12 @@ def refuse_divergence(values: Mapping[str, float], limit: int, step: int) -> Non
         raise DivergedError(
             f"step {step}: {row} steps in a row without a finite loss and gradient; lower optimizer.peak_rate"
         )
+
+
+def refuse_url(workdir: Path) -> None:
+    """Raises a UserError for gs://bucket/run and its like, which would become a local folder of that name, lost with the machine."""
+    if re.match(r"[a-z][a-z0-9]+:/", str(workdir)):
+        raise UserError(f"{workdir}: is no folder; mount the bucket and give the path of the mount (launch/README.md)")
 
 
 def prepare_workdir(config: Config, workdir: Path, init_from: Path | None) -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -98,6 +100,20 @@ def test_the_last_of_four_processes_with_two_workers_has_its_rows(mimic_build, b
     found = train(mimic_build, batch_spec, process_index=3, process_count=4, workers=2)
     first = BATCH // 4 * 3
     assert_equal(found, [{name: value[first:] for name, value in batch.items()} for batch in reference])
+
+
+def test_the_wish_to_stop_reaches_workers_and_does_not_end_them(mimic_build, batch_spec, reference):
+    """SLURM and a terminal signal all processes of a run; it takes a few more steps before it stops."""
+    with loader.train_batches(mimic_build, batch_spec, batch_size=BATCH, seed=3, workers=1) as batches:
+        found = [next(batches)]
+        workers = multiprocessing.active_children()
+        assert workers
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            for worker in workers:
+                os.kill(worker.pid, number)
+        found += itertools.islice(batches, STEPS - 1)
+    assert_equal(found, reference)
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_one_of_two_processes_resumes_in_the_second_epoch_with_a_worker(mimic_build, batch_spec, reference):

@@ -14,62 +14,84 @@ from input_pipeline.errors import UserError
 from msfl_jax.parallel import distributed
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local_processes.py"
-CLUSTER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS", "SLURM_STEP_NODELIST")
+OF_LAUNCHERS = ("JAX_", "SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "JOBSET_", "WORLD_SIZE")
+SLURM = {
+    "SLURM_JOB_ID": "4242",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
 
 
 @pytest.fixture
 def initialized(monkeypatch):
-    """Arguments of the calls of `jax.distributed.initialize`, in an environment without a cluster."""
+    """Calls of `jax.distributed.initialize`, as (positional, named) arguments, in an environment without a launcher."""
     calls = []
-    for name in (*CLUSTER, "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
+    for name in [name for name in os.environ if name.startswith(OF_LAUNCHERS)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **named: calls.append((given, named)))
     return calls
 
 
-def test_a_process_on_its_own_connects_to_nobody(initialized):
+def test_a_process_on_its_own_connects_to_nobody_and_says_nothing(initialized, capsys):
     distributed.start()
     assert initialized == []
     assert distributed.is_lead()
-
-
-def test_the_three_variables_connect_a_process(initialized, monkeypatch):
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
-    monkeypatch.setenv("JAX_PROCESS_ID", "3")
-    distributed.start()
-    assert initialized == [
-        {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3, "heartbeat_timeout_seconds": 30}
-    ]
-
-
-@pytest.mark.parametrize(("missing", "value"), [("JAX_PROCESS_ID", None), ("JAX_NUM_PROCESSES", "two")])
-def test_half_a_set_of_variables_is_refused(initialized, monkeypatch, missing, value):
-    for name, given in zip(CLUSTER, ("host:1234", "4", "3"), strict=False):
-        monkeypatch.setenv(name, given)
-    monkeypatch.delenv(missing) if value is None else monkeypatch.setenv(missing, value)
-    with pytest.raises(UserError, match=f"{missing} is {value!r}; expected a number"):
-        distributed.start()
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
-    ("variables", "connects"),
-    [
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-4]"}, True),
-        ({"SLURM_NTASKS": "4"}, False),
-        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "node1"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-    ],
+    ("index", "printed"), [("0", "processes           2 (SLURM), process 0 at gpu07:61586\n"), ("1", "")]
 )
-def test_jax_is_left_to_find_a_cluster_only_where_there_are_several_processes(
-    initialized, monkeypatch, variables, connects
-):
-    for name, value in variables.items():
+def test_process_0_says_which_launcher_was_found(initialized, monkeypatch, capsys, index, printed):
+    for name, value in (SLURM | {"SLURM_PROCID": index, "SLURM_NODEID": index}).items():
         monkeypatch.setenv(name, value)
     distributed.start()
-    assert bool(initialized) == connects
+    [(given, named)] = initialized
+    assert given == ("gpu07:61586", 2, int(index))
+    assert named == {
+        "local_device_ids": None,
+        "cluster_detection_method": "deactivate",
+        "heartbeat_timeout_seconds": 30,
+    }
+    assert capsys.readouterr().out == printed
+
+
+def test_jax_asks_the_tpu_runtime_itself(initialized, monkeypatch):
+    for name, value in {"TPU_WORKER_HOSTNAMES": "t0,t1", "TPU_WORKER_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    distributed.start()
+    assert initialized == [((), {"heartbeat_timeout_seconds": 30})]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("coordinator_address should be defined."), "TPU pods: JAX finds no TPU .* the extra 'tpu'"),
+        (ConnectionError("metadata.google.internal"), "TPU pods: the metadata server does not answer"),
+    ],
+)
+def test_where_jax_finds_no_pod_one_line_says_so(initialized, monkeypatch, error, words):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t0,t1")
+    monkeypatch.setenv("TPU_WORKER_ID", "1")
+    with pytest.raises(UserError, match=words):
+        distributed.start()
+
+
+def test_half_a_set_of_variables_is_refused(initialized, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
+    with pytest.raises(UserError, match="but not JAX_NUM_PROCESSES and JAX_PROCESS_ID"):
+        distributed.start()
+    assert initialized == []
 
 
 def launch(*arguments: str, script: str, **options) -> subprocess.Popen:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from input_pipeline.errors import CheckpointError, DivergedError, RetryError
+from input_pipeline.errors import CheckpointError, DivergedError, RetryError, UserError
 from input_pipeline.manifest import read_manifest
 from input_pipeline.tokenizer import ReportTokenizer
+from msfl_jax.commands.zero_shot import zero_shot_report
 from msfl_jax.model import Model
 from msfl_jax.parallel.sharding import path_name
 from msfl_jax.train.checkpoint import Checkpoints, read_meta, restore_parameters
@@ -26,6 +27,8 @@ from msfl_jax.train.loop import pretrain, training_spec
 from msfl_jax.train.state import TrainState
 
 ROOT = Path(__file__).parents[2]
+LAUNCHER = str(ROOT / "launch" / "local_processes.py")
+TWO_PROCESSES = (sys.executable, LAUNCHER, "-n", "2", "--devices-per-process", "1", "--")
 OF_THIS_MACHINE = {"studies_per_second", "tflops_per_device"}
 
 
@@ -131,6 +134,13 @@ def test_a_finished_run_is_returned_as_it_is(run_config, uninterrupted):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_bucket_is_no_run_directory(run_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gs:/bucket/run: is no folder; mount the bucket"):
+        pretrain(run_config, Path("gs://bucket/run"), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_configuration_is_refused_by_its_keys(run_config, changed, stopped_copy):
     other = changed(run_config, optimizer__peak_rate=1.0, train__log_every=7)
     with pytest.raises(CheckpointError, match=r"optimizer\.peak_rate") as error:
@@ -171,16 +181,20 @@ def test_steps_without_a_finite_loss_end_the_run(run_config, changed, stopped, t
     assert logged(tmp_path / "run")[2]["skipped"] == 2
 
 
-def test_a_signal_ends_the_command_with_75(run_config, uninterrupted, command, tmp_path):
-    arguments, environment = command(run_config, tmp_path / "run")
-    process = subprocess.Popen(arguments, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+def test_a_signal_to_a_run_and_its_loader_worker_ends_the_command_with_75(
+    run_config, changed, uninterrupted, command, tmp_path
+):
+    arguments, environment = command(changed(run_config, data__workers=1), tmp_path / "run")
+    process = subprocess.Popen(
+        arguments, env=os.environ | environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() or not metrics.read_text():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as SLURM and a terminal do
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     step = read_meta(tmp_path / "run")["step"]
@@ -196,9 +210,8 @@ def run_of_two_processes(request, run_config, changed, command_in, tmp_path_fact
     folder = tmp_path_factory.mktemp(f"two_{request.param}")
     axes = {"mesh__data": 1, "mesh__tensor": 2} if request.param == "tensor" else {}
     arguments, environment = command_in(folder, changed(run_config, train__checkpoint_every=2, **axes), folder / "run")
-    launcher = [sys.executable, str(ROOT / "launch" / "local_processes.py"), "-n", "2", "--devices-per-process", "1"]
     process = subprocess.Popen(
-        [*launcher, "--", *arguments], env=os.environ | environment, stdout=subprocess.PIPE, text=True
+        [*TWO_PROCESSES, *arguments], env=os.environ | environment, stdout=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 240
     while not (folder / "run" / "checkpoints" / "2").exists():
@@ -208,8 +221,11 @@ def run_of_two_processes(request, run_config, changed, command_in, tmp_path_fact
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
-    assert "[0] " in output
-    assert "[1] " in output
+    said = by_process(output)
+    assert any(line.startswith("processes           2 (JAX's variables), process 0 at 127.0.0.1:") for line in said[0])
+    assert any(line.startswith("parameters  ") for line in said[0])
+    assert any("asked to stop" in line for line in said[1])
+    assert not any(line.startswith(("processes", "parameters", "pretraining")) for line in said[1])
     return request.param, folder / "run"
 
 
@@ -222,6 +238,31 @@ def test_two_processes_log_the_losses_of_one(uninterrupted, run_of_two_processes
             if name.startswith("loss/"):
                 assert_allclose(value, expected[step][name], rtol=1e-5, err_msg=f"{name} at step {step}")
     assert read_meta(workdir)["processes"] == 2
+
+
+def by_process(output: str) -> dict[int, list[str]]:
+    """Lines of two processes under the launcher, without its prefix."""
+    return {n: [line[4:] for line in output.splitlines() if line.startswith(f"[{n}] ")] for n in (0, 1)}
+
+
+def test_two_processes_evaluate_as_one_and_the_first_alone_speaks_and_writes(
+    run_config, uninterrupted, command, study, tmp_path
+):
+    one, two = (Path(shutil.copytree(uninterrupted[1], tmp_path / name)) for name in ("one", "two"))
+    _, environment = command(run_config, two)
+    evaluation = [sys.executable, "-m", "msfl_jax.cli", "eval", "zero-shot", str(two)]
+    evaluation += ["--data", str(study / "records"), "--split", "validate"]
+    done = subprocess.run(
+        [*TWO_PROCESSES, *evaluation], env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout
+    said = by_process(done.stdout)
+    report = zero_shot_report(one, study / "records", split="validate").partition("\n\nprompts")[0]
+    table = [line for line in report.splitlines() if line]
+    assert [line for line in said[0] if line in table] == table
+    assert not set(said[1]) & set(table)
+    written = [{str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()} for run in (one, two)]
+    assert written[0] == written[1]
 
 
 def test_each_of_two_processes_writes_its_own_part_of_what_is_split(run_config, run_of_two_processes):

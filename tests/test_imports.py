@@ -27,6 +27,7 @@ ALLOWED = {
     "classifier": {"config", "encoders", "model"},
     "objective": {"config", "losses", "model", "vectors"},
     "parallel": {"config"},
+    "export": {"classifier", "config", "encoders"},
     "train": {"config", "encoders", "finetune_config", "model", "objective", "parallel"},
     "tasks": {
         *("classifier", "config", "finetune_config", "metrics", "model", "objective", "parallel", "train"),

@@ -37,7 +37,7 @@ def colour_kernel(kernel: Float32[np.ndarray, "K D"]) -> Float32[np.ndarray, "D 
     side = round(kernel.shape[0] ** 0.5)
     whole = kernel.T.reshape(-1, side, side)
     third = whole / np.float32(COLOURS)
-    return np.stack([third, third, whole - 2 * third], axis=1)
+    return np.ascontiguousarray(np.stack([third, third, whole - 2 * third], axis=1))  # files are written as memory lies
 
 
 def grey_kernel(

@@ -313,12 +313,12 @@ def refuse_other_data(
 def refuse_other_config(config: Any, workdir: Path, *, may_change: Sequence[str] = MAY_CHANGE) -> None:
     """Raises a CheckpointError that names the keys in which the run's config.json and `config` differ, those of `may_change` aside."""
     try:
-        found = _flat(with_defaults(type(config), json.loads((workdir / CONFIG_FILE).read_text())))
-    except (OSError, ValueError) as error:
+        found = with_defaults(type(config), json.loads((workdir / CONFIG_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{workdir / CONFIG_FILE}: cannot be read ({type(error).__name__}), but there are checkpoints"
         ) from error
-    wanted = _flat(json.loads(json.dumps(to_dict(config))))
+    found, wanted = (_flat(json.loads(json.dumps(values))) for values in (found, to_dict(config)))
     keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     refused = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in may_change)]
     if refused:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from input_pipeline.errors import CheckpointError
+from input_pipeline.errors import CheckpointError, UserError
 from msfl_jax.commands import finetune, segment
 from msfl_jax.config import to_dict
 from msfl_jax.config_files import load_config
@@ -70,6 +70,24 @@ def test_every_cell_is_run_once_and_a_second_sweep_runs_only_what_is_new(calls, 
     sweep(tmp_path, seeds=3)
     expected = [f"{init}-full-{fraction}-seed2" for fraction in (1, 10) for init in ("pretrained", "random")]
     assert [name for name, _ in calls] == expected
+
+
+def test_imported_weights_are_a_third_line_with_a_caveat_of_their_own(calls, tmp_path, monkeypatch):
+    def start(run, encoder):
+        if encoder.init != "imported":
+            return run
+        assert encoder.weights == "mae.pth"
+        vars(other := pretrained(7)).update(weights="5ha", caveats=("started from imported weights",))
+        return other
+
+    monkeypatch.setattr(finetune, "with_imported_encoder", start)
+    folders = (tmp_path / "sweep", tmp_path, tmp_path / "build")
+    options = {"fractions": (1,), "seeds": 1, "inits": ("pretrained", "random", "imported")}
+    text = finetune.run_sweep("finetune_nih", ["--config.encoder.weights=mae.pth"], *folders, **options)
+    assert "imported, full" in text
+    assert dict(calls)["imported-full-1-seed0"] == ("started from imported weights", "splits overlap (allowed)")
+    with pytest.raises(UserError, match=r"encoder\.weights"):
+        sweep(tmp_path, inits=("imported",))
 
 
 def test_a_sweep_of_another_recipe_does_not_take_what_is_finished(calls, tmp_path):

@@ -72,6 +72,12 @@ def test_own_names_are_those_of_a_plain_torch_module():
     assert shapes_by_name["temperature.log_scale"] == ()
 
 
+@pytest.mark.parametrize("form", ROUND_TRIPS)
+def test_tensors_lie_in_memory_as_files_are_written(form):
+    model = tiny()
+    assert all(tensor.flags.c_contiguous for tensor in to_format(random_params(model), form, model.config).values())
+
+
 def test_the_pooler_leaves_only_as_bert_has_it():
     def names(**changes):
         model = tiny(**changes)

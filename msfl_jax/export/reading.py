@@ -127,9 +127,11 @@ class Reading:
         if table.shape[2] != like.shape[2] or not all(grids):
             self._refuse(row, tensor, like.shape)
         elif row.path in self._fixed:
-            if table.shape != like.shape or np.abs(table - like).max() > ROUNDING:
+            apart = np.abs(table - like).max() if table.shape == like.shape else np.inf
+            if apart > ROUNDING:
                 advice = "" if row.path.startswith("pixel_decoder/") else ": use model.vision.positions 'learned'"
-                self._misshapen[row.name] = f"{_dims(table)} is not the fixed table {_dims(like)} of this model{advice}"
+                found = f"{_dims(table)}, apart by {apart:.2g}"
+                self._misshapen[row.name] = f"{found} from the fixed table {_dims(like)} of this model{advice}"
         elif table.shape == like.shape:
             self.found[row.path] = table
         else:

@@ -40,6 +40,15 @@ BLOCK = {
 }
 
 
+class Named(type):
+    """A class that has every attribute: its own name."""
+
+    def __getattr__(cls, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return f"{cls.__name__}.{name}"
+
+
 class EmptyTorchvision:
     """Serves empty `torchvision` modules: timm imports it at start, its transformers never use it, and it has no build for every PyTorch."""
 
@@ -50,11 +59,17 @@ class EmptyTorchvision:
 
     def create_module(self, spec):
         module = types.ModuleType(spec.name)
-        module.__getattr__ = lambda name: type(name, (), {}) if not name.startswith("__") else None
+        module.__getattr__ = self.anything
         return module
 
     def exec_module(self, module):
         pass
+
+    @staticmethod
+    def anything(name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Named(name, (), {})
 
 
 @pytest.fixture

@@ -60,7 +60,8 @@ def finetuning_caveats(
 ) -> tuple[str, ...]:
     """As `leak_caveats`, of the test split of a run that is about to be fine-tuned.
 
-    An encoder that starts at random has seen nothing; then only the build itself has something to say.
+    An encoder that starts at random has seen nothing, and what an imported one has seen cannot be checked: then only the build itself, and the
+    import, have something to say.
 
     Args:
       config: with the build in `data.directory`.
@@ -71,8 +72,9 @@ def finetuning_caveats(
       DataError, UserError: as in `leak_caveats`.
     """
     directory = Path(config.data.directory)
-    if config.encoder.init == "random":
-        return read_manifest(directory).caveats
+    if config.encoder.init != "pretrained":
+        own = run.caveats if config.encoder.init == "imported" else ()
+        return tuple(dict.fromkeys([*own, *read_manifest(directory).caveats]))
     return leak_caveats(run, directory, config.data.test, allow_leak=allow_leak)
 
 

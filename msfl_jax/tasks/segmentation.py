@@ -28,7 +28,7 @@ from msfl_jax.tasks.finetuned import FinetunedRun, mark_of_other_build, prepare_
 from msfl_jax.tasks.mask_predictions import predict
 from msfl_jax.tasks.mask_result import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
-from msfl_jax.tasks.run import Run, refuse_pretraining_run
+from msfl_jax.tasks.run import Run, encoder_parameters, refuse_pretraining_run
 from msfl_jax.train.adaptation import Adaptation, adapt, best_parameters
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
 from msfl_jax.train.provenance import read_caveats
@@ -80,7 +80,7 @@ def finetune_segmentation(
     Args:
       config: with the build in `data.directory`.
       workdir: of the fine-tuned run, not the pretraining run's.
-      run: the pretrained model; with `encoder.init` "random" only its configuration is used.
+      run: the pretrained model, or one with an imported encoder where `encoder.init` is "imported"; with "random" only its configuration is used.
       caveats: of the build against what the model was pretrained on (see `tasks.leaks`).
       progress: whether to print a line of progress.
       replicates: of the bootstrap.
@@ -194,7 +194,7 @@ def adaptation(
     )
     shown = Balanced(train) if data.sampling == "balanced" else train
     depth = run.config.model.vision.depth
-    pretrained = run.params if config.encoder.init == "pretrained" else None
+    pretrained = encoder_parameters(run, config.encoder.init)
 
     def batches(start_step: int, index: int, count: int) -> Any:
         return mask_batches(
@@ -267,4 +267,5 @@ def _validate(
 
 def _describe(config: SegmentationConfig, run: Run) -> list[Any]:
     """What the encoder starts from: a resumed run must start from the same."""
-    return [config.encoder.init, run.config.name, run.step if config.encoder.init == "pretrained" else 0]
+    start = {"pretrained": run.step, "imported": run.weights}
+    return [config.encoder.init, run.config.name, start.get(config.encoder.init, 0)]

@@ -20,6 +20,7 @@ from input_pipeline.loader import BatchSpec, train_batches
 from input_pipeline.manifest import read_manifest
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, config_hash, to_dict
+from msfl_jax.config_init import with_defaults
 from msfl_jax.model import Model, SpecialTokens
 from msfl_jax.objective import Weights
 from msfl_jax.parallel import distributed
@@ -31,7 +32,7 @@ from msfl_jax.train.optimizer import learning_rate, make_optimizer
 from msfl_jax.train.preemption import Preemption
 from msfl_jax.train.provenance import read_caveats, write_provenance
 from msfl_jax.train.recorder import Recorder
-from msfl_jax.train.state import TrainState, abstract_state, create_state
+from msfl_jax.train.state import TrainState, abstract_state, create_state, place_imported
 from msfl_jax.train.step import jit_train_step
 
 CONFIG_FILE = "config.json"
@@ -52,6 +53,8 @@ MAY_CHANGE = (
 )
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
+Initial = Callable[[Any], tuple[Mapping[str, Any], tuple[str, ...]]]
+"""Shapes of the parameters -> arrays that some of them start from, and what that makes it necessary to say beside every number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,7 @@ def pretrain(
     evaluate: Evaluate | None = None,
     progress: bool = True,
     init_from: Path | None = None,
+    initial: Initial | None = None,
     best_metric: str = BEST_METRIC,
 ) -> RunResult:
     """Trains to `train.steps`, from the latest checkpoint of `workdir` if it has one.
@@ -89,6 +93,7 @@ def pretrain(
       evaluate: called with (params, step) every `train.evaluate_every` steps and at the end, by every process; returns the same numbers in each.
       progress: whether to print a line of progress.
       init_from: run directory whose parameters to start from; for the first start only.
+      initial: reads what `config.init_from` names (`msfl_jax.export.importing.imported_parameters`), called for the first start only.
       best_metric: name in what `evaluate` returns, higher is better, by which the best checkpoint is chosen.
 
     Raises:
@@ -105,8 +110,8 @@ def pretrain(
         Preemption() as preemption,
         Checkpoints(run.workdir, keep=config.train.keep_checkpoints) as checkpoints,
     ):
-        state = first_state(run, checkpoints, init_from)
-        prepare_workdir(run.config, run.workdir, init_from)
+        state, inherited = first_state(run, checkpoints, init_from, initial)
+        prepare_workdir(run.config, run.workdir, inherited)
         start = int(state.step)
         with _recorder(run, state, start, progress) as recorder:
             state = _train(run, state, start, recorder, checkpoints, preemption)
@@ -242,10 +247,16 @@ def _rows(run: _Run, start: int) -> Any:
     )
 
 
-def first_state(run: _Run, checkpoints: Checkpoints, init_from: Path | None) -> TrainState:
-    """The state of the latest checkpoint, else a new one, else a new one with another run's parameters.
+def first_state(
+    run: _Run, checkpoints: Checkpoints, init_from: Path | None, initial: Initial | None = None
+) -> tuple[TrainState, tuple[str, ...]]:
+    """The state of the latest checkpoint, else a new one, else a new one with another run's parameters or imported ones.
+
+    Returns:
+      The state, and what must be said beside the run's numbers because of where it started.
 
     Raises:
+      UserError: the configuration names weights and nothing reads them.
       CheckpointError: see `pretrain`.
     """
     like = abstract_state(run.model, run.optimizer, run.mesh)
@@ -254,13 +265,18 @@ def first_state(run: _Run, checkpoints: Checkpoints, init_from: Path | None) -> 
     if restored := checkpoints.restore(like):
         state, meta = restored
         refuse_other_data(meta, run.meta, ("tokenizer_hash", "data", "batch_size", "seed"), run.workdir)
-        return state
+        return state, ()
+    if run.config.init_from and (initial is None or init_from is not None):
+        raise UserError(
+            "config: 'init_from' names weights; expected `msfl pretrain` without --init-from, which reads them"
+        )
+    imported, caveats = initial(like.params) if initial and run.config.init_from else ({}, ())
     state = create_state(run.model, run.optimizer, run.config.seed, run.mesh)
     if init_from is None:
-        return state
+        return dataclasses.replace(state, params=place_imported(state.params, imported)), caveats
     params, meta = restore_parameters(init_from, like.params)
     refuse_other_data(meta, run.meta, ("tokenizer_hash",), init_from)
-    return dataclasses.replace(state, params=params)
+    return dataclasses.replace(state, params=params), read_caveats(init_from)
 
 
 def describe(config: Config, tokenizer: ReportTokenizer) -> dict[str, Any]:
@@ -299,12 +315,12 @@ def refuse_other_data(
 def refuse_other_config(config: Any, workdir: Path, *, may_change: Sequence[str] = MAY_CHANGE) -> None:
     """Raises a CheckpointError that names the keys in which the run's config.json and `config` differ, those of `may_change` aside."""
     try:
-        found = _flat(json.loads((workdir / CONFIG_FILE).read_text()))
-    except (OSError, ValueError) as error:
+        found = with_defaults(type(config), json.loads((workdir / CONFIG_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{workdir / CONFIG_FILE}: cannot be read ({type(error).__name__}), but there are checkpoints"
         ) from error
-    wanted = _flat(json.loads(json.dumps(to_dict(config))))
+    found, wanted = (_flat(json.loads(json.dumps(values))) for values in (found, to_dict(config)))
     keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     refused = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in may_change)]
     if refused:
@@ -327,12 +343,11 @@ def refuse_url(workdir: Path) -> None:
         raise UserError(f"{workdir}: is no folder; mount the bucket and give the path of the mount (launch/README.md)")
 
 
-def prepare_workdir(config: Config, workdir: Path, init_from: Path | None) -> None:
+def prepare_workdir(config: Config, workdir: Path, inherited: Sequence[str]) -> None:
     """Writes config.json, data.json and a copy of the tokenizer, so that the run directory can be evaluated on its own."""
     if distributed.is_lead():
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        inherited = read_caveats(init_from) if init_from else ()
         write_provenance(read_manifest(config.data.directory), config.data.split, workdir, inherited=inherited)
         source, target = Path(config.data.tokenizer).resolve(), (workdir / TOKENIZER_DIRECTORY).resolve()
         if source != target:

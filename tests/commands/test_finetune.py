@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from input_pipeline.errors import CheckpointError
+from input_pipeline.errors import CheckpointError, UserError
 from msfl_jax.commands import finetune, segment
 from msfl_jax.config import to_dict
 from msfl_jax.config_files import load_config
 from msfl_jax.metrics import Interval
 from msfl_jax.parallel import distributed
 from msfl_jax.tasks import leaks
-from msfl_jax.tasks.classification import _init, variant
+from msfl_jax.tasks.classification import variant
 from msfl_jax.tasks.outcome import Outcome, load_outcome, load_outcomes, save_outcome
-from msfl_jax.tasks.run import CONFIG_FILE, Run
+from msfl_jax.tasks.run import CONFIG_FILE, Run, describe_start
 from msfl_jax.train.checkpoint import Checkpoints
 from msfl_jax.train.state import TrainState
 
@@ -45,7 +45,7 @@ def calls(monkeypatch):
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config)))
         with Checkpoints(workdir, keep=1) as checkpoints:
             state = TrainState(jnp.int32(1), {"w": jnp.ones(1)}, {"m": jnp.ones(1)}, jnp.int32(0))
-            checkpoints.save(state, 1, {"init": _init(config, run)})
+            checkpoints.save(state, 1, {"init": describe_start(run, config.encoder.init)})
         return outcome
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
@@ -88,6 +88,24 @@ def test_a_result_on_another_build_does_not_finish_a_cell(calls, tmp_path):
     assert len(calls) == 1
     sweep(tmp_path, **one)
     assert len(calls) == 1
+
+
+def test_imported_weights_are_a_third_line_with_a_caveat_of_their_own(calls, tmp_path, monkeypatch):
+    def start(run, encoder):
+        if encoder.init != "imported":
+            return run
+        assert encoder.weights == "mae.pth"
+        vars(other := pretrained(7)).update(weights="5ha", caveats=("started from imported weights",))
+        return other
+
+    monkeypatch.setattr(finetune, "with_imported_encoder", start)
+    folders = (tmp_path / "sweep", tmp_path, tmp_path / "build")
+    options = {"fractions": (1,), "seeds": 1, "inits": ("pretrained", "random", "imported")}
+    text = finetune.run_sweep("finetune_nih", ["--config.encoder.weights=mae.pth"], *folders, **options)
+    assert "imported, full" in text
+    assert dict(calls)["imported-full-1-seed0"] == ("started from imported weights", "splits overlap (allowed)")
+    with pytest.raises(UserError, match=r"encoder\.weights"):
+        sweep(tmp_path, inits=("imported",))
 
 
 def test_a_sweep_of_another_recipe_does_not_take_what_is_finished(calls, tmp_path):

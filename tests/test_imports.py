@@ -39,7 +39,7 @@ ALLOWED = {
         *("results", "segmentation_config"),
     },
     "cli_data": set(),
-    "cli": {"cli_data", "commands", "config", "config_files", "finetune_config"},
+    "cli": {"cli_data", "commands", "config", "config_files", "finetune_config", "parallel"},
     "__init__": set(),
 }
 LIBRARIES_OF_ARRAYS = {"vectors", "encoders", "losses", "metrics"}

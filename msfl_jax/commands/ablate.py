@@ -14,7 +14,7 @@ from input_pipeline.errors import MsflError, RetryError, UserError
 from input_pipeline.loader import text_sentences
 from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax.commands.ablation_caveats import confounders, selection_caveats
-from msfl_jax.commands.ablation_stages import Builds, all_finished, results_of, run_stages
+from msfl_jax.commands.ablation_stages import Builds, all_finished, kept_programs, results_of, run_stages
 from msfl_jax.commands.demo import Folders, estimated_minutes, prepare
 from msfl_jax.commands.table import write_whole
 from msfl_jax.config import Config
@@ -105,7 +105,9 @@ def run_ablation(
     if chosen != "none":
         builds = dataclasses.replace(builds, finetune=chosen, labels=labels or builds.records)
     plans = list(_plans(workdir, config, combinations, seeds, [*overrides, *fixed]))
-    failed = _run_all(plans, builds, estimated_minutes(0, plans[0].config.train.steps) * 60 if data is None else 0.0)
+    guess = estimated_minutes(0, plans[0].config.train.steps) * 60 if data is None else 0.0
+    with kept_programs(workdir / "compiled"):
+        failed = _run_all(plans, builds, guess)
     table, rows, gains = _report(workdir, builds, plans, failed)
     given = {"config": config, "overrides": list(overrides), "split": split, "seeds": seeds}
     found = {"rows": as_json(rows), "gains": as_json(gains), "caveats": list(table.caveats), "failed": failed}

@@ -1,15 +1,17 @@
 """The stages of one run of an ablation: pretraining, evaluation and fine-tuning, each done once and noted in stages.json when it is."""
 
+import contextlib
 import dataclasses
 import gc
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from input_pipeline.manifest import read_manifest
 from msfl_jax.commands.evaluate import grounding_report
@@ -90,6 +92,24 @@ class Stage:
     key: Callable[[Config, Builds], list[str]]
 
 
+@contextlib.contextmanager
+def kept_programs(folder: Path) -> Iterator[None]:
+    """Keeps what is compiled in a folder, from which runs that differ in their seed alone take it: compiling is a large part of a short run.
+
+    Where JAX has such a folder already (JAX_COMPILATION_CACHE_DIR), that one is used.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    compilation_cache.reset_cache()  # JAX looks at the setting once only
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+
+
 def run_stages(config: Config, workdir: Path, builds: Builds) -> float:
     """Does what is not done yet, and forgets what was compiled for it.
 
@@ -113,7 +133,7 @@ def run_stages(config: Config, workdir: Path, builds: Builds) -> float:
         stage.run(config, workdir, builds)
         notes[name] = {"key": key, "seconds": round(time.monotonic() - started, 1)}
         write_whole(workdir / STAGES_FILE, json.dumps(notes, indent=2) + "\n")
-        jax.clear_caches()  # the next run's steps are compiled anew: without this, memory would grow with every run
+        jax.clear_caches()  # without this, memory would grow with every run; see `kept_programs`
         gc.collect()
     return sum(notes[name]["seconds"] for name in STAGES)
 

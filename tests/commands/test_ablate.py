@@ -321,3 +321,20 @@ def test_an_ablation_that_was_killed_goes_on_and_leaves_finished_runs_alone(call
     assert [line.split(",")[0] for line in table.splitlines()[3:5]] == ["global", "global + local"]
     assert "the paper's" not in "".join(table.splitlines()[3:])
     assert {path.name for path in folder.glob("*.*")} >= {"table5.md", "table5.tex", "table5.csv", "ablation.png"}
+
+
+def test_what_was_compiled_is_taken_from_the_folder_by_the_next_seed(tmp_path):
+    folder = jax.config.jax_compilation_cache_dir
+    hits: list[str] = []
+    jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        for seed in range(2):
+            with ablation_stages.kept_programs(tmp_path / "compiled"):
+                jax.jit(lambda x, seed=seed: x * 3 + 1)(jax.numpy.arange(5))
+            jax.clear_caches()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", folder)
+    assert "/jax/compilation_cache/cache_hits" in hits
+    assert list((tmp_path / "compiled").iterdir())

@@ -152,10 +152,10 @@ def encode_regions(run: Run, image: UInt8[np.ndarray, "b H W 1"], *, batch_size:
     size, shifts = run.config.model.vision, run.config.grounding.shifts
     steps = [size.patch_size * (2 * k + 1 - shifts) // (2 * shifts) for k in range(shifts)]
     looks = [_look(run, shift(image, down, right), batch_size) for down in steps for right in steps]
-    return looks[0] if shifts == 1 else _weave(looks, size.grid, shifts)
+    return looks[0] if shifts == 1 else weave(looks, size.grid, shifts)
 
 
-def shift(image: UInt8[np.ndarray, "b H W 1"], down: int, right: int) -> UInt8[np.ndarray, "b H W 1"]:
+def shift(image: UInt8[Array | np.ndarray, "b H W 1"], down: int, right: int) -> UInt8[Array | np.ndarray, "b H W 1"]:
     """The view `down` and `right` pixels further on in the image (negative: up, left); edges are repeated beyond it."""
     height, width = image.shape[1:3]
     rows, columns = (np.arange(height) + down).clip(0, height - 1), (np.arange(width) + right).clip(0, width - 1)
@@ -169,7 +169,7 @@ def _look(run: Run, image: np.ndarray, batch_size: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "shifts"))
-def _weave(looks: list[Array], grid: int, shifts: int) -> Array:
+def weave(looks: list[Array], grid: int, shifts: int) -> Array:
     """Regions of shifted looks, moved down first, in one fine grid: look (a, b) holds every n-th row from a and column from b."""
     batch, _, width = looks[0].shape
     cells = jnp.stack(looks).reshape(shifts, shifts, batch, grid, grid, width)

@@ -95,6 +95,27 @@ def pretrain(
     run_pretraining(load_config(config, context.args), workdir, init_from=init_from)
 
 
+@app.command("import", context_settings=OVERRIDES)
+def import_weights(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="Weights: .safetensors, .pth, or a folder with config.json.")],
+    config: Annotated[str, typer.Option(help="Configuration whose model they are for.")] = "",
+    role: Annotated[str, typer.Option("--as", help="vision or report: only what it would be read for.")] = "",
+    skip: Annotated[
+        str, typer.Option(help="Names that may differ, comma-separated; init_from.skip is theirs too.")
+    ] = "",
+) -> None:
+    """Say what a file of weights is and where it and a model differ, without starting anything; exit code 4 where they do.
+
+    Takes --config.SECTION.KEY=VALUE as well.
+    """
+    from msfl_jax.commands.imported import import_report
+    from msfl_jax.config_files import load_config
+
+    settings = load_config(config, context.args) if config else None
+    print(import_report(path, settings, role=role, skip=skip))
+
+
 @evaluate.command("zero-shot")
 def evaluate_zero_shot(
     run: RunDirectory,
@@ -330,7 +351,9 @@ def finetune_sweep(
     workdir: Annotated[Path, typer.Option(help="Holds one run per cell; running again goes on with what is left.")],
     fractions: Annotated[str, typer.Option(help="Percentages of the labels.")] = "1,10,100",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell.")] = 3,
-    inits: Annotated[str, typer.Option(help="Initialisations.")] = "pretrained,random",
+    inits: Annotated[
+        str, typer.Option(help="Initialisations; imported takes --config.encoder.weights.")
+    ] = "pretrained,random",
     allow_leak: AllowLeak = False,
 ) -> None:
     """Label efficiency: mean AUC by percentage of the labels, over seeds, pretrained beside random; a table and a plot.

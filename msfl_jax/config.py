@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from msfl_jax.config_init import RANDOM_START, InitFromConfig, hashed
 from msfl_jax.config_rules import refuse_broken_rules
 
 T = TypeVar("T")
@@ -288,6 +289,7 @@ class Config:
     grounding: GroundingConfig
     retrieval: RetrievalConfig = RetrievalConfig()
     probe: ProbeConfig = ProbeConfig()
+    init_from: InitFromConfig = RANDOM_START
 
 
 def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
@@ -318,6 +320,7 @@ def config_hash(config: Config) -> str:
     values["zero_shot"].pop("in_loop")
     for section in ("retrieval", "probe"):  # what is watched in the loop changes nothing that is computed
         values.pop(section)
+    values |= hashed(values.pop("init_from"))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from msfl_jax.config import MeshConfig, TrainConfig, build_dataclass
+from msfl_jax.config_init import SourcePixels
 from msfl_jax.config_rules import AT_LEAST_OF_RUNS, WITHIN_OF_RUNS, Rule, in_ranges, of_runs, refuse_first
 
 AT_LEAST = AT_LEAST_OF_RUNS | {"encoder.image_size": 0, "data.fraction": 1}
@@ -25,13 +26,19 @@ RANGES = {"data.scale": (1e-3, 1.0), "data.aspect": (0.1, 10.0), "data.zoom": (0
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneEncoderConfig:
-    """Where the encoder's weights come from and how its tokens become a vector; `image_size` 0 is the pretraining run's."""
+    """Where the encoder's weights come from and how its tokens become a vector; `image_size` 0 is the pretraining run's.
 
-    init: Literal["pretrained", "random"]
+    Of an "imported" encoder, `weights` is the file and `pixels` and `skip` are as in `InitFromConfig`; the run gives its sizes.
+    """
+
+    init: Literal["pretrained", "random", "imported"]
     image_size: int
     pool: Literal["mean", "mean_max"]
     final_norm: bool
     drop_path: float
+    weights: str = ""
+    pixels: SourcePixels = "auto"
+    skip: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,4 +121,6 @@ def finetune_config(values: Mapping[str, Any] | ConfigDict) -> FinetuneConfig:
 def fits(config: Any) -> Iterator[Rule]:
     """What must fit each other in every run that learns from a percentage of the labels."""
     yield config.data.fraction <= 100, "data.fraction", "a percentage from 1 to 100"
+    named = config.encoder.init != "imported" or config.encoder.weights
+    yield bool(named), "encoder.weights", "a file of weights, as encoder.init is 'imported'"
     yield from of_runs(config)

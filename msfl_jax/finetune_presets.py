@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 
-OPTIONS = ("mrm", "probe", "scratch")
+OPTIONS = ("mrm", "probe", "scratch", "imported")
 
 Recipe = tuple[int, int, float]
 """Steps, warm-up steps and peak rate."""
@@ -22,7 +22,7 @@ def finetuning(name: str, arg: str, recipes: Mapping[int, Recipe], mrm: Mapping[
     Args:
       name: of the configuration.
       arg: a comma-separated percentage of the labels (default 100) and options: "mrm" takes MRM's recipe instead of MaCo's, "probe" freezes the
-        encoder, "scratch" starts it at random.
+        encoder, "scratch" starts it at random, "imported" with the weights of `encoder.weights`.
       recipes: MaCo's, by percentage.
       mrm: MRM's.
 
@@ -78,11 +78,26 @@ def parse_argument(
 
 def _encoder(options: tuple[str, ...]) -> ConfigDict:
     encoder = ConfigDict()
-    encoder.init = "random" if "scratch" in options else "pretrained"  # (ours) of the same size either way
+    encoder.init = initialisation(options)  # (ours) of the same size in any case
     encoder.image_size = 0  # (MaCo) 0: as in pretraining, 224; positions are interpolated for another size
     encoder.pool = "mean"  # (MaCo) mean of patch tokens; "mean_max" adds their maximum
     encoder.final_norm = "probe" in options  # (MaCo) dropped for a norm of the mean; frozen features keep it
     encoder.drop_path = 0.1  # (MaCo) of the last block, less in those before it
+    return name_weights(encoder)
+
+
+def initialisation(options: Sequence[str]) -> str:
+    """Where an encoder's weights come from, by the options of an argument."""
+    return "random" if "scratch" in options else "imported" if "imported" in options else "pretrained"
+
+
+def name_weights(encoder: ConfigDict) -> ConfigDict:
+    """The section of an encoder with the keys of imported weights."""
+    encoder.weights = ""  # (ours) file or folder, for init "imported": other published weights as a baseline
+    encoder.pixels = (
+        "auto"  # (ours) how the other model's images were normalised: what its folder says, else its format's usual
+    )
+    encoder.skip = ""  # (ours) names of tensors that may differ; others end the run with exit code 4
     return encoder
 
 

@@ -154,6 +154,7 @@ def pretraining(name: str, sizes: ConfigDict) -> ConfigDict:
     config.grounding.records = 0  # (ours) how many phrases are evaluated in the loop; 0 is all
     config.retrieval = _retrieval()
     config.probe = _probe()
+    config.init_from = _init_from()
     return config
 
 
@@ -295,6 +296,19 @@ def _probe() -> ConfigDict:
     probe.records = 2000  # (ours) how many records of each; 0 is all
     probe.l2 = 1e-3  # (ours) ridge on weights of standardised features
     return probe
+
+
+def _init_from() -> ConfigDict:
+    start = ConfigDict()
+    start.vision = ""  # (MaCo) weights of the image encoder and, if they are there, its decoder; MaCo starts from MAE's
+    start.report = ""  # (GLoRIA) weights of the report encoder and, if they are there, its masked-language head
+    start.vision_format = "auto"  # (ours) seen from the names of the tensors
+    start.report_format = "auto"  # (ours) likewise
+    start.pixels = (
+        "auto"  # (ours) how the other model's images were normalised: what its folder says, else its format's usual
+    )
+    start.skip = ""  # (ours) names that may differ, as "cls.seq_relationship,encoder.layer.1?.*"; others end the run with exit code 4
+    return start
 
 
 def _train() -> ConfigDict:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from msfl_jax import finetune_config
 from msfl_jax.config import MeshConfig, TrainConfig, build_dataclass
+from msfl_jax.config_init import SourcePixels
 from msfl_jax.config_rules import Rule, in_ranges, refuse_first
 from msfl_jax.finetune_config import FinetuneOptimizerConfig
 
@@ -28,13 +29,17 @@ RANGES = {"data.scale": (1e-3, 1.0), "data.zoom": (0.1, 10.0)}
 class SegmentationEncoderConfig:
     """Where the encoder's weights come from and at what size it sees; `layers` are the blocks, counted from 1, that the head reads.
 
-    `image_size` 0 is the pretraining run's, and `layers` (0, 0, 0, 0) a third, half, two thirds and all of the depth.
+    `image_size` 0 is the pretraining run's, and `layers` (0, 0, 0, 0) a third, half, two thirds and all of the depth. Of an "imported" encoder,
+    `weights` is the file and `pixels` and `skip` are as in `InitFromConfig`; the run gives its sizes.
     """
 
-    init: Literal["pretrained", "random"]
+    init: Literal["pretrained", "random", "imported"]
     image_size: int
     drop_path: float
     layers: tuple[int, int, int, int]
+    weights: str = ""
+    pixels: SourcePixels = "auto"
+    skip: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from msfl_jax.finetune_presets import parse_argument
+from msfl_jax.finetune_presets import initialisation, name_weights, parse_argument
 
-OPTIONS = ("clean", "as_published", "scratch", "linear")
+OPTIONS = ("clean", "as_published", "scratch", "imported", "linear")
 
 Recipe = tuple[int, int, float, int]
 """Steps, warm-up steps, peak rate, and steps between two validations."""
@@ -22,7 +22,7 @@ def segmenting(name: str, arg: str, recipes: Mapping[int, Recipe]) -> ConfigDict
     Args:
       name: of the configuration.
       arg: a comma-separated percentage of the labels (default 100) and options: "clean" or "as_published" refuses a build with other lists,
-        "scratch" starts the encoder at random, "linear" takes the light decoder.
+        "scratch" starts the encoder at random, "imported" with the weights of `encoder.weights`, "linear" takes the light decoder.
       recipes: by percentage.
 
     Raises:
@@ -38,10 +38,11 @@ def segmenting(name: str, arg: str, recipes: Mapping[int, Recipe]) -> ConfigDict
     config.seed = 0  # (ours) of the order of the data, the head, drop-path, and label fractions that were not published
     config.best_metric = "dice_pooled_foreground"  # (ours) MaCo's dice_per_image_with_empty would choose a model that predicts nothing: .78
     config.encoder = ConfigDict()
-    config.encoder.init = "random" if "scratch" in options else "pretrained"  # (ours) of the same size either way
+    config.encoder.init = initialisation(options)  # (ours) of the same size in any case
     config.encoder.image_size = 512  # (MaCo) pixels along a side; positions are brought to this size
     config.encoder.drop_path = 0.1  # (MaCo) of the last block, less in those before it
     config.encoder.layers = (0, 0, 0, 0)  # (MaCo) zeros: of 12 blocks 4, 6, 8 and 12, counted from 1
+    name_weights(config.encoder)
     config.head = _head("linear" in options)
     config.data = _data(fraction, next((word for word in options if word in ("clean", "as_published")), "any"))
     steps, warmup, rate, validation = recipes[fraction]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import read_manifest
+from msfl_jax.commands.imported import with_imported_encoder
 from msfl_jax.commands.stages import stage
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import FinetuneConfig, finetune_config
@@ -25,7 +26,11 @@ from msfl_jax.tasks.run import Run, open_run
 from msfl_jax.train.adaptation import MAY_CHANGE
 from msfl_jax.train.loop import refuse_other_config
 
-INITS = {"pretrained": "", "random": "scratch"}  # with the word that a configuration's argument has for it
+INITS = {
+    "pretrained": "",
+    "random": "scratch",
+    "imported": "imported",
+}  # with the word that a configuration's argument has for it
 
 
 def run_classification(
@@ -49,7 +54,7 @@ def run_classification(
       MsflError: see `finetune_classification`.
     """
     distributed.start()
-    pretrained = open_run(run)
+    pretrained = with_imported_encoder(open_run(run), config.encoder)
     config = with_data(config, directory)
     caveats = pretraining_caveats(pretrained, config, allow_leak=allow_leak)
     outcome = finetune_classification(config, workdir, pretrained, caveats=caveats)
@@ -68,7 +73,7 @@ def run_sweep(
     *,
     fractions: Sequence[int],
     seeds: int,
-    inits: Sequence[str] = tuple(INITS),
+    inits: Sequence[str] = ("pretrained", "random"),
     allow_leak: bool = False,
 ) -> str:
     """Label efficiency: every fraction, seed and initialisation in a folder of its own below `workdir`; what is finished is kept.
@@ -83,7 +88,7 @@ def run_sweep(
       directory: build with labels.
       fractions: percentages of the labels.
       seeds: how many, from 0.
-      inits: "pretrained" and "random", or one of them.
+      inits: some of "pretrained", "random" and "imported", which starts from `encoder.weights`.
       allow_leak: see `leak_caveats`.
 
     Returns:
@@ -100,12 +105,10 @@ def run_sweep(
         for init in inits
     ]
     distributed.start()
-    pretrained = open_run(run)
-    caveats = {
-        init: pretraining_caveats(pretrained, next(c for c in cells if c.encoder.init == init), allow_leak=allow_leak)
-        for init in inits
-    }
-    outcomes = [_cell(cell, workdir, pretrained, caveats[cell.encoder.init]) for cell in cells]
+    pretrained, first = open_run(run), {cell.encoder.init: cell for cell in reversed(cells)}
+    starts = {init: with_imported_encoder(pretrained, first[init].encoder) for init in inits}
+    caveats = {init: pretraining_caveats(starts[init], first[init], allow_leak=allow_leak) for init in inits}
+    outcomes = [_cell(cell, workdir, starts[cell.encoder.init], caveats[cell.encoder.init]) for cell in cells]
     if not distributed.is_lead():
         return ""
     found = label_efficiency(outcomes)
@@ -151,13 +154,16 @@ def with_data(config: FinetuneConfig, directory: Path) -> FinetuneConfig:
 
 
 def pretraining_caveats(run: Run, config: FinetuneConfig, *, allow_leak: bool) -> tuple[str, ...]:
-    """What must be said beside the test numbers, of the build and of pretraining; an encoder that starts at random has seen nothing.
+    """What must be said beside the test numbers, of the build and of pretraining.
+
+    An encoder that starts at random has seen nothing; what an imported one has seen cannot be checked here.
 
     Raises:
       DataError: the test split shares images or patients with what the encoder was pretrained on.
     """
-    if config.encoder.init == "random":
-        return read_manifest(config.data.directory).caveats
+    if config.encoder.init != "pretrained":
+        own = run.caveats if config.encoder.init == "imported" else ()
+        return (*own, *read_manifest(config.data.directory).caveats)
     return leak_caveats(run, Path(config.data.directory), config.data.test, allow_leak=allow_leak)
 
 

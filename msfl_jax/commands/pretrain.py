@@ -7,6 +7,7 @@ from pathlib import Path
 from input_pipeline.errors import UserError
 from msfl_jax.commands.in_loop import evaluate_in_loop
 from msfl_jax.config import Config
+from msfl_jax.export.importing import imported_parameters
 from msfl_jax.parallel import distributed
 from msfl_jax.train.loop import RunResult, pretrain
 
@@ -15,7 +16,7 @@ def run_pretraining(config: Config, workdir: Path, *, init_from: Path | None = N
     """Trains, or goes on training, in `workdir`.
 
     Args:
-      config: of the run.
+      config: of the run; `init_from` may name files of weights to start from.
       workdir: the run directory.
       init_from: run directory whose parameters, and whose tokenizer where the configuration names none, the run starts from.
       quiet: say nothing but the line of progress.
@@ -28,7 +29,8 @@ def run_pretraining(config: Config, workdir: Path, *, init_from: Path | None = N
     if not config.data.directory:
         raise UserError("data.directory is empty; give --config.data.directory=DIR, made by `msfl data build`")
     evaluate = functools.partial(evaluate_in_loop, config, workdir) if config.train.evaluate_every else None
-    result = pretrain(config, workdir, evaluate=evaluate, init_from=init_from)
+    initial = functools.partial(imported_parameters, config.init_from, config)
+    result = pretrain(config, workdir, evaluate=evaluate, init_from=init_from, initial=initial)
     if distributed.is_lead() and not quiet:
         print(
             f"run   {workdir}  (step {result.step})\nnext  msfl eval zero-shot {workdir} --data {config.data.directory}"

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from msfl_jax.commands.imported import with_imported_encoder
 from msfl_jax.config_files import load_config
 from msfl_jax.parallel import distributed
 from msfl_jax.results.segmentation import save_mask_overlays, segmentation_table
@@ -44,7 +45,7 @@ def segmentation_report(
     settings = load_config(config, overrides, make=segmentation_config)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, directory=str(directory)))
     distributed.start()
-    pretrained = open_run(run)
+    pretrained = with_imported_encoder(open_run(run), settings.encoder)
     caveats = segmentation_caveats(settings, pretrained, allow_leak=allow_leak)
     result = finetune_segmentation(settings, workdir, pretrained, caveats=caveats)
     if not distributed.is_lead():

@@ -68,7 +68,8 @@ def from_format(
       source: how the other model's pixels are normalised; None is as ours, which an export of ours is.
 
     Returns:
-      A nested dictionary with float32 arrays for what was found, blocks as in `like`; and the difference.
+      A nested dictionary with float32 arrays for what was found, blocks as in `like`, where tables of words may lack the last rows (see
+      `overlay`); and the difference.
     """
     tensors = {_today(name): tensor for name, tensor in tensors.items()}
     prefixes = find_prefixes(tensors, form)

@@ -16,13 +16,15 @@ Tensors = Mapping[str, np.ndarray]
 ROUNDING = 1e-4  # tables of sines that others computed differ from ours by less
 BUFFERS = ("position_ids", "token_type_ids")  # counted numbers that old releases saved, no weights
 PATCH_BIAS = "vision/patch_embed/bias"
+WORDS = ("text/word_embeddings/embedding", "heads/language/bias")
+MAX_NEW_WORDS = 128  # special tokens of our own at the end of an imported vocabulary, and rows up to a round number
 
 
 class Reading:
     """What was found in a file so far, and what was not.
 
     Attributes:
-      found: our arrays by path, blocks apart.
+      found: our arrays by path, blocks apart; tables of words may lack the last rows.
     """
 
     def __init__(self, tensors: Tensors, *, fixed: Tensors, source: Pixels, ours: Pixels, class_token: bool) -> None:
@@ -94,6 +96,11 @@ class Reading:
             self.found[row.path] = float32(tensor).reshape(like.shape)
         elif tensor.shape == expected:
             self.found[row.path] = read_array(tensor, row)
+        elif row.path in WORDS and tensor.shape[1:] == expected[1:] and 0 < expected[0] - len(tensor) <= MAX_NEW_WORDS:
+            self.found[row.path] = float32(tensor)
+            self._notes.append(
+                f"{row.name}: {len(tensor)} words, the last {expected[0] - len(tensor)} of ours start fresh"
+            )
         else:
             self._refuse(row, tensor, expected)
 

@@ -12,7 +12,7 @@ from msfl_jax.results.tables import MISSING, format_table, interval, number
 from msfl_jax.tasks.outcome import Outcome
 
 DPI = 200
-COLOURS = {"pretrained": "#b3200f", "random": "#6b6b6b"}
+COLOURS = {"pretrained": "#b3200f", "imported": "#1f5f8b", "random": "#6b6b6b"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Cell:
     """One initialisation at one share of the labels.
 
     Attributes:
-      init, mode: "pretrained" or "random"; "full" or "probe".
+      init, mode: "pretrained", "imported" or "random"; "full" or "probe".
       fraction: percentage of the labels.
       aucs: mean AUC of each seed.
     """

@@ -21,7 +21,7 @@ from input_pipeline.loader import label_names
 from input_pipeline.manifest import read_manifest
 from input_pipeline.streams import BatchSpec
 from msfl_jax.classifier import Classifier, label_truth, masked_cross_entropy
-from msfl_jax.config import Config, config_hash, from_config_dict, to_dict
+from msfl_jax.config import Config, from_config_dict, to_dict
 from msfl_jax.finetune_config import FinetuneConfig, finetune_config
 from msfl_jax.objective import Tally
 from msfl_jax.parallel import distributed
@@ -37,7 +37,7 @@ from msfl_jax.tasks.classifier_scores import (
 )
 from msfl_jax.tasks.outcome import Option, Outcome, identify_split, save_outcome
 from msfl_jax.tasks.probe import fit_probe
-from msfl_jax.tasks.run import CONFIG_FILE, Run, refuse_pretraining_run
+from msfl_jax.tasks.run import CONFIG_FILE, Run, describe_start, encoder_parameters, refuse_pretraining_run
 from msfl_jax.tasks.zero_shot import Predictions, summarise
 from msfl_jax.train.adaptation import MAY_CHANGE, Adaptation, adapt, best_parameters, write_config
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
@@ -90,7 +90,7 @@ def finetune_classification(
     Args:
       config: of the fine-tuning; `data.directory` names the build.
       workdir: its run directory.
-      run: the pretrained model; where `encoder.init` is "random", only its configuration is used.
+      run: the pretrained model, or one with an imported encoder where `encoder.init` is "imported"; with "random", only its configuration is used.
       caveats: of the build against what the model was pretrained on (see `tasks.leaks`).
       progress: whether to print a line of progress.
       replicates: of the bootstrap.
@@ -108,9 +108,7 @@ def finetune_classification(
     findings = chosen_findings(config.data.findings, label_names(Path(config.data.directory)))
     require_splits(config, findings)
     classifier = make_classifier(config, run.config, len(findings))
-    params = classifier.initial(
-        jax.random.key(config.seed), run.params if config.encoder.init == "pretrained" else None
-    )
+    params = classifier.initial(jax.random.key(config.seed), encoder_parameters(run, config.encoder.init))
     task = _adaptation(config, run, classifier, findings, params, progress)
     _prepare(config, workdir, run, findings, caveats)  # once nothing is left to refuse
     if config.mode == "probe":
@@ -318,7 +316,7 @@ def _meta(config: FinetuneConfig, run: Run, records: int) -> dict[str, Any]:
     manifest = read_manifest(Path(config.data.directory))
     return {
         "seed": config.seed,
-        "init": _init(config, run),
+        "init": describe_start(run, config.encoder.init),
         "data": {
             "members": manifest.splits["train"].members,
             "fraction": config.data.fraction,
@@ -327,15 +325,9 @@ def _meta(config: FinetuneConfig, run: Run, records: int) -> dict[str, Any]:
     }
 
 
-def _init(config: FinetuneConfig, run: Run) -> dict[str, Any]:
-    """What the encoder starts from."""
-    init = {"kind": config.encoder.init, "config_hash": config_hash(run.config)}
-    return init | ({"step": run.step} if config.encoder.init == "pretrained" else {})
-
-
 def refuse_other_encoder(config: FinetuneConfig, workdir: Path, run: Run) -> None:
     """Raises a CheckpointError where the run in `workdir` did not start from the encoder of this pretraining run at this step."""
-    found, expected = read_meta(workdir).get("init"), _init(config, run)
+    found, expected = read_meta(workdir).get("init"), describe_start(run, config.encoder.init)
     if found != expected:
         raise CheckpointError(f"{workdir}: begun with encoder {found}; this one is {expected}: use a new workdir")
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt8
 from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.loader import BatchSpec
 from input_pipeline.tokenizer import ReportTokenizer
-from msfl_jax.config import Config, from_config_dict
+from msfl_jax.config import Config, config_hash, from_config_dict
 from msfl_jax.model import Model, Params, SpecialTokens
 from msfl_jax.parallel.mesh import BATCH_AXES, batch_sharding
 from msfl_jax.train.checkpoint import restore_parameters
@@ -39,6 +39,7 @@ class Run:
       tokenizer: the run's own copy.
       step: of the parameters.
       caveats: what its training data make it necessary to say beside every number.
+      weights: SHA-256 of imported weights whose image encoder stands in the place of the run's own; "" where it is the run's own.
     """
 
     directory: Path
@@ -48,6 +49,7 @@ class Run:
     tokenizer: ReportTokenizer
     step: int
     caveats: tuple[str, ...] = ()
+    weights: str = ""
 
     @property
     def aligns_locally(self) -> bool:
@@ -93,6 +95,25 @@ def refuse_pretraining_run(workdir: Path, run: Run) -> None:
     """Raises a UserError where fine-tuning would write into the run that it starts from."""
     if workdir.resolve() == run.directory.resolve():
         raise UserError(f"{workdir}: is the pretraining run itself; give a new --workdir")
+
+
+def encoder_parameters(run: Run, init: str) -> Params | None:
+    """What fine-tuning starts from: the parameters of the run, or None where its encoder starts at random.
+
+    Raises:
+      UserError: `init` is "imported" and the run's encoder is its own, or the other way round.
+    """
+    if init != "random" and (init == "imported") != bool(run.weights):
+        raise UserError(
+            f"encoder.init is '{init}'; expected a run whose encoder is {'imported' if run.weights else 'its own'}"
+        )
+    return None if init == "random" else run.params
+
+
+def describe_start(run: Run, init: str) -> dict[str, Any]:
+    """What a fine-tuned checkpoint must agree with to be resumed: how its encoder started."""
+    start = {"pretrained": {"step": run.step}, "imported": {"weights": run.weights}}
+    return {"kind": init, "config_hash": config_hash(run.config), **start.get(init, {})}
 
 
 def batch_spec(run: Run) -> BatchSpec:

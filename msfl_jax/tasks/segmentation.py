@@ -31,7 +31,7 @@ from msfl_jax.tasks.leaks import leak_caveats
 from msfl_jax.tasks.mask_predictions import predict
 from msfl_jax.tasks.mask_result import MaskPredictions, summarise
 from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
-from msfl_jax.tasks.run import CONFIG_FILE, Run, refuse_pretraining_run
+from msfl_jax.tasks.run import CONFIG_FILE, Run, encoder_parameters, refuse_pretraining_run
 from msfl_jax.train.adaptation import Adaptation, adapt, best_parameters
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
 from msfl_jax.train.provenance import read_caveats, write_provenance
@@ -97,7 +97,7 @@ def finetune_segmentation(
     Args:
       config: with the build in `data.directory`.
       workdir: of the fine-tuned run, not the pretraining run's.
-      run: the pretrained model; with `encoder.init` "random" only its configuration is used.
+      run: the pretrained model, or one with an imported encoder where `encoder.init` is "imported"; with "random" only its configuration is used.
       caveats: of the build against what the model was pretrained on (see `segmentation_caveats`).
       progress: whether to print a line of progress.
       replicates: of the bootstrap.
@@ -199,8 +199,9 @@ def segmentation_caveats(config: SegmentationConfig, run: Run, *, allow_leak: bo
       UserError: there is no such build or split.
     """
     directory = Path(config.data.directory)
-    if config.encoder.init == "random":
-        return read_manifest(directory).caveats
+    if config.encoder.init != "pretrained":
+        own = run.caveats if config.encoder.init == "imported" else ()
+        return (*own, *read_manifest(directory).caveats)
     return leak_caveats(run, directory, config.data.test, allow_leak=allow_leak)
 
 
@@ -215,7 +216,7 @@ def adaptation(
     shown = Balanced(train) if data.sampling == "balanced" else train
     validate = with_masks(directory, data.validate)
     depth = run.config.model.vision.depth
-    pretrained = run.params if config.encoder.init == "pretrained" else None
+    pretrained = encoder_parameters(run, config.encoder.init)
 
     def batches(start_step: int, index: int, count: int) -> Any:
         return mask_batches(
@@ -305,4 +306,5 @@ def _prepare(config: SegmentationConfig, workdir: Path, run: Run, caveats: tuple
 
 def _describe(config: SegmentationConfig, run: Run) -> list[Any]:
     """What the encoder starts from: a resumed run must start from the same."""
-    return [config.encoder.init, run.config.name, run.step if config.encoder.init == "pretrained" else 0]
+    start = {"pretrained": run.step, "imported": run.weights}
+    return [config.encoder.init, run.config.name, start.get(config.encoder.init, 0)]

@@ -19,6 +19,7 @@ from input_pipeline.loader import BatchSpec, train_batches
 from input_pipeline.manifest import read_manifest
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, config_hash, to_dict
+from msfl_jax.config_init import with_defaults
 from msfl_jax.model import Model, SpecialTokens
 from msfl_jax.objective import Weights
 from msfl_jax.parallel import distributed
@@ -30,7 +31,7 @@ from msfl_jax.train.optimizer import learning_rate, make_optimizer
 from msfl_jax.train.preemption import Preemption
 from msfl_jax.train.provenance import read_caveats, write_provenance
 from msfl_jax.train.recorder import Recorder
-from msfl_jax.train.state import TrainState, abstract_state, create_state
+from msfl_jax.train.state import TrainState, abstract_state, create_state, place_imported
 from msfl_jax.train.step import jit_train_step
 
 CONFIG_FILE = "config.json"
@@ -51,6 +52,8 @@ MAY_CHANGE = (
 )
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
+Initial = Callable[[Any], tuple[Mapping[str, Any], tuple[str, ...]]]
+"""Shapes of the parameters -> arrays that some of them start from, and what that makes it necessary to say beside every number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,7 @@ def pretrain(
     evaluate: Evaluate | None = None,
     progress: bool = True,
     init_from: Path | None = None,
+    initial: Initial | None = None,
     best_metric: str = BEST_METRIC,
 ) -> RunResult:
     """Trains to `train.steps`, from the latest checkpoint of `workdir` if it has one.
@@ -88,6 +92,7 @@ def pretrain(
       evaluate: called with (params, step) every `train.evaluate_every` steps and at the end, by every process; returns the same numbers in each.
       progress: whether to print a line of progress.
       init_from: run directory whose parameters to start from; for the first start only.
+      initial: reads what `config.init_from` names (`msfl_jax.export.importing.imported_parameters`), called for the first start only.
       best_metric: name in what `evaluate` returns, higher is better, by which the best checkpoint is chosen.
 
     Raises:
@@ -103,8 +108,8 @@ def pretrain(
         Preemption() as preemption,
         Checkpoints(run.workdir, keep=config.train.keep_checkpoints) as checkpoints,
     ):
-        state = first_state(run, checkpoints, init_from)
-        prepare_workdir(run.config, run.workdir, init_from)
+        state, inherited = first_state(run, checkpoints, init_from, initial)
+        prepare_workdir(run.config, run.workdir, inherited)
         start = int(state.step)
         with _recorder(run, state, start, progress) as recorder:
             state = _train(run, state, start, recorder, checkpoints, preemption)
@@ -240,10 +245,16 @@ def _rows(run: _Run, start: int) -> Any:
     )
 
 
-def first_state(run: _Run, checkpoints: Checkpoints, init_from: Path | None) -> TrainState:
-    """The state of the latest checkpoint, else a new one, else a new one with another run's parameters.
+def first_state(
+    run: _Run, checkpoints: Checkpoints, init_from: Path | None, initial: Initial | None = None
+) -> tuple[TrainState, tuple[str, ...]]:
+    """The state of the latest checkpoint, else a new one, else a new one with another run's parameters or imported ones.
+
+    Returns:
+      The state, and what must be said beside the run's numbers because of where it started.
 
     Raises:
+      UserError: the configuration names weights and nothing reads them.
       CheckpointError: see `pretrain`.
     """
     like = abstract_state(run.model, run.optimizer, run.mesh)
@@ -252,13 +263,18 @@ def first_state(run: _Run, checkpoints: Checkpoints, init_from: Path | None) -> 
     if restored := checkpoints.restore(like):
         state, meta = restored
         refuse_other_data(meta, run.meta, ("tokenizer_hash", "data", "batch_size", "seed"), run.workdir)
-        return state
+        return state, ()
+    if run.config.init_from and (initial is None or init_from is not None):
+        raise UserError(
+            "config: 'init_from' names weights; expected `msfl pretrain` without --init-from, which reads them"
+        )
+    imported, caveats = initial(like.params) if initial and run.config.init_from else ({}, ())
     state = create_state(run.model, run.optimizer, run.config.seed, run.mesh)
     if init_from is None:
-        return state
+        return dataclasses.replace(state, params=place_imported(state.params, imported)), caveats
     params, meta = restore_parameters(init_from, like.params)
     refuse_other_data(meta, run.meta, ("tokenizer_hash",), init_from)
-    return dataclasses.replace(state, params=params)
+    return dataclasses.replace(state, params=params), read_caveats(init_from)
 
 
 def describe(config: Config, tokenizer: ReportTokenizer) -> dict[str, Any]:
@@ -297,7 +313,7 @@ def refuse_other_data(
 def refuse_other_config(config: Any, workdir: Path, *, may_change: Sequence[str] = MAY_CHANGE) -> None:
     """Raises a CheckpointError that names the keys in which the run's config.json and `config` differ, those of `may_change` aside."""
     try:
-        found = _flat(json.loads((workdir / CONFIG_FILE).read_text()))
+        found = _flat(with_defaults(type(config), json.loads((workdir / CONFIG_FILE).read_text())))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{workdir / CONFIG_FILE}: cannot be read ({type(error).__name__}), but there are checkpoints"
@@ -319,12 +335,11 @@ def refuse_divergence(values: Mapping[str, float], limit: int, step: int) -> Non
         )
 
 
-def prepare_workdir(config: Config, workdir: Path, init_from: Path | None) -> None:
+def prepare_workdir(config: Config, workdir: Path, inherited: Sequence[str]) -> None:
     """Writes config.json, data.json and a copy of the tokenizer, so that the run directory can be evaluated on its own."""
     if distributed.is_lead():
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        inherited = read_caveats(init_from) if init_from else ()
         write_provenance(read_manifest(config.data.directory), config.data.split, workdir, inherited=inherited)
         source, target = Path(config.data.tokenizer).resolve(), (workdir / TOKENIZER_DIRECTORY).resolve()
         if source != target:

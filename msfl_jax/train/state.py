@@ -1,9 +1,11 @@
 """What a training step turns into what comes after it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
@@ -54,6 +56,26 @@ def abstract_state(
     shapes = jax.eval_shape(_initializer(model, optimizer, seed=0))
     placed = shardings(shapes, mesh, threshold=threshold)
     return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed)
+
+
+def place_imported(params: Any, found: Mapping[str, Any]) -> Any:
+    """Parameters with arrays of the host in the place of some of them; every process has the same arrays, each device gets only its shards.
+
+    Args:
+      params: on the mesh.
+      found: a nested dictionary with some of their names; an array with fewer rows replaces the first ones.
+    """
+    result = dict(params)
+    for name, value in found.items():
+        place = place_imported if isinstance(value, Mapping) else _placed
+        result[name] = place(params[name], value)
+    return result
+
+
+def _placed(own: jax.Array, rows: np.ndarray) -> jax.Array:
+    if rows.shape == own.shape:
+        return jax.make_array_from_callback(own.shape, own.sharding, lambda index: rows[index])
+    return jax.jit(lambda own, rows: own.at[: len(rows)].set(rows), out_shardings=own.sharding)(own, rows)
 
 
 def _initializer(model: Model, optimizer: optax.GradientTransformation, seed: int):

@@ -13,9 +13,9 @@ from msfl_jax.config import to_dict
 from msfl_jax.config_files import load_config
 from msfl_jax.metrics import Interval
 from msfl_jax.parallel import distributed
-from msfl_jax.tasks.classification import _init, variant
+from msfl_jax.tasks.classification import variant
 from msfl_jax.tasks.outcome import Outcome, load_outcome, save_outcome
-from msfl_jax.tasks.run import CONFIG_FILE, Run
+from msfl_jax.tasks.run import CONFIG_FILE, Run, describe_start
 from msfl_jax.train.checkpoint import Checkpoints
 from msfl_jax.train.state import TrainState
 
@@ -44,7 +44,7 @@ def calls(monkeypatch):
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config)))
         with Checkpoints(workdir, keep=1) as checkpoints:
             state = TrainState(jnp.int32(1), {"w": jnp.ones(1)}, {"m": jnp.ones(1)}, jnp.int32(0))
-            checkpoints.save(state, 1, {"init": _init(config, run)})
+            checkpoints.save(state, 1, {"init": describe_start(run, config.encoder.init)})
         return outcome
 
     monkeypatch.setattr(finetune, "finetune_classification", train)

@@ -1,0 +1,268 @@
+"""Files of weights opened without running anything that they hold: safetensors, folders of Hugging Face models, and PyTorch's own files.
+
+A file that is damaged, claims more than it has, or asks for code is refused in one line.
+"""
+
+import hashlib
+import importlib
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from input_pipeline.errors import CheckpointError, UserError
+
+INDEX = "model.safetensors.index.json"
+WEIGHT_FILES = (
+    "model.safetensors",
+    INDEX,
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+INNER = ("model", "state_dict", "model_state_dict", "module")  # where checkpoints of training keep the weights
+MAX_HEADER = 100 * 2**20  # safetensors' own limit
+MAX_JSON = 64 * 2**20
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """Named tensors and what lies beside them.
+
+    Attributes:
+      path: the file or folder as given.
+      kind: "safetensors", "sharded safetensors" or "PyTorch".
+      tensors: by name; floats as float64, float32 or float16, bfloat16 as float32.
+      sha256: of the weights' bytes, file by file.
+      config: of the model, empty where there is none.
+      processor: how images are prepared for it, likewise.
+    """
+
+    path: Path
+    kind: str
+    tensors: Mapping[str, np.ndarray]
+    sha256: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    processor: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_weights(path: Path) -> WeightFile:
+    """Reads a file of weights, or a folder with one.
+
+    Raises:
+      UserError: there is nothing of the kind, or a PyTorch file and no PyTorch.
+      CheckpointError: it is damaged, holds numbers that are not finite, or asks for code to be run.
+    """
+    config, processor = {}, {}
+    file = path
+    if path.is_dir():
+        config, processor = _read_json(path / "config.json"), _read_json(path / "preprocessor_config.json")
+        _refuse_code(path / "config.json", config)
+        file = _weights_in(path)
+    if not file.is_file():
+        raise UserError(f"{path}: no such file; expected weights as .safetensors or .pth, or a folder with config.json")
+    files, tensors = [file], {}
+    if file.name == INDEX:
+        kind, files = "sharded safetensors", _shards(file)
+        for shard in files:
+            tensors |= read_safetensors(shard)
+        _refuse_other_names(file, tensors)
+    elif file.suffix == ".safetensors":
+        kind, tensors = "safetensors", read_safetensors(file)
+    elif file.suffix in TORCH_SUFFIXES:
+        kind, tensors = "PyTorch", read_torch(file)
+    else:
+        raise UserError(f"{file}: unknown suffix '{file.suffix}'; expected .safetensors, or .pth, .pt, .bin of PyTorch")
+    _refuse_not_finite(file, tensors)
+    return WeightFile(path, kind, tensors, _digest(files), config, processor)
+
+
+def read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of one file, after its header was checked against its size.
+
+    Raises:
+      CheckpointError: the file is cut short, its header claims what is not there, or tensors overlap.
+    """
+    header, start = _read_header(file)
+    with _opened(file) as tensors:
+        return {
+            name: _bfloat16(file, start, entry) if entry["dtype"] == "BF16" else tensors.get_tensor(name)
+            for name, entry in header.items()
+        }
+
+
+def read_torch(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a PyTorch file, read by `torch.load(weights_only=True)`, which builds tensors and plain containers and calls nothing else.
+
+    Raises:
+      UserError: PyTorch is not installed.
+      CheckpointError: the file is damaged or asks for anything but tensors.
+    """
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise UserError(f"{file}: PyTorch's own format; install it with `pip install 'msfl_jax[torch]'`") from error
+    namespace = importlib.import_module(
+        "argparse"
+    ).Namespace  # options that training scripts save beside the weights: a record of fields
+    try:
+        with torch.serialization.safe_globals([namespace]):
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, by what is wrong with the file
+        code = "weights only" in str(error).lower() or "unsupported" in str(error).lower()
+        what = "asks for code or objects beside tensors" if code else f"cannot be read ({type(error).__name__})"
+        raise CheckpointError(f"{file}: {what}; nothing was run: expected a state_dict, or use safetensors") from error
+    return {name: tensor.detach().float().numpy() for name, tensor in _state(file, found, torch).items()}
+
+
+def _state(file: Path, found: Any, torch: Any) -> dict[str, Any]:
+    """The named tensors within a checkpoint of training."""
+    for name in INNER:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    tensors = (
+        {name: value for name, value in found.items() if torch.is_tensor(value)} if isinstance(found, Mapping) else {}
+    )
+    if not tensors:
+        raise CheckpointError(f"{file}: no named tensors in it; expected a state_dict")
+    return {str(name): tensor for name, tensor in tensors.items()}
+
+
+def _read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """Names, dtypes, shapes and places of the tensors, checked; and where the first byte of data lies."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        first = stream.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else -1
+        if not 0 < length <= min(MAX_HEADER, size - 8):
+            raise _damaged(file, f"its header claims {max(length, 0):,} bytes, the file has {size:,}")
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_unique)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        places = sorted((*map(int, entry["data_offsets"]), _length(entry), name) for name, entry in entries.items())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(file, "its header is no list of tensors") from error
+    end = 0
+    for begin, stop, expected, name in places:
+        if begin != end or stop - begin != expected:
+            raise _damaged(file, f"tensor {name!r:.80} lies at {begin} to {stop}, expected {end} to {end + expected}")
+        end = stop
+    if end != size - 8 - length:
+        raise _damaged(file, f"its tensors claim {end:,} bytes, it has {size - 8 - length:,}")
+    return entries, 8 + length
+
+
+def _length(entry: Mapping[str, Any]) -> int:
+    shape = entry["shape"]
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError("shape")
+    return math.prod(shape) * BYTES[entry["dtype"]]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ; two of one name would be read differently by different readers."""
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("a name appears twice")
+    return dict(pairs)
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file, f"safetensors refuses it ({type(error).__name__})") from error
+
+
+def _bfloat16(file: Path, start: int, entry: Mapping[str, Any]) -> np.ndarray:
+    """NumPy has no bfloat16; its 16 bits are the upper half of a float32."""
+    begin, stop = entry["data_offsets"]
+    half = np.fromfile(file, "<u2", (stop - begin) // 2, offset=start + begin)
+    return (half.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
+
+
+def _weights_in(folder: Path) -> Path:
+    found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"{folder}: no weights in it; expected one of {', '.join(WEIGHT_FILES)}")
+    return found[0]
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names; all of them in its own folder."""
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise _damaged(index, f"it names {name!r:.80}, which is no safetensors file in its folder")
+        if not (index.parent / name).is_file():
+            raise _damaged(index, f"it names {name}, which is not there")
+    return [index.parent / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
+    found = _read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise _damaged(index, "it has no weight_map")
+    return found
+
+
+def _refuse_other_names(index: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    differing = sorted(_weight_map(index).keys() ^ tensors.keys())
+    if differing:
+        raise _damaged(index, f"it and its files disagree about {len(differing)} tensors, first {differing[0]!r:.80}")
+
+
+def _refuse_code(file: Path, config: Mapping[str, Any]) -> None:
+    """Models that need code of their own are no architecture that we know; that code is never looked at."""
+    asked = [key for key in CODE_KEYS if config.get(key)]
+    if asked:
+        advice = "give the file of weights itself to read no more than its tensors"
+        raise CheckpointError(f"{file}: asks for code of its own ('{asked[0]}'); nothing was run: {advice}")
+
+
+def _refuse_not_finite(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise _damaged(file, f"tensor {name!r:.80} holds numbers that are not finite")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        if file.stat().st_size > MAX_JSON:
+            raise ValueError("too large")
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(file, f"no JSON ({type(error).__name__})") from error
+    if not isinstance(found, dict):
+        raise _damaged(file, "no JSON object")
+    return found
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        for block in _blocks(file):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            yield block
+
+
+def _damaged(file: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{file}: damaged or not what it says: {why}; get the file again")

@@ -1,0 +1,113 @@
+"""timm's names: against its published list of parameters, and, where timm is installed, against its model in both directions."""
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from msfl_jax.export.mapping import from_format, to_format
+from msfl_jax.export.names import rows
+
+from .models import PATCH, SIDE, colour_images, make, patches, random_params, see, shapes
+
+# Of timm's vit_base_patch16_224 without a classifier; the blocks are alike.
+OUTSIDE = {
+    "cls_token": (1, 1, 768),
+    "pos_embed": (1, 197, 768),
+    "patch_embed.proj.weight": (768, 3, 16, 16),
+    "patch_embed.proj.bias": (768,),
+    "norm.weight": (768,),
+    "norm.bias": (768,),
+}
+BLOCK = {
+    "norm1.weight": (768,),
+    "norm1.bias": (768,),
+    "attn.qkv.weight": (2304, 768),
+    "attn.qkv.bias": (2304,),
+    "attn.proj.weight": (768, 768),
+    "attn.proj.bias": (768,),
+    "norm2.weight": (768,),
+    "norm2.bias": (768,),
+    "mlp.fc1.weight": (3072, 768),
+    "mlp.fc1.bias": (3072,),
+    "mlp.fc2.weight": (768, 3072),
+    "mlp.fc2.bias": (768,),
+}
+
+
+class EmptyTorchvision:
+    """Serves empty `torchvision` modules: timm imports it at start, its transformers never use it, and it has no build for every PyTorch."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torchvision":
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        module = types.ModuleType(spec.name)
+        module.__getattr__ = lambda name: type(name, (), {}) if not name.startswith("__") else None
+        return module
+
+    def exec_module(self, module):
+        pass
+
+
+@pytest.fixture
+def timm(monkeypatch):
+    pytest.importorskip("torch")
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed: pip install --no-deps timm")
+    if importlib.util.find_spec("torchvision") is None:
+        monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EmptyTorchvision()])
+    found = importlib.import_module("timm")
+    yield found
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+def test_the_names_and_shapes_are_those_of_vit_base_patch16_224():
+    model = make(model__vision__image_size=224, model__vision__depth=12)
+    params = {"vision": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes(model)["vision"])}
+    tensors = to_format(params, "timm", model.config)
+    expected = OUTSIDE | {f"blocks.{i}.{name}": shape for i in range(12) for name, shape in BLOCK.items()}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == expected
+    assert len(expected) == 150
+
+
+def test_query_key_and_value_are_fused_in_this_order():
+    model = make()
+    params = random_params(model)
+    fused = to_format(params, "timm", model.config)["blocks.1.attn.qkv.weight"]
+    for i, name in enumerate(("query", "key", "value")):
+        own = params["vision"]["blocks"]["attn"][name]["kernel"][1]
+        np.testing.assert_array_equal(fused[768 * i : 768 * (i + 1)], own.T)
+    parts = [row.part for row in rows("timm", ["vision/blocks_0/attn/key/kernel", "vision/blocks_0/attn/out/kernel"])]
+    assert parts == [1, 0]
+
+
+def test_timms_model_and_ours_are_one(timm):
+    import torch
+
+    model = make(model__vision__positions="learned")
+    torch.manual_seed(0)
+    sizes = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 768, "depth": 2, "num_heads": 12, "num_classes": 0}
+    theirs = timm.models.vision_transformer.VisionTransformer(**sizes).eval()
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    found, diff = from_format(tensors, "timm", model.config, shapes(model))
+    assert not diff
+    grey = patches()
+    with torch.no_grad():
+        expected = theirs.forward_features(torch.tensor(colour_images(grey))).numpy()
+    assert_allclose(see(model, found, grey), expected, rtol=0, atol=1e-5)
+
+    params = random_params(model)
+    exported = {name: torch.tensor(tensor) for name, tensor in to_format(params, "timm", model.config).items()}
+    theirs.load_state_dict(exported, strict=True)
+    with torch.no_grad():
+        expected = theirs.forward_features(torch.tensor(colour_images(grey))).numpy()
+    assert_allclose(see(model, params, grey), expected, rtol=0, atol=1e-5)

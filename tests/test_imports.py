@@ -39,7 +39,8 @@ ALLOWED = {
     },
     "cli_data": set(),
     "cli": {"cli_data", "commands", "config", "config_files", "finetune_config"},
-    "__init__": set(),
+    "library": {"parallel", "tasks", "train"},
+    "__init__": {"library"},
 }
 LIBRARIES_OF_ARRAYS = {"vectors", "encoders", "losses", "metrics"}
 

@@ -57,6 +57,15 @@ def without_paths(config: Config) -> dict[str, Any]:
     return values
 
 
+def is_export(folder: Path) -> bool:
+    """Whether a folder says that it is an export; run directories have a `config.json` too."""
+    try:
+        values = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """`config.json` of an export.
 
@@ -64,13 +73,9 @@ def read_description(folder: Path) -> dict[str, Any]:
       UserError: the folder is no export.
       CheckpointError: it is one of a later release.
     """
-    try:
-        values = json.loads((folder / CONFIG).read_text())
-        kind = values.get("model_type")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    if kind != MODEL_TYPE:
+    if not is_export(folder):
         raise UserError(f"{folder}: no {CONFIG} of model type '{MODEL_TYPE}'; expected a folder of `msfl export`")
+    values = json.loads((folder / CONFIG).read_text())
     if values.get("format") != FORMAT:
         raise CheckpointError(f"{folder}: format {values.get('format')}; expected {FORMAT}; export the run again")
     return values

@@ -302,7 +302,8 @@ class Msfl(nn.Module):
     def tokenize(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
         """Token ids [N, T] and the sentence of each token [N, T]."""
         if self.words is None:
-            self.words = Words(self.folder / "text" / "tokenizer.json", self.config.model.text.max_tokens)
+            limits = self.config.model.text.max_tokens, self.config.text.max_sentences
+            self.words = Words(self.folder / "text" / "tokenizer.json", *limits)
         token_ids, sentence_ids = self.words(texts)
         return token_ids.to(self._device), sentence_ids.to(self._device)
 

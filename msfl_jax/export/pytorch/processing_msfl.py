@@ -17,10 +17,10 @@ Text = str | Sequence[str]
 class Words:
     """Texts as token ids, by the `tokenizer.json` of an export."""
 
-    def __init__(self, file: Path, max_tokens: int):
+    def __init__(self, file: Path, max_tokens: int, max_sentences: int):
         from tokenizers import Tokenizer
 
-        self.backend, self.length = Tokenizer.from_file(str(file)), max_tokens
+        self.backend, self.length, self.most = Tokenizer.from_file(str(file)), max_tokens, max_sentences
         self.backend.no_padding()
         self.backend.no_truncation()
 
@@ -38,7 +38,7 @@ class Words:
             encoded = [encoded[0][: self.length - 2]]
         tokens, owners, kept = [self.backend.token_to_id("[CLS]")], [0], 0
         for words in encoded:
-            if len(tokens) + len(words) < self.length:
+            if kept < self.most and len(tokens) + len(words) < self.length:
                 kept += 1
                 tokens, owners = tokens + words, owners + [kept] * len(words)
         padding = self.length - len(tokens) - 1

@@ -23,15 +23,19 @@ def params(wide):
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """By the name of a configuration of `runs`: the run, its export, and what `export_run` said. All that can leave leaves."""
+def runs_by_name(tmp_path_factory):
+    """Runs of the configurations of `runs`, which were never trained."""
     tokenizer = tokenizer_in(tmp_path_factory.mktemp("run") / "tokenizer")
+    return functools.cache(lambda name: run_of(name, tokenizer))
+
+
+@pytest.fixture(scope="session")
+def exported(runs_by_name, tmp_path_factory):
+    """By name: the run, its export, and what `export_run` said. All that can leave leaves."""
 
     @functools.cache
     def make(name):
-        run = run_of(name, tokenizer)
         target = tmp_path_factory.mktemp(name) / "export"
-        said = export_run(run, target, decoders=True, mlm_head=True, to_stablehlo=name in ("demo", "global"))
-        return run, target, said
+        return runs_by_name(name), target, export_run(runs_by_name(name), target, decoders=True, mlm_head=True)
 
     return make

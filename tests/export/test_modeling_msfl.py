@@ -1,6 +1,10 @@
 """The PyTorch module of an export against the JAX model, output by output, for every option of the configurations."""
 
 import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,6 +21,7 @@ from .runs import SENTENCES
 
 torch = pytest.importorskip("torch")
 
+ROOT = Path(__file__).parents[2]
 TEXTS = [*SENTENCES[:2], " ".join(SENTENCES)]
 LISTS = [*SENTENCES[:2], list(SENTENCES)]
 PROMPTS = {"Opacity": (SENTENCES[:1], SENTENCES[1:3]), "Edema": (SENTENCES[3:], SENTENCES[2:3])}
@@ -119,3 +124,12 @@ def test_views_are_those_of_the_library_but_for_rounding(fit, shape):
     difference = np.abs(found.astype(int) - evaluation_view(image, 32, fit))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.02
+
+
+def test_three_lines_of_the_readme_and_of_the_card_work_without_jax(exported):
+    folder = exported("demo")[1]
+    lines = re.search(r"```python\n(from modeling_msfl.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    assert lines in re.sub(r"(?<=import Msfl\n)\n", "", (ROOT / "README.md").read_text())
+    before = "import numpy as np, sys; image = np.zeros((64, 96), np.uint8)\n"
+    after = "assert heat.shape == (1, 64, 96); assert 'jax' not in sys.modules and 'msfl_jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", before + lines + after], cwd=folder, check=True)

@@ -43,6 +43,15 @@ def decode_raster(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndar
         raise DataError(
             f"image of {len(data)} bytes cannot be decoded; expected a baseline or progressive JPEG, or a PNG"
         )
+    return gray_levels(image)
+
+
+def gray_levels(image: Shaped[np.ndarray, "H W"] | Shaped[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W"]:
+    """Pixels of 8 or 16 bits as grey levels, by the rules of `decode_raster`.
+
+    Args:
+      image: uint8 or uint16; colours as OpenCV has them: blue, green, red, and perhaps transparency.
+    """
     return _to_uint8(_to_luma(image))
 
 

@@ -79,9 +79,9 @@ class ReportTokenizer:
         return self._assemble(self._encode(sentences), max_tokens, max_sentences)
 
     def encode_phrases(
-        self, phrases: Sequence[str], *, max_tokens: int
+        self, phrases: Sequence[str], *, max_tokens: int, max_sentences: int | None = None
     ) -> tuple[Int32[np.ndarray, "N T"], Int32[np.ndarray, "N T"]]:
-        """Encodes each phrase as a report of its own, split into sentences where it holds several.
+        """Encodes each phrase as a report of its own, split into sentences where it holds several; see `encode_report`.
 
         Unlike a report, a phrase of which no sentence fits is cut to `max_tokens`: a query must not become empty.
         """
@@ -90,7 +90,7 @@ class ReportTokenizer:
             encoded = self._encode([clean_sentence(phrase[start:end]) for start, end in split_sentences(phrase)])
             if encoded and min(map(len, encoded)) > max_tokens - 2:
                 encoded = [encoded[0][: max_tokens - 2]]
-            rows.append(self._assemble(encoded, max_tokens, max_tokens))
+            rows.append(self._assemble(encoded, max_tokens, max_sentences or max_tokens))
         token_ids, sentence_ids = (np.array([row[part] for row in rows], np.int32) for part in (0, 1))
         return token_ids.reshape(len(rows), max_tokens), sentence_ids.reshape(len(rows), max_tokens)
 

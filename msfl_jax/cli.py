@@ -288,6 +288,32 @@ def ground(
 
 
 @app.command()
+def export(
+    run: RunDirectory,
+    to: Annotated[Path, typer.Option("--to", help="New folder for the export.")],
+    step: Annotated[str, typer.Option(help="Step of the checkpoint, or best; default the latest.")] = "",
+    decoders: Annotated[bool, typer.Option("--decoders", help="The decoder of masked patches too, as mae/.")] = False,
+    mlm_head: Annotated[bool, typer.Option("--mlm-head", help="The masked-language head too, in text/.")] = False,
+    to_stablehlo: Annotated[
+        bool, typer.Option("--to-stablehlo", help="Compiled programs too, which need only JAX and NumPy.")
+    ] = False,
+) -> None:
+    """Write a run for PyTorch, transformers and timm, with a model card, hashes and a check of the outputs."""
+    from msfl_jax.commands.export import export_report
+
+    wanted = {"decoders": decoders, "mlm_head": mlm_head, "to_stablehlo": to_stablehlo}
+    print(export_report(run, to, step=step, **wanted))
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="Folder of `msfl export`.")]) -> None:
+    """Check an export: hashes, tensors and, where PyTorch is installed, its outputs; exit code 4 where something is wrong."""
+    from msfl_jax.commands.export import verify_report
+
+    print(verify_report(folder))
+
+
+@app.command()
 def table(
     number: Annotated[int, typer.Argument(min=1, max=5, help="Which of the paper's tables.")],
     runs: Annotated[list[Path] | None, typer.Argument(help="Run directories, or folders that hold some.")] = None,

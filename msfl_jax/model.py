@@ -349,7 +349,7 @@ class Model:
         alone = encoders.separate_sentences(token_ids, sentence_ids, count)
         first = _apply(self.text, params["text"], alone.reshape(-1, alone.shape[-1]))[:, 0]
         present = (sentence_ids[:, None, :] == jnp.arange(1, count + 1)[None, :, None]).any(axis=-1)
-        return first.reshape(len(alone), count, -1).astype(jnp.float32), present
+        return first.reshape(alone.shape[0], count, -1).astype(jnp.float32), present
 
     def _predict(self, params: Params, states: Array, masking: TokenMasking) -> dict[str, Array]:
         """The language head on predicted positions only: on all, it would be a tenth of a step."""

@@ -95,7 +95,7 @@ class VisionTransformer(nn.Module):
             return tokens
         cls = self.param("cls_token", initializers.normal, (1, 1, self.spec.width)) + first
         return jnp.concatenate(
-            [jnp.broadcast_to(cls.astype(tokens.dtype), (len(tokens), 1, self.spec.width)), tokens], axis=1
+            [jnp.broadcast_to(cls.astype(tokens.dtype), (tokens.shape[0], 1, self.spec.width)), tokens], axis=1
         )
 
     def _positions(self) -> tuple[Array, Array]:

@@ -36,6 +36,12 @@ def shardings(tree: Any, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD) -> Any:
     )
 
 
+def sharded_shapes(tree: Any, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD) -> Any:
+    """The shapes and dtypes of a tree with the `shardings` of its leaves: what a checkpoint is restored into."""
+    placed = shardings(tree, mesh, threshold=threshold)
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, placed)
+
+
 def partition(name: str, shape: tuple[int, ...], mesh: Mesh, *, threshold: int = FSDP_THRESHOLD) -> PartitionSpec:
     """Mesh axes of one parameter: `tensor` where a rule matches its name, then `fsdp` on the largest axis that is free and divides evenly."""
     axes: list[str | None] = [None] * len(shape)

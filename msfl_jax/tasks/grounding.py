@@ -25,7 +25,7 @@ from input_pipeline.records import Record, short_key
 from msfl_jax.metrics import THRESHOLDS, contrast_to_noise, iou_at, pointing_game, smoothing
 from msfl_jax.tasks.grounding_protocol import GroundingProtocol, known_protocol, phrase_of
 from msfl_jax.tasks.grounding_result import COLUMNS, OVERLAPS, GroundingResult, PhraseScores, summarise
-from msfl_jax.tasks.run import Run, encode_regions, encode_texts, on_mesh, to_host
+from msfl_jax.tasks.run import Run, encode_regions, encode_texts, fixed_size, on_mesh, pad_rows, to_host
 
 _THREADS = min(4, os.cpu_count() or 1)  # each holds some 200 MB for an image of 3,000 pixels a side
 
@@ -212,7 +212,9 @@ def phrase_maps(
     shown, fit = protocol.view(image, run.config.data.fit)
     view = evaluation_view(shown, run.config.model.vision.image_size, fit)[None, :, :, None]
     regions = encode_regions(run, view, batch_size=1)
-    maps = to_host(similarity_map(regions, *on_mesh(run.params, sentences[None], rows=1), cosine=protocol.cosine))[0]
+    padded = pad_rows(sentences, fixed_size(len(phrases)))[None]
+    maps = to_host(similarity_map(regions, *on_mesh(run.params, padded, rows=1), cosine=protocol.cosine))
+    maps = maps[0, : len(phrases)]
     options = run.config.grounding
     return smoothing(maps, (options.sigma if sigma is None else sigma) * options.shifts)
 

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.resources
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -25,12 +25,24 @@ OWN_SETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Prompts:
     """Sentences that say that a finding is there, and sentences that say that it is not; at least one of each."""
 
     positive: tuple[str, ...]
     negative: tuple[str, ...]
+
+    def __init__(self, positive: str | Iterable[str], negative: str | Iterable[str]) -> None:
+        """Takes a sentence or several for each side.
+
+        Raises:
+          UserError: a side has none.
+        """
+        for name, side in (("positive", positive), ("negative", negative)):
+            sentences = (side,) if isinstance(side, str) else tuple(side)
+            if not sentences:
+                raise UserError(f"prompts: found no {name} sentence; expected at least one")
+            object.__setattr__(self, name, sentences)
 
 
 def shipped_prompts() -> dict[str, Traversable]:

@@ -20,11 +20,13 @@ from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, config_hash, from_config_dict
 from msfl_jax.model import Model, Params, SpecialTokens
 from msfl_jax.parallel.mesh import BATCH_AXES, batch_sharding
+from msfl_jax.parallel.sharding import sharded_shapes
 from msfl_jax.train.checkpoint import restore_parameters
 from msfl_jax.train.provenance import read_caveats
 
 CONFIG_FILE = "config.json"
 TOKENIZER_DIRECTORY = "tokenizer"
+BATCH_SIZES = (1, 4, 16, 64)  # what is encoded on request is padded to one of these, each compiled once
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,13 @@ class Texts(NamedTuple):
     sentence_mask: Bool[np.ndarray, "N S"]
 
 
-def open_run(workdir: Path | str, *, step: int | str | None = None) -> Run:
-    """Opens a run directory of `msfl pretrain` or `msfl demo`.
+def open_run(workdir: Path | str, *, step: int | str | None = None, mesh: Mesh | None = None) -> Run:
+    """Opens a run directory of `msfl pretrain` or `msfl demo`; reads parameters alone, without the optimizer.
 
     Args:
       workdir: holds config.json, tokenizer/ and checkpoints/.
       step: a step with a checkpoint, "best", or None for the latest.
+      mesh: over which the parameters are sharded as they are read, as in training; None puts them on this process's first device.
 
     Raises:
       UserError: not a run directory.
@@ -82,7 +85,8 @@ def open_run(workdir: Path | str, *, step: int | str | None = None) -> Run:
     model = Model.create(
         config, vocab_size=tokenizer.vocab_size, special=SpecialTokens(tokenizer.mask_id, tokenizer.special_ids)
     )
-    params, meta = restore_parameters(workdir, jax.eval_shape(model.init, jax.random.key(0)), step=step)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params, meta = restore_parameters(workdir, sharded_shapes(shapes, mesh) if mesh else shapes, step=step)
     if meta["tokenizer_hash"] != tokenizer.hash:
         raise CheckpointError(
             f"{workdir / TOKENIZER_DIRECTORY}: sha256 {tokenizer.hash[:12]} is not the checkpoint's "
@@ -127,18 +131,21 @@ def batch_spec(run: Run) -> BatchSpec:
     )
 
 
-def encode_texts(run: Run, texts: Sequence[str], *, batch_size: int = 64) -> Texts:
+def encode_texts(run: Run, texts: Sequence[str], *, batch_size: int | None = None) -> Texts:
     """Embeds texts, each as a report of its own.
 
     Args:
       run: whose report encoder is used.
-      texts: prompts or phrases; one that holds several sentences is split.
-      batch_size: texts at a time; the last batch is padded to it, so that the encoder is compiled once.
+      texts: prompts, phrases or reports; one that holds several sentences is split, and cut as the loader cuts reports.
+      batch_size: texts at a time, to which the last batch is padded; None takes `fixed_batches`.
     """
-    ids, sentence_ids = run.tokenizer.encode_phrases(texts, max_tokens=run.config.model.text.max_tokens)
+    ids, sentence_ids = run.tokenizer.encode_phrases(
+        texts, max_tokens=run.config.model.text.max_tokens, max_sentences=run.config.text.max_sentences
+    )
     parts = []
-    for start, end in _slices(len(texts), batch_size):
-        rows = on_mesh(run.params, ids[start:end], sentence_ids[start:end], rows=batch_size)
+    sizes = (batch_size,) if batch_size else BATCH_SIZES
+    for start, end, size in fixed_batches(len(texts), sizes):
+        rows = on_mesh(run.params, ids[start:end], sentence_ids[start:end], rows=size)
         embedded = to_host(_encode_report(run.params, *rows, model=run.model))
         parts.append([array[: end - start] for array in embedded])
     report, sentences, mask = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -173,10 +180,10 @@ def encode_regions(run: Run, image: UInt8[np.ndarray, "b H W 1"], *, batch_size:
     size, shifts = run.config.model.vision, run.config.grounding.shifts
     steps = [size.patch_size * (2 * k + 1 - shifts) // (2 * shifts) for k in range(shifts)]
     looks = [_look(run, shift(image, down, right), batch_size) for down in steps for right in steps]
-    return looks[0] if shifts == 1 else _weave(looks, size.grid, shifts)
+    return looks[0] if shifts == 1 else weave(looks, size.grid, shifts)
 
 
-def shift(image: UInt8[np.ndarray, "b H W 1"], down: int, right: int) -> UInt8[np.ndarray, "b H W 1"]:
+def shift(image: UInt8[Array | np.ndarray, "b H W 1"], down: int, right: int) -> UInt8[Array | np.ndarray, "b H W 1"]:
     """The view `down` and `right` pixels further on in the image (negative: up, left); edges are repeated beyond it."""
     height, width = image.shape[1:3]
     rows, columns = (np.arange(height) + down).clip(0, height - 1), (np.arange(width) + right).clip(0, width - 1)
@@ -190,11 +197,22 @@ def _look(run: Run, image: np.ndarray, batch_size: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "shifts"))
-def _weave(looks: list[Array], grid: int, shifts: int) -> Array:
+def weave(looks: list[Array], grid: int, shifts: int) -> Array:
     """Regions of shifted looks, moved down first, in one fine grid: look (a, b) holds every n-th row from a and column from b."""
     batch, _, width = looks[0].shape
     cells = jnp.stack(looks).reshape(shifts, shifts, batch, grid, grid, width)
     return cells.transpose(2, 3, 0, 4, 1, 5).reshape(batch, (grid * shifts) ** 2, width)
+
+
+def fixed_size(count: int, sizes: Sequence[int] = BATCH_SIZES) -> int:
+    """The number of rows to which `count` of them are padded: the smallest of the sizes that holds them, else a multiple of the last."""
+    return next((size for size in sizes if size >= count), -(-count // sizes[-1]) * sizes[-1])
+
+
+def fixed_batches(count: int, sizes: Sequence[int] = BATCH_SIZES) -> list[tuple[int, int, int]]:
+    """Start, end and padded size of each batch; one empty batch where there is nothing, so that results keep their shapes."""
+    spans = [(start, min(start + sizes[-1], count)) for start in range(0, max(count, 1), sizes[-1])]
+    return [(start, end, fixed_size(end - start, sizes)) for start, end in spans]
 
 
 def on_mesh(params: Params, *arrays: np.ndarray, rows: int) -> tuple[Any, ...]:
@@ -205,8 +223,13 @@ def on_mesh(params: Params, *arrays: np.ndarray, rows: int) -> tuple[Any, ...]:
     mesh = _mesh_of(params)
     parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES])) if mesh else 1
     rows = -(-rows // parts) * parts
-    padded = [np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1)) for array in arrays]
+    padded = [pad_rows(array, rows) for array in arrays]
     return tuple(jax.device_put(array, batch_sharding(mesh)) if mesh else array for array in padded)
+
+
+def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """The array with zeros behind it, `rows` in all."""
+    return np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
 def to_host(tree: Any) -> Any:
@@ -235,11 +258,6 @@ def _fetch(array: Any) -> np.ndarray:
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
-
-
-def _slices(count: int, size: int) -> list[tuple[int, int]]:
-    """Start and end of each batch; one empty batch where there is nothing, so that results keep their shapes."""
-    return [(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
 
 def _mesh_of(params: Params) -> Mesh | None:

@@ -12,7 +12,7 @@ from typing import Literal, cast, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
 from input_pipeline.errors import UserError
 from input_pipeline.loader import evaluation_batches, label_names
@@ -20,7 +20,7 @@ from msfl_jax.config import nearest
 from msfl_jax.tasks.finding_result import Predictions, truth_of_labels
 from msfl_jax.tasks.gather import gather_rows
 from msfl_jax.tasks.prompts import Prompts
-from msfl_jax.tasks.run import Run, Texts, batch_spec, encode_images, encode_texts, to_host
+from msfl_jax.tasks.run import Run, Texts, batch_spec, encode_images, encode_texts, fixed_size, pad_rows, to_host
 from msfl_jax.tasks.zero_shot_result import Finding, ZeroShotResult, summarise
 
 __all__ = [
@@ -28,9 +28,11 @@ __all__ = [
     "Predictions",
     "ZeroShotResult",
     "choose_rule",
+    "encode_prompts",
     "evaluate_zero_shot",
     "local_similarity",
     "score",
+    "score_batch",
     "summarise",
     "truth_of_labels",
 ]
@@ -149,7 +151,7 @@ def evaluate_zero_shot(
     chosen_rule = choose_rule(run, rule)
     names = label_names(Path(directory))
     chosen = _known_findings(prompts, names)
-    predict = functools.partial(_predict, run, _encode_prompts(run, chosen), chosen_rule, batch_size)
+    predict = functools.partial(score_batch, run, encode_prompts(run, chosen), chosen_rule, batch_size)
     scores, labels, patients = gather_rows(
         evaluation_batches(Path(directory), batch_spec(run), batch_size=batch_size, split=split),
         lambda batch: (predict(batch["image"]), batch["labels"], batch["patient_key"]),
@@ -191,19 +193,35 @@ def choose_rule(run: Run, rule: str | None) -> Rule:
     return default if rule is None else _known_rule(rule)
 
 
-def _encode_prompts(run: Run, prompts: Mapping[str, Prompts]) -> dict[str, tuple[Texts, Texts]]:
-    """Positive and negative prompts of each finding, embedded together, so that the encoder is compiled and filled once."""
+def encode_prompts(run: Run, prompts: Mapping[str, Prompts]) -> dict[str, tuple[Texts, Texts]]:
+    """Positive and negative prompts of each finding, embedded together, so that the encoder is compiled and filled once.
+
+    Raises:
+      UserError: a prompt has no word.
+    """
     sides = [side for finding in prompts.values() for side in (finding.positive, finding.negative)]
     texts = encode_texts(run, [text for side in sides for text in side])
+    if not texts.sentence_mask.any(axis=1).all():
+        empty = int(np.argmin(texts.sentence_mask.any(axis=1)))
+        names = [name for name, finding in prompts.items() for _ in (*finding.positive, *finding.negative)]
+        raise UserError(f"prompts: a prompt of '{names[empty]}' has no word; expected sentences such as 'No edema.'")
     ends = np.cumsum([len(side) for side in sides])
     parts = [Texts(*(array[end - len(side) : end] for array in texts)) for side, end in zip(sides, ends, strict=True)]
     return dict(zip(prompts, zip(parts[::2], parts[1::2], strict=True), strict=True))
 
 
-def _predict(
-    run: Run, texts: Mapping[str, tuple[Texts, Texts]], rule: Rule, batch_size: int, image: np.ndarray
+def score_batch(
+    run: Run, texts: Mapping[str, tuple[Texts, Texts]], rule: Rule, batch_size: int, image: UInt8[np.ndarray, "b H W 1"]
 ) -> Float[np.ndarray, "B 2 F"]:
-    """Scores of one batch for every finding, as they are and with both sides exchanged; rows beyond the images are padding."""
+    """Scores of one batch for every finding, as they are and with both sides exchanged; rows beyond the images are padding.
+
+    Args:
+      run: the model.
+      texts: as `encode_prompts` gives them.
+      rule: see `score`.
+      batch_size: to which the images are padded.
+      image: at most `batch_size` of them.
+    """
     embedding, regions = encode_images(run, image, batch_size=batch_size)
     scale = run.config.objective.local_alignment.region_scale
 
@@ -211,15 +229,21 @@ def _predict(
         """Local similarities with the prompts of one side, where the rule asks for them."""
         if rule != "gloria":
             return None
-        return local_similarity(regions, side.sentences, side.sentence_mask, region_scale=scale)
+        rows = fixed_size(len(side.sentences))
+        padded = pad_rows(side.sentences, rows), pad_rows(side.sentence_mask, rows)
+        return local_similarity(regions, *padded, region_scale=scale)
 
     near = {name: (locally(positive), locally(negative)) for name, (positive, negative) in texts.items()}
     embedding, near = to_host((embedding, near))
     columns = []
     for name, (positive, negative) in texts.items():
         present, absent = positive.report_embedding, negative.report_embedding
-        own = score(embedding, present, absent, rule, local_positive=near[name][0])
-        columns.append([own, score(embedding, absent, present, rule, local_positive=near[name][1])])
+        locally_present, locally_absent = (
+            None if found is None else found[:, : len(side)]
+            for found, side in zip(near[name], (present, absent), strict=True)
+        )
+        own = score(embedding, present, absent, rule, local_positive=locally_present)
+        columns.append([own, score(embedding, absent, present, rule, local_positive=locally_absent)])
     return np.asarray(columns).transpose(2, 1, 0)
 
 

@@ -4,11 +4,12 @@ A step is a folder `checkpoints/<step>` with the items `params`, `opt_state` and
 absent. `checkpoints/best.json` names the step with the best score.
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,18 +244,31 @@ def read_meta(workdir: Path, *, step: int | str | None = None) -> dict[str, Any]
 def _open(directory: Path, *, keep: int = 0, pinned: _Pinned | None = None) -> ocp.CheckpointManager:
     """A manager that writes where `pinned` is given, else one that only reads."""
     policies = [checkpoint_managers.LatestN(keep), pinned] if pinned else [checkpoint_managers.LatestN(None)]
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-        create=pinned is not None,
-        cleanup_tmp_directories=pinned is not None,
-        read_only=pinned is None,
-    )
     handlers = {
         "params": ocp.StandardCheckpointHandler(),
         "opt_state": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
     }
-    return ocp.CheckpointManager(directory, options=options, item_names=tuple(handlers), item_handlers=handlers)
+    with _errors_alone() if pinned is None else contextlib.nullcontext():
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            create=pinned is not None,
+            cleanup_tmp_directories=pinned is not None,
+            read_only=pinned is None,
+        )
+        return ocp.CheckpointManager(directory, options=options, item_names=tuple(handlers), item_handlers=handlers)
+
+
+@contextlib.contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Told to read only, Orbax warns that it will; a program that loads a model need not hear it."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _find(workdir: Path, step: int | str | None) -> tuple[Path, int]:

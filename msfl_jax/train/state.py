@@ -11,7 +11,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from msfl_jax.model import Model
-from msfl_jax.parallel.sharding import FSDP_THRESHOLD, shardings
+from msfl_jax.parallel.sharding import FSDP_THRESHOLD, sharded_shapes, shardings
 
 
 @struct.dataclass
@@ -54,8 +54,7 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without computing it: what a checkpoint is restored into."""
     shapes = jax.eval_shape(_initializer(model, optimizer, seed=0))
-    placed = shardings(shapes, mesh, threshold=threshold)
-    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed)
+    return sharded_shapes(shapes, mesh, threshold=threshold)
 
 
 def place_imported(params: Any, found: Mapping[str, Any]) -> Any:

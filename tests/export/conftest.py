@@ -1,8 +1,13 @@
 """What the tests of weights in and out share."""
 
+import functools
+
 import pytest
 
+from msfl_jax.export.writer import export_run
+
 from .models import make, random_params
+from .runs import run_of, tokenizer_in
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +20,22 @@ def wide():
 def params(wide):
     """Its weights; not to be changed."""
     return random_params(wide)
+
+
+@pytest.fixture(scope="session")
+def runs_by_name(tmp_path_factory):
+    """Runs of the configurations of `runs`, which were never trained."""
+    tokenizer = tokenizer_in(tmp_path_factory.mktemp("run") / "tokenizer")
+    return functools.cache(lambda name: run_of(name, tokenizer))
+
+
+@pytest.fixture(scope="session")
+def exported(runs_by_name, tmp_path_factory):
+    """By name: the run, its export, and what `export_run` said. All that can leave leaves."""
+
+    @functools.cache
+    def make(name):
+        target = tmp_path_factory.mktemp(name) / "export"
+        return runs_by_name(name), target, export_run(runs_by_name(name), target, decoders=True, mlm_head=True)
+
+    return make

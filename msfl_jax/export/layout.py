@@ -1,0 +1,135 @@
+"""The folder of an export: its files, its `config.json`, and the run that it can be opened as again."""
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import load, save
+
+from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.tokenizer import ReportTokenizer
+from msfl_jax.config import Config, from_config_dict, to_dict
+from msfl_jax.export.mapping import from_format
+from msfl_jax.export.names import part_of, rows
+from msfl_jax.export.trees import shapes
+from msfl_jax.model import Model, SpecialTokens
+from msfl_jax.tasks.prompts import shipped_prompts
+from msfl_jax.tasks.run import Run
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TEXT, VISION, MAE, TIMM = "text", "vision", "mae", "timm_vit.safetensors"
+MODEL_TYPE, FORMAT = "msfl", 1
+DECODER, LANGUAGE = "pixel_decoder", "language"  # parts that leave on request
+
+
+def describe_model(run: Run, parts: Collection[str]) -> dict[str, Any]:
+    """What `config.json` says: the model, the step and the run's configuration without any path.
+
+    Args:
+      run: the model.
+      parts: those that are exported, by the names of `names.part_of`.
+    """
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["Msfl"],
+        "dtype": "float32",
+        "format": FORMAT,
+        "vocab_size": run.model.vocab_size,
+        "step": run.step,
+        "parts": sorted(parts),
+        "config": without_paths(run.config),
+    }
+
+
+def without_paths(config: Config) -> dict[str, Any]:
+    """A configuration as plain values, in which folders are empty and a file of prompts is its bare name."""
+    values = to_dict(config)
+    for section, key in (("data", "directory"), ("data", "tokenizer"), ("grounding", "directory")):
+        values[section][key] = ""
+    for section in ("retrieval", "probe"):
+        values[section]["directory"] = ""
+    prompts = values["zero_shot"]["prompts"]
+    values["zero_shot"]["prompts"] = prompts if prompts in shipped_prompts() else Path(prompts).name
+    return values
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder says that it is an export; run directories have a `config.json` too."""
+    try:
+        values = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """`config.json` of an export.
+
+    Raises:
+      UserError: the folder is no export.
+      CheckpointError: it is one of a later release.
+    """
+    if not is_export(folder):
+        raise UserError(f"{folder}: no {CONFIG} of model type '{MODEL_TYPE}'; expected a folder of `msfl export`")
+    values = json.loads((folder / CONFIG).read_text())
+    if values.get("format") != FORMAT:
+        raise CheckpointError(f"{folder}: format {values.get('format')}; expected {FORMAT}; export the run again")
+    return values
+
+
+def open_export(folder: Path | str) -> Run:
+    """An export as a run, without what was not exported; its parameters are NumPy arrays in float32.
+
+    Raises:
+      UserError: the folder is no export.
+      CheckpointError: its tensors do not fit its configuration, or it is damaged.
+    """
+    folder = Path(folder)
+    values = read_description(folder)
+    try:
+        config, step, parts = from_config_dict(values["config"]), int(values["step"]), set(values["parts"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: damaged ({type(error).__name__}); export the run again") from None
+    tokenizer = ReportTokenizer.load(folder / TEXT)
+    special = SpecialTokens(tokenizer.mask_id, tokenizer.special_ids)
+    model = Model.create(config, vocab_size=tokenizer.vocab_size, special=special)
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    tensors = read_tensors(folder / WEIGHTS)
+    params, diff = from_format(tensors, "msfl", config, like, parts=parts)
+    missing = sorted({row.name for row in rows("msfl", shapes(like)) if part_of(row.path)[0] in parts} - tensors.keys())
+    if diff or missing:
+        found = diff.summary() or f"{len(missing)} missing: {missing[0]}"
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {found}; export the run again")
+    return Run(folder, config, model, params, tokenizer, step)
+
+
+def in_float32(run: Run) -> Run:
+    """The run computed in float32, as every export is."""
+    model = dataclasses.replace(run.config.model, compute_dtype="float32")
+    config = dataclasses.replace(run.config, model=model)
+    return dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, config=config))
+
+
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file.
+
+    Raises:
+      CheckpointError: there is none that can be read.
+    """
+    try:
+        return load(file.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # safetensors has an exception of its own for each kind of damage
+        raise CheckpointError(f"{file}: no safetensors file ({type(error).__name__})") from None
+
+
+def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file that transformers reads too; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    file.write_bytes(save(whole, {"format": "pt"}))

@@ -1,0 +1,191 @@
+"""What `msfl export` writes: folders that transformers loads, a card, hashes; and what it never leaves behind."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import CheckpointError, UserError
+from msfl_jax.commands.export import export_report, verify_report
+from msfl_jax.export import writer
+from msfl_jax.export.layout import open_export, read_tensors, without_paths
+from msfl_jax.export.model_card import write_card
+from msfl_jax.export.parity import has_torch
+from msfl_jax.export.trees import flatten
+from msfl_jax.metrics import Interval
+from msfl_jax.tasks.outcome import Outcome, save_outcome
+
+from ..tasks.tiny import tiny, write_run
+from .runs import tokenizer_in
+
+ROOT = Path(__file__).parents[2]
+OWN = {"image_embedding", "regions", "report_embedding", "units", "unit_mask", "matching", "scores", "heat"}
+THEIRS = {"vision/cls", "vision/patches", "text/states", "text/logits", "mae/prediction"}
+
+
+@pytest.mark.skipif(not has_torch(), reason="PyTorch is not installed")
+@pytest.mark.parametrize("name", ["demo", "windowed", "global", "b16"])
+def test_every_output_of_pytorch_is_that_of_jax(exported, name):
+    """Also through ViTModel, BertForMaskedLM and ViTMAEForPreTraining with the same masks, where they can hold the model."""
+    _, folder, said = exported(name)
+    assert set(said.compared) == OWN | (THEIRS if name == "b16" else {"text/states", "text/logits"})
+    assert max(one.share for one in said.compared.values()) < 1e-5
+    stored = json.loads((folder / "parity.json").read_text())["outputs"]
+    assert {key: value["difference"] for key, value in stored.items()} == {
+        key: one.difference for key, one in said.compared.items()
+    }
+
+
+def test_an_export_opens_as_the_run_bit_by_bit(exported):
+    run, folder, _ = exported("b16")
+    opened, expected = open_export(folder), writer.without_unwanted(run, True, True)
+    found, wanted = flatten(opened.params), flatten(expected.params)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
+    assert opened.step == run.step
+    assert opened.tokenizer.hash == run.tokenizer.hash
+
+
+def test_what_other_libraries_cannot_hold_is_left_out_and_said(exported):
+    _, folder, said = exported("demo")
+    assert [note.split()[0] for note in said.notes] == ["vision", "timm_vit.safetensors", "mae"]
+    assert all("window" in note and "\n" not in note for note in said.notes)
+    assert not (folder / "vision").exists()
+    assert (folder / "text" / "model.safetensors").is_file()
+
+
+def test_transformers_reads_the_configs_and_the_tokenizer(exported):
+    transformers = pytest.importorskip("transformers")
+    run, folder, _ = exported("b16")
+    vision = transformers.ViTConfig.from_pretrained(folder / "vision")
+    assert (vision.layer_norm_eps, vision.hidden_size, vision.num_hidden_layers) == (1e-6, 768, 2)
+    mae = transformers.ViTMAEConfig.from_pretrained(folder / "mae")
+    assert (mae.mask_ratio, mae.norm_pix_loss) == (run.config.image.mask_ratio, run.config.image.norm_pix)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder / "text")
+    expected = run.tokenizer.encode_phrases(["The heart is normal."], max_tokens=16)[0][0]
+    assert tokenizer("The heart is normal.")["input_ids"] == expected[expected != 0].tolist()
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    assert settings["image_mean"] == [run.config.image.mean] * 3
+
+
+def test_decoders_and_the_language_head_leave_on_request_alone(exported, tmp_path, monkeypatch):
+    run, _, _ = exported("demo")
+    monkeypatch.setattr(writer.parity, "has_torch", lambda: False)
+    monkeypatch.setattr(writer, "make_golden", lambda run: {"inputs.image": np.zeros(1, np.uint8)})
+    said = writer.export_run(run, tmp_path / "bare")
+    names = read_tensors(tmp_path / "bare" / "model.safetensors")
+    assert not any(name.startswith(("pixel_decoder", "heads.language")) for name in names)
+    assert "not checked" in (tmp_path / "bare" / "parity.json").read_text()
+    assert said.compared is None
+    assert json.loads((tmp_path / "bare" / "text" / "config.json").read_text())["architectures"] == ["BertModel"]
+
+
+def test_a_folder_that_is_taken_is_refused(exported, tmp_path):
+    run, folder, _ = exported("demo")
+    with pytest.raises(UserError, match="exists"):
+        writer.export_run(run, folder)
+
+
+def test_no_path_of_this_machine_leaves(exported):
+    run, folder, _ = exported("demo")
+    data = dataclasses.replace(run.config.data, directory="/secret/a", tokenizer="/secret/b")
+    shot = dataclasses.replace(run.config.zero_shot, prompts="/secret/mine.json")
+    values = without_paths(dataclasses.replace(run.config, data=data, zero_shot=shot))
+    assert "secret" not in json.dumps(values)
+    assert values["zero_shot"]["prompts"] == "mine.json"
+    texts = [file.read_text() for file in folder.rglob("*") if file.suffix in (".json", ".md")]
+    assert not any(str(run.directory) in text or str(folder) in text for text in texts)
+
+
+def test_a_killed_export_leaves_no_folder(tmp_path):
+    """A child is killed while it writes the golden outputs: what is there then has another name, and the next export clears it away."""
+    code = (
+        "import sys; from pathlib import Path; from msfl_jax.export import writer\n"
+        "writer._write = lambda run, folder, _: ((folder / 'half').write_text('x'), print('writing', flush=True), __import__('time').sleep(60))\n"
+        "writer.without_unwanted = lambda run, *_: run\n"
+        "writer.export_run(None, Path(sys.argv[1]))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"writing\n"
+        child.send_signal(signal.SIGKILL)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+
+
+def test_a_failed_export_leaves_nothing(exported, tmp_path, monkeypatch):
+    run, _, _ = exported("demo")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(writer, "write_folders", fail)
+    with pytest.raises(OSError, match="full"):
+        writer.export_run(run, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def evaluated(exported, tmp_path):
+    """The demo's run in a folder with data and one result."""
+    run = dataclasses.replace(exported("demo")[0], directory=tmp_path, caveats=("splits overlap (allowed)",))
+    data = {"name": "mimic_cxr", "split": "train", "members": "ab" * 32, "settings": {}, "caveats": list(run.caveats)}
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    metrics = {"mean_auc": Interval(0.875, 0.812, 0.931), "ece": Interval(float("nan"), float("nan"), float("nan"))}
+    common = {
+        "task": "zero_shot",
+        "dataset": "nih_chestxray14",
+        "split": "test",
+        "split_hash": "cd" * 32,
+        "variant": "cosine",
+    }
+    outcome = Outcome(
+        **common, options={}, step=7, records=40, patients=30, metrics=metrics, caveats=("12 patients shared",)
+    )
+    save_outcome(outcome, tmp_path)
+    return run
+
+
+def test_the_card_says_data_terms_leaks_and_numbers_with_their_intervals(evaluated):
+    card = write_card(evaluated, {"tokenizer": "f00d"}, ["vision is left out: a window"], None)
+    for text in (
+        "PhysioNet Credentialed",
+        "data: mimic_cxr",
+        "| mean_auc | 0.875 | 0.812 to 0.931 | 40 | 30 |",
+        "| ece | undefined |",
+        "splits overlap (allowed); 12 patients shared",
+        "vision is left out: a window",
+        "Not checked: PyTorch is not installed",
+        "tokenizer: f00d",
+        "not for clinical use",
+    ):
+        assert text in card
+
+
+def test_the_card_of_a_synthetic_study_is_not_called_by_the_data_set_whose_layout_it_has(evaluated):
+    values = json.loads((evaluated.directory / "data.json").read_text())
+    (evaluated.directory / "data.json").write_text(json.dumps(values | {"settings": {"synthetic": True}}))
+    card = write_card(evaluated, {}, [], None)
+    assert "synthetic study in the layout of mimic_cxr" in card
+    assert "PhysioNet" not in card
+
+
+def test_the_commands_read_a_run_directory_and_its_export(tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    write_run(workdir, tiny(), tokenizer_in(tmp_path / "tokenizer"), step=3)
+    monkeypatch.setattr(writer.parity, "has_torch", lambda: False)
+    said = export_report(workdir, tmp_path / "out")
+    assert "PyTorch is not installed" in said
+    assert said.endswith(f"export   {tmp_path / 'out'}, step 3")
+    assert "agree with the manifest" in verify_report(tmp_path / "out")
+    with pytest.raises(CheckpointError, match="no checkpoint '4'"):
+        export_report(workdir, tmp_path / "other", step="4")
+    assert not (tmp_path / "other").exists()

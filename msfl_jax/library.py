@@ -48,7 +48,7 @@ __all__ = ["LoadedModel", "Prompts", "load"]
 _THREADS = min(4, os.cpu_count() or 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoadedModel:
     """A trained model, made by `load`.
 
@@ -64,6 +64,10 @@ class LoadedModel:
     """
 
     run: Run
+
+    def __repr__(self) -> str:
+        """The run and its step; not its parameters."""
+        return f"LoadedModel({str(self.run.directory)!r}, step {self.run.step})"
 
     def embed_image(self, images: ImageInput | Sequence[ImageInput]) -> Float32[np.ndarray, "N D"]:
         """Image embeddings, of any norm, one row per image; a single image has one row.

@@ -25,6 +25,7 @@ def test_the_wheel_carries_configs_and_prompts_and_installs_only_the_two_package
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"msfl_jax", "input_pipeline"}
     for file in ("configs/demo.py", "configs/mimic_vit_b16.py", "tasks/prompts/synthetic.json"):
         assert f"msfl_jax/{file}" in names
+    assert {"msfl_jax/py.typed", "input_pipeline/py.typed"} <= set(names)
 
 
 def test_the_wheel_declares_its_extras_and_no_heavy_core(wheel):

@@ -30,26 +30,25 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 USE = """
 import sys, time
 import numpy as np
-marks = [time.perf_counter()]
-import msfl_jax
-msfl_jax.load
-marks.append(time.perf_counter())
-model = msfl_jax.load(sys.argv[1])
-marks.append(time.perf_counter())
-again = msfl_jax.load(sys.argv[1])
-marks.append(time.perf_counter())
-del again
+
+def timed(work):
+    wall, cpu = time.perf_counter(), time.process_time()
+    kept = work()
+    print(time.perf_counter() - wall, time.process_time() - cpu)
+    return kept
+
+def first_use():
+    import msfl_jax
+    return msfl_jax.load
+
+load = timed(first_use)
+model = timed(lambda: load(sys.argv[1]))
+model = timed(lambda: load(sys.argv[1]))
 image = np.random.default_rng(0).integers(0, 256, (2544, 3056), dtype=np.uint8)
-for _ in range(2):
-    model.embed_image(image)
-    marks.append(time.perf_counter())
-for _ in range(2):
-    model.embed_text("Opacity in the left lower lobe.")
-    marks.append(time.perf_counter())
-for _ in range(2):
-    model.ground(image, "opacity in the left lower lobe")
-    marks.append(time.perf_counter())
-print(*(end - start for start, end in zip(marks, marks[1:])))
+text = "Opacity in the left lower lobe."
+for use in (lambda: model.embed_image(image), lambda: model.embed_text(text), lambda: model.ground(image, text)):
+    timed(use)
+    timed(use)
 """
 ROWS = ("import", "load", "load again", "embed_image, first", "embed_image", "embed_text, first", "embed_text")
 ROWS += ("ground, first", "ground")
@@ -70,7 +69,7 @@ def write_run(workdir: Path) -> None:
 
 
 def main() -> None:
-    """Prints the median of each stage and its extremes."""
+    """Prints the median of each stage and its extremes, and the processor time of all its threads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="folder for the run, kept and used again")
     parser.add_argument("--repeats", type=int, default=5)
@@ -82,10 +81,11 @@ def main() -> None:
     command = [sys.executable, "-c", USE, str(workdir)]
     subprocess.run(command, check=True, capture_output=True)  # warms the page cache
     repeats = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(options.repeats)]
-    columns = zip(*([float(value) for value in repeat.stdout.split()] for repeat in repeats), strict=True)
-    print(f"{'seconds':20}{'median':>8}{'least':>8}{'most':>8}")
-    for name, values in zip(ROWS, columns, strict=True):
-        print(f"{name:20}{statistics.median(values):8.2f}{min(values):8.2f}{max(values):8.2f}")
+    found = [[[float(value) for value in line.split()] for line in repeat.stdout.splitlines()] for repeat in repeats]
+    print(f"{'seconds':20}{'median':>8}{'least':>8}{'most':>8}{'CPU, median':>14}")
+    for name, *stages in zip(ROWS, *found, strict=True):
+        wall, cpu = zip(*stages, strict=True)
+        print(f"{name:20}{statistics.median(wall):8.2f}{min(wall):8.2f}{max(wall):8.2f}{statistics.median(cpu):14.2f}")
     if options.keep is None:
         shutil.rmtree(workdir)
 

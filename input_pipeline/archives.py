@@ -3,7 +3,6 @@
 The directory says how large a member is and may lie; what limits memory and time is counted while reading.
 """
 
-import itertools
 import re
 import stat
 import struct
@@ -11,13 +10,15 @@ import zipfile
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline.compact import Names
 from input_pipeline.errors import DataError
+from input_pipeline.scratch import Rows
 from input_pipeline.sources import is_relative
 from input_pipeline.zip_directory import BadDirectory, Entry, read_entries
 
@@ -27,7 +28,6 @@ MAX_RATIO = 100  # of a member's size to its size in the archive; prose is near 
 _LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")  # signature, flags, method, length of the name and of the extra field
 _ENCRYPTED = 1
 _LARGEST = 2**32 - 1  # bytes of a member
-_MEMBER = np.dtype([("offset", "Q"), ("packed", "I"), ("size", "I"), ("crc", "I"), ("method", "H")])
 
 
 class BadMember(Exception):
@@ -51,19 +51,19 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Archive:
-    """A checked zip file; the directory is kept as two arrays, some 60 bytes a member.
+    """A checked zip file; what its directory says of the members lies on disk.
 
     Attributes:
       path: of the zip file.
-      names: of the members that were asked for, sorted, without the prefix.
-      members: one row per name, the fields of `Member`.
       prefix: what stands before every name.
+      names: of the members that were asked for, without the prefix.
+      members: the fields of `Member` by the number of the name.
     """
 
     path: Path
-    names: np.ndarray
-    members: np.ndarray
     prefix: str
+    names: Names = field(default_factory=Names)
+    members: Rows = field(default_factory=lambda: Rows("QIIIH"))
 
     def read(self, name: str, limit: int) -> bytes:
         """The first `limit` bytes of a member.
@@ -72,17 +72,15 @@ class Archive:
           KeyError: there is no such member.
           BadMember: its data are damaged or not those that the directory describes, or their ratio is beyond `MAX_RATIO`.
         """
-        key = name.encode()
-        place = int(np.searchsorted(self.names, key))
-        if place == len(self.names) or self.names[place] != key:
+        if (number := self.names.find(name)) < 0:
             raise KeyError(name)
-        member = Member(*(int(value) for value in self.members[place]))
+        member = Member(*self.members[number])
         with self.path.open("rb") as file:
             file.seek(member.offset)
             signature, flags, method, name_length, extra_length = _LOCAL_HEADER.unpack(
                 file.read(_LOCAL_HEADER.size).ljust(_LOCAL_HEADER.size, b"\0")
             )
-            same_name = file.read(name_length) == self.prefix.encode() + key
+            same_name = file.read(name_length) == (self.prefix + name).encode()
             if signature != b"PK\3\4" or flags & _ENCRYPTED or method != member.method or not same_name:
                 raise BadMember
             file.seek(extra_length, 1)
@@ -105,41 +103,15 @@ def open_archive(path: Path, pattern: re.Pattern[str], prefixes: Sequence[str]) 
       DataError: the file is no zip file, or a member is encrypted, a link, listed twice, compressed in an unusual way or too much,
         or leads out of the archive, or there are too many, or together they are too large.
     """
-    directory = {prefix: _Directory() for prefix in prefixes}
+    archives = [Archive(path, prefix) for prefix in prefixes]
     try:
         for entry in _checked(path):
-            for prefix, found in directory.items():
-                if entry.name.startswith(prefix) and pattern.fullmatch(entry.name, len(prefix)):
-                    found.add(entry, entry.name[len(prefix) :])
+            for archive in archives:
+                if entry.name.startswith(archive.prefix) and pattern.fullmatch(entry.name, len(archive.prefix)):
+                    archive.members[archive.names.add(entry.name[len(archive.prefix) :])] = Member.of(entry)
     except (BadDirectory, OSError):
         raise DataError(f"{path.name}: not a readable zip file; fetch it again") from None
-    return next((found.archive(path, prefix) for prefix, found in directory.items() if found), None)
-
-
-class _Directory:
-    """Members as they are read; arrays that grow in place leave no holes in memory."""
-
-    def __init__(self) -> None:
-        self._text, self._ends = bytearray(), array("I", [0])
-        self._fields = [array(_MEMBER[field].char) for field in Member._fields]
-
-    def __bool__(self) -> bool:
-        return len(self._ends) > 1
-
-    def add(self, entry: Entry, name: str) -> None:
-        self._text += name.encode()
-        self._ends.append(len(self._text))
-        for field, value in zip(self._fields, Member.of(entry), strict=True):
-            field.append(value)
-
-    def archive(self, path: Path, prefix: str) -> Archive:
-        count, width = len(self._ends) - 1, int(np.diff(np.frombuffer(self._ends, np.uint32)).max())
-        names = np.fromiter((bytes(self._text[s:e]) for s, e in itertools.pairwise(self._ends)), f"S{width}", count)
-        order = np.argsort(names)
-        members = np.empty(count, _MEMBER)
-        for field, values in zip(Member._fields, self._fields, strict=True):
-            members[field] = np.frombuffer(values, _MEMBER[field])[order]
-        return Archive(path, names[order], members, prefix)
+    return next((archive for archive in archives if len(archive.names)), None)
 
 
 def _checked(path: Path) -> Iterator[Entry]:

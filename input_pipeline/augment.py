@@ -56,9 +56,13 @@ def draw(
       rotation: largest angle in degrees, in both directions; uniform.
       flip: whether half of the views are mirrored.
     """
-    later = np.random.Generator(rng.bit_generator.jumped())  # pyright: ignore[reportAttributeAccessIssue]
+    moved = (aspect, zoom, rotation, placement, flip) != ((1.0, 1.0), (1.0, 1.0), 0.0, "centre", False)
+    # Begun only where it is needed: it takes as long as all else here.
+    later = np.random.Generator(rng.bit_generator.jumped()) if moved else None  # pyright: ignore[reportAttributeAccessIssue]
     side = np.sqrt(rng.uniform(*scale))
     down, right = rng.uniform(-shift, shift, size=2)
+    if later is None:
+        return Motion(float(side), float(side), float(down), float(right), degrees=0.0, mirrored=False)
     stretch = np.sqrt(np.exp(later.uniform(*np.log(aspect))))
     height, width = (min(length, max(1.0, side)) for length in (side / stretch, side * stretch))
     magnification = later.uniform(*zoom)

@@ -1,26 +1,31 @@
-"""Tables of hundreds of thousands of rows in tens of bytes each: a Python string, a tuple and their places in a dictionary take ten times that."""
+"""Tables of hundreds of thousands of rows in a byte or two of memory each: strings and hashes lie in temporary files."""
 
 import re
+import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
+from input_pipeline.scratch import Rows, Scratch
+
 Item = TypeVar("Item")
-_FIRST_SLOTS = 1024  # a power of two, as every later number of slots
+_FIRST_SLOTS = 2**20  # a power of two, as every later number of slots; on disk only those in use take room
+_SLOT = struct.Struct("<II")
 _HEX = re.compile("(?:[0-9a-f]{8}-){4}[0-9a-f]{8}")  # as MIMIC-CXR names its images
 _PACKED = 0xFF  # begins no text in UTF-8
 
 
 class Names(Sequence[str]):
-    """Distinct strings, numbered from 0 in the order in which they came; their bytes and 12 to 20 more for each, up to 4 GB in all.
+    """Distinct strings, numbered from 0 in the order in which they came, up to 4 GB in all; they lie on disk.
 
     The strings themselves are compared, not their hashes: two never get one number.
     """
 
     def __init__(self) -> None:
-        self._text = bytearray()
-        self._ends = array("I", [0])  # name i lies from end i to end i + 1
-        self._slots = array("I", bytes(4 * _FIRST_SLOTS))  # a hash table with open addressing: number + 1, 0 is free
+        self._text, self._ends = Scratch(), Rows("I")  # name i lies from end i to end i + 1
+        self._ends.append(0)
+        # A hash table with open addressing: more of the hash, and number + 1, which is 0 where the slot is free.
+        self._slots, self._last = Scratch(_SLOT.size * _FIRST_SLOTS), _FIRST_SLOTS - 1
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -36,36 +41,41 @@ class Names(Sequence[str]):
 
     def find(self, name: str) -> int:
         """The number of a name, or -1 where it never came."""
-        return self._slots[self._place(_pack(name))] - 1
+        return self._look(_pack(name))[1] - 1
 
     def add(self, name: str) -> int:
         """The number of a name, a new one where it comes for the first time."""
         data = _pack(name)
-        place = self._place(data)
-        if not self._slots[place]:
-            self._text += data
-            self._ends.append(len(self._text))
-            self._slots[place] = len(self)
-            if 2 * len(self) > len(self._slots):
-                self._grow()
-            return len(self) - 1
-        return self._slots[place] - 1
+        place, found, rest = self._look(data)
+        if found:
+            return found - 1
+        self._text.append(data)
+        self._ends.append(len(self._text))
+        self._slots.write(_SLOT.size * place, _SLOT.pack(rest, len(self)))
+        if 2 * len(self) > self._last:
+            self._grow()
+        return len(self) - 1
 
     def _bytes(self, number: int) -> bytes:
-        return bytes(self._text[self._ends[number] : self._ends[number + 1]])
+        (start,), (end,) = self._ends[number], self._ends[number + 1]
+        return self._text.read(start, end - start)
 
-    def _place(self, data: bytes) -> int:
-        """Where the slots have a name, or the free one where they would."""
-        slots, last = self._slots, len(self._slots) - 1
-        place = hash(data) & last
-        while slots[place] and self._bytes(slots[place] - 1) != data:
-            place = (place + 1) & last
-        return place
+    def _look(self, data: bytes) -> tuple[int, int, int]:
+        """Which slot has a name, or the free one that would; its number + 1, or 0; and what else of its hash a slot keeps."""
+        digest = hash(data)
+        place, rest = digest & self._last, digest >> 32 & 0xFFFFFFFF
+        while True:
+            other, found = _SLOT.unpack(self._slots.read(_SLOT.size * place, _SLOT.size))
+            if not found or (other == rest and self._bytes(found - 1) == data):
+                return place, found, rest
+            place = (place + 1) & self._last
 
     def _grow(self) -> None:
-        self._slots = array("I", bytes(8 * len(self._slots)))
+        self._last = 2 * self._last + 1
+        self._slots = Scratch(_SLOT.size * (self._last + 1))
         for number in range(len(self)):
-            self._slots[self._place(self._bytes(number))] = number + 1
+            place, _, rest = self._look(self._bytes(number))
+            self._slots.write(_SLOT.size * place, _SLOT.pack(rest, number + 1))
 
 
 def _pack(name: str) -> bytes:
@@ -83,7 +93,7 @@ def _unpack(data: bytes) -> str:
 
 
 class Column:
-    """Whole numbers by the numbers of `Names`; 0 where none was set. Its length is the number of those that are not 0."""
+    """Small whole numbers by the numbers of `Names`, in memory; 0 where none was set. Its length is the number of those that are not 0."""
 
     def __init__(self, kind: str):
         """Arrays of `kind`, a type code of the module `array`: "B" has one byte each, "I" four."""
@@ -107,24 +117,22 @@ class Column:
 
 
 class Digests(Mapping[str, str]):
-    """SHA-256 in hex by name, 32 bytes each."""
+    """SHA-256 in hex by name."""
 
     def __init__(self, names: Names):
         """Names may be shared with other tables; they are added to as needed."""
-        self._names, self._known, self._bytes = names, Column("B"), bytearray()
+        self._names, self._known, self._bytes = names, Column("B"), Scratch()
 
     def __setitem__(self, name: str, digest: str) -> None:
         number = self._names.add(name)
-        start = 32 * number
-        self._bytes.extend(bytes(max(0, start + 32 - len(self._bytes))))
-        self._bytes[start : start + 32] = bytes.fromhex(digest)
+        self._bytes.write(32 * number, bytes.fromhex(digest))
         self._known[number] = 1
 
     def __getitem__(self, name: str) -> str:
         number = self._names.find(name)
         if not self._known[number]:
             raise KeyError(name)
-        return self._bytes[32 * number : 32 * number + 32].hex()
+        return self._bytes.read(32 * number, 32).hex()
 
     def __iter__(self) -> Iterator[str]:
         return (self._names[number] for number in self._known.numbers())

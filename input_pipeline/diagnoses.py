@@ -85,6 +85,8 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "no_text": _note(
         "findings, impression or a last paragraph of three words", "nothing: a build leaves such studies out"
     ),
+    "no_text_by_rule": _note("text where the rules for single studies say", "nothing: a build leaves such studies out"),
+    "section_rule": _note("nothing", "nothing: the text is where the rule for the study says"),
     "truncated_report": _note("reports of at most 64 KB", "nothing: the rest was cut"),
     "replaced_characters": _note("reports in UTF-8", "nothing: other bytes were replaced"),
     # tables

@@ -3,6 +3,8 @@
 Everything is uint8 [H, W]; normalisation happens on the device. Nothing flips an image unless told to, because reports say left and right.
 """
 
+import math
+
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -11,6 +13,7 @@ from input_pipeline import augment, dicom, rasters
 from input_pipeline.errors import DataError, UserError
 
 MAX_PIXELS = rasters.MAX_PIXELS
+_BLURRED = (1.5, 2.3)  # from which to which ratio of sizes a view is blurred rather than averaged
 
 
 def decode_gray(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W"]:
@@ -160,7 +163,7 @@ def _render(
     """Cuts the rectangle at whole pixels, repeating the image's edge outside it, and resizes it."""
     top, left = int(np.floor(rectangle[0])), int(np.floor(rectangle[1]))
     height, width = max(1, round(rectangle[2])), max(1, round(rectangle[3]))
-    return _resize(_cut(image, top, left, height, width), (size, size))
+    return _resize_view(_cut(image, top, left, height, width), (size, size))
 
 
 def _render_turned(
@@ -169,8 +172,8 @@ def _render_turned(
     """Resizes the rectangle to the view, its content turned counter-clockwise about its centre.
 
     A warp looks at few pixels around each point, so it aliases when it shrinks. Therefore everything that the turned view can see is first
-    shrunk by area averaging to the view's own resolution, as upright views are; what is left is a turn without a change of scale. Axes that
-    are enlarged are not resized first: the warp's cubic interpolation does that.
+    shrunk to the view's own resolution, as upright views are; what is left is a turn without a change of scale. Axes that are enlarged
+    are not resized first: the warp's cubic interpolation does that.
     """
     top, left, height, width = rectangle
     step = np.array([width, height]) / size  # pixels of the image along x and y, per pixel of the view
@@ -182,7 +185,7 @@ def _render_turned(
     cut = last - first
     shrunk = np.maximum(1, np.round(cut / np.maximum(step, 1))).astype(int)
     seen = _cut(image, int(first[1]), int(first[0]), int(cut[1]), int(cut[0]))
-    pixels = _resize(seen, (int(shrunk[0]), int(shrunk[1])))
+    pixels = _resize_view(seen, (int(shrunk[0]), int(shrunk[1])))
     # From a pixel of the view to the point of the image that it shows, and to that point among `pixels`; centres lie at halves.
     turn = step[:, None] * np.array([[cosine, -sine], [sine, cosine]]) * (shrunk / cut)[:, None]
     offset = (centre - first) * shrunk / cut - turn @ np.full(2, size / 2)
@@ -220,3 +223,22 @@ def _resize(image: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> UInt8[np.
         return np.ascontiguousarray(image)
     enlarging = width < size[0] and height < size[1]
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if enlarging else cv2.INTER_AREA))
+
+
+def _resize_view(image: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """`_resize` in less than half the time where a view is shrunk to about half: a blur over three pixels, then cubic interpolation.
+
+    The blur's variance is (2 r^2 + 1) / 18 pixels^2 along an axis that shrinks by r; averaging areas has (r^2 + 1) / 12. With it
+    the view is as near to that of Pillow's Lanczos filter as `_resize` comes, and as free of what is too fine for it to show, up to
+    r = 2.3. It rounds to grey levels once more, which near r = 1 costs more than it gains; and whole numbers OpenCV averages fastest.
+
+    Args:
+      image: at least one pixel.
+      size: (width, height), OpenCV's order.
+    """
+    across, down = (before / after for before, after in zip(image.shape[::-1], size, strict=True))
+    if not (_BLURRED[0] <= min(across, down) <= max(across, down) <= _BLURRED[1]) or across == down == 2:
+        return _resize(image, size)
+    across, down = (math.sqrt((2 * ratio**2 + 1) / 18) for ratio in (across, down))
+    blurred = cv2.GaussianBlur(image, (3, 3), sigmaX=across, sigmaY=down, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(blurred, size, interpolation=cv2.INTER_CUBIC))

@@ -2,12 +2,12 @@
 
 Section rules are those of MIMIC-CXR's own parser (MIT-LCP/mimic-cxr, txt/section_parser.py), so that "findings" and
 "impression" mean what the literature means by them; one of its faults, the loss of a section that directly follows an empty
-one, is not repeated. Its hand-made exceptions for single studies are not applied.
+one, is not repeated. Its hand-made exceptions for single studies are the user's to bring, see `section_rules`.
 """
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 DEIDENTIFIED = "[DEID]"
@@ -110,7 +110,12 @@ def report_sentences(
     chosen = [bodies[name] for name in order if name in bodies]
     if not chosen and fallback is not None:
         chosen = [bodies[name] for name in (fallback, "full report") if name in bodies][:1]
-    sentences = [clean_sentence(body[start:end]) for body in chosen for start, end in split_sentences(body)]
+    return body_sentences(chosen)
+
+
+def body_sentences(bodies: Iterable[str]) -> list[str]:
+    """Cleaned sentences of texts without headers, one after the other, dropped as `report_sentences` says."""
+    sentences = [clean_sentence(body[start:end]) for body in bodies for start, end in split_sentences(body)]
     counts = [len(_WORD.findall(sentence.replace(DEIDENTIFIED, " "))) for sentence in sentences]
     kept = [(sentence, count) for sentence, count in zip(sentences, counts, strict=True) if count > 1]
     return [sentence for sentence, _ in kept] if sum(count for _, count in kept) >= 3 else []

@@ -180,9 +180,17 @@ def build_mimic_cxr(
     ] = None,
     sections: Annotated[str, typer.Option(help="Sections of a report to read, in order.")] = "findings,impression",
     fallback: Annotated[str, typer.Option(help="Section to read where they have no text, or none.")] = "last_paragraph",
+    section_rules: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your copy of MIMIC-CXR's section_parser.py, or a CSV of study_id and section, or start and end: where the text of 54 "
+            "single studies is. Without it, general rules read those too."
+        ),
+    ] = None,
 ) -> Any:
     """MIMIC-CXR-JPG and its reports."""
     from input_pipeline.datasets.mimic_cxr import MimicCxr
+    from input_pipeline.section_rules import read_section_rules
 
     return MimicCxr(
         jpg,
@@ -195,6 +203,7 @@ def build_mimic_cxr(
         labels=labels,
         radiologist_labels=radiologist_labels,
         splits=splits,
+        section_rules=read_section_rules(section_rules) if section_rules else None,
     )
 
 

@@ -161,3 +161,18 @@ def test_neither_a_build_nor_a_vocabulary_is_refused(monkeypatch, capsys):
     code, _, error = msfl(monkeypatch, capsys, "tokenizer")
     assert code == 2
     assert "--from" in error
+
+
+def test_rules_for_single_studies_that_are_code_are_refused(monkeypatch, capsys, tmp_path):
+    rules = tmp_path / "section_parser.py"
+    rules.write_text(
+        "def custom_mimic_cxr_rules():\n    custom_section_names = {}\n    custom_indices = dict(s1=[0, 0])\n"
+    )
+    command = ["build", "mimic-cxr", "--jpg", tmp_path, "--reports", tmp_path, "--out", tmp_path / "out"]
+    code, _, error = msfl(monkeypatch, capsys, *command, "--section-rules", rules)
+    assert code == 2
+    assert error == "error: section_parser.py: custom_indices is not written out once in custom_mimic_cxr_rules; " + (
+        "expected a dictionary of constants\n"
+    )
+    code, out, _ = msfl(monkeypatch, capsys, "build", "mimic-cxr", "--help")
+    assert "general rules" in " ".join(out.replace("\u2502", " ").split())

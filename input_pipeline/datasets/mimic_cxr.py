@@ -3,6 +3,7 @@
 Layout and tables: physionet.org/content/mimic-cxr-jpg/2.1.0 (most tables keep "2.0.0" in their names in both releases).
 """
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from input_pipeline.datasets.mimic_rows import Kept
 from input_pipeline.datasets.mimic_tables import LABEL_NAMES, UNKNOWN, Image, Index
 from input_pipeline.errors import UserError
 from input_pipeline.reports import open_reports
+from input_pipeline.section_rules import SectionRules
 from input_pipeline.sections import normalise_name, report_sentences
 from input_pipeline.sources import (
     NO_SPLIT,
@@ -67,6 +69,7 @@ class MimicCxr(ImagesOnly):
       labels: "chexpert" or "negbio", the labeller of the reports.
       radiologist_labels: take the labels of test studies from release 2.1.0's table of radiologists where it has them.
       splits: CSV file of dicom_id,split or subject_id,split that replaces the official split.
+      section_rules: where the text of single studies is, before all general rules; None reads those studies by the general rules.
     """
 
     jpg: Path
@@ -79,6 +82,7 @@ class MimicCxr(ImagesOnly):
     labels: str = "chexpert"
     radiologist_labels: bool = True
     splits: Path | None = None
+    section_rules: SectionRules | None = None
 
     @property
     def name(self) -> str:
@@ -99,6 +103,7 @@ class MimicCxr(ImagesOnly):
             "radiologist_labels": self.radiologist_labels,
             "splits": "official" if self.splits is None else "own",
             "grounding_patients": "kept" if self.keep_grounding_patients else "excluded",
+            **({} if self.section_rules is None else {"section_rules": self.section_rules.sha256}),
             **synthetic_setting(self.jpg),
         }
 
@@ -119,6 +124,7 @@ class MimicCxr(ImagesOnly):
         for split, images in kept.items():
             scan.rows[split] = images.rows(functools.partial(_row, split=split, labels=labels, inputs=inputs))
         inputs.note_unchecked(sum(not inputs.image(name) for images in kept.values() for name in images.names()))
+        self._note_rules(scan, kept)
         return scan
 
     def _kept(self, scan: Scan, inputs: checksums.Inputs, index: Index) -> tuple[dict[str, Kept], _Labels]:
@@ -146,12 +152,19 @@ class MimicCxr(ImagesOnly):
         return self.jpg / row.path, open_reports(self.reports).file(row.patient, row.study)
 
     def sentences(self, row: ImageRow) -> Sentences:
-        """Sentences of the study's report; raises Dropped("no_report", "bad_report" or "no_text")."""
+        """Sentences of the study's report; raises Dropped("no_report", "bad_report", "no_text" or "no_text_by_rule")."""
         report = open_reports(self.reports).read(row.patient, row.study)
-        texts = report_sentences(report.text, policy=self.policy, fallback=self.fallback)
+        ruled = self.section_rules.sentences(row.study, report.text) if self.section_rules else None
+        if ruled == []:
+            raise Dropped("no_text_by_rule")
+        texts = ruled or report_sentences(report.text, policy=self.policy, fallback=self.fallback)
         if not texts:
             raise Dropped("no_text")
-        flags = {"truncated_report": report.truncated, "replaced_characters": report.replaced}
+        flags = {
+            "truncated_report": report.truncated,
+            "replaced_characters": report.replaced,
+            "section_rule": ruled is not None,
+        }
         return Sentences(tuple(texts), tuple(name for name, raised in flags.items() if raised))
 
     def image(self, row: ImageRow) -> bytes:
@@ -168,6 +181,17 @@ class MimicCxr(ImagesOnly):
         for name in (*self.policy, *([self.fallback] if self.fallback else [])):
             if normalise_name(name) != name:
                 raise UserError(f"found section '{name}'; expected its usual name '{normalise_name(name)}'")
+
+    def _note_rules(self, scan: Scan, kept: Mapping[str, Kept]) -> None:
+        """Notes how many of the rules for single studies are of studies of the build, and tries each: a wrong one ends the build at once."""
+        if self.section_rules is None:
+            return
+        studies = self.section_rules.rules
+        ruled = {image.study: image for images in kept.values() for image in images.of_studies(studies)}
+        for study, image in ruled.items():
+            with contextlib.suppress(Dropped):
+                self.section_rules.sentences(study, open_reports(self.reports).read(image.patient, study).text)
+        scan.inputs["section_rules"] = f"{len(ruled)} of {len(studies)} rules of {self.section_rules.sha256}"
 
     def _add_reports(self, inputs: checksums.Inputs) -> None:
         """A tree of 227,835 files is not hashed; each shard compares the sizes and times of its own."""

@@ -1,8 +1,7 @@
-"""The images of MIMIC-CXR that a build keeps, 16 bytes each beside the index of the tables; rows are made when they are asked for."""
+"""The images of MIMIC-CXR that a build keeps, as numbers on disk; rows are made when they are asked for."""
 
 import itertools
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import UInt32
 
 from input_pipeline.compact import Names
 from input_pipeline.datasets.mimic_tables import Image, Index
+from input_pipeline.scratch import Rows
 from input_pipeline.sources import ImageRow
 
 
@@ -18,13 +18,13 @@ class Kept:
 
     def __init__(self, index: Index):
         self._index, self._views = index, Names()
-        self._columns = tuple(array("I") for _ in Image._fields)  # name, patient, study, view
+        self._columns = tuple(Rows("I") for _ in Image._fields)  # name, patient, study, view
 
     def __len__(self) -> int:
         return len(self._columns[0])
 
     def __getitem__(self, place: int) -> Image:
-        return Image(*(names[column[place]] for names, column in zip(self._names(), self._columns, strict=True)))
+        return Image(*(names[column[place][0]] for names, column in zip(self._names(), self._columns, strict=True)))
 
     def add(self, image: Image) -> None:
         """Adds an image at the end."""
@@ -33,28 +33,32 @@ class Kept:
 
     def names(self) -> Iterator[str]:
         """Names of the images."""
-        return (self._index.images[number] for number in self._columns[0])
+        return (self._index.images[self._columns[0][place][0]] for place in range(len(self)))
+
+    def of_studies(self, studies: Iterable[str]) -> Iterator[Image]:
+        """The images of some studies."""
+        numbers = {self._index.studies.find(study) for study in studies}
+        return (self[place] for place in range(len(self)) if self._columns[2][place][0] in numbers)
 
     def rows(self, make: Callable[[Image], ImageRow]) -> "ImageRows":
         """Rows by patient, study and image, each made by `make`."""
+        of_study, of_patient = self._index.studies, self._index.patients
         images, patients, studies, _ = self._columns
-        ranks = [_ranks(names)[np.frombuffer(column, np.uint32)] for names, column in self._of(studies, patients)]
-        order, ordered = np.lexsort(ranks), array("I")
-        for _, places in itertools.groupby(map(int, order), lambda place: (patients[place], studies[place])):
-            ordered.extend(sorted(places, key=lambda place: self._index.images[images[place]]))
+        ranks = [_ranks(names)[_numbers(column)] for names, column in ((of_study, studies), (of_patient, patients))]
+        places, ordered = np.lexsort(ranks).astype(np.uint32), Rows("I")
+        for _, group in itertools.groupby(map(int, places), lambda place: (patients[place], studies[place])):
+            for place in sorted(group, key=lambda place: self._index.images[images[place][0]]):
+                ordered.append(place)
         return ImageRows(self, ordered, make)
 
     def _names(self) -> tuple[Names, ...]:
         return self._index.images, self._index.patients, self._index.studies, self._views
 
-    def _of(self, studies: array, patients: array) -> tuple[tuple[Names, array], ...]:
-        return (self._index.studies, studies), (self._index.patients, patients)
-
 
 class ImageRows(Sequence[ImageRow]):
     """Rows that are made when they are asked for, and not kept."""
 
-    def __init__(self, images: Kept, order: array, make: Callable[[Image], ImageRow]):
+    def __init__(self, images: Kept, order: Rows, make: Callable[[Image], ImageRow]):
         self._images, self._order, self._make = images, order, make
 
     def __len__(self) -> int:
@@ -66,8 +70,13 @@ class ImageRows(Sequence[ImageRow]):
     def __getitem__(self, index: slice) -> list[ImageRow]: ...
     def __getitem__(self, index: int | slice) -> ImageRow | list[ImageRow]:
         if isinstance(index, slice):
-            return [self._make(self._images[place]) for place in self._order[index]]
-        return self._make(self._images[self._order[index]])
+            return [self[place] for place in range(len(self))[index]]
+        (place,) = self._order[range(len(self))[index]]
+        return self._make(self._images[place])
+
+
+def _numbers(column: Rows) -> UInt32[np.ndarray, "n"]:
+    return np.frombuffer(column.tobytes(), np.uint32)
 
 
 def _ranks(names: Names) -> UInt32[np.ndarray, "n"]:

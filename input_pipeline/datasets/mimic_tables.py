@@ -1,6 +1,6 @@
-"""The tables of MIMIC-CXR-JPG 2.0.0 and 2.1.0, read by column name and held so that 377,110 images need little memory.
+"""The tables of MIMIC-CXR-JPG 2.0.0 and 2.1.0, read by column name and held so that 377,110 images need hardly more memory than a few.
 
-An image's name stands in up to five tables: it is kept once, and a table is a few columns of numbers beside it.
+An image's name stands in up to five tables: it is kept once, on disk, and a table is a few columns of numbers beside it.
 """
 
 import re
@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from input_pipeline import tables
 from input_pipeline.compact import Column, Names
 from input_pipeline.errors import DataError, UserError
+from input_pipeline.scratch import Rows
 from input_pipeline.sources import NO_SPLIT, SPLITS, Scan
 
 LABEL_NAMES = (
@@ -106,11 +107,10 @@ class Splits(Protocol):
 
 @dataclass
 class OfficialSplits:
-    """The split table of the release: patient, study and split (a place in SPLITS, counted from 1) of each image."""
+    """The split table of the release: patient and study, and split (a place in SPLITS, counted from 1), of each image."""
 
     index: Index
-    patient_of: Column = field(default_factory=lambda: Column("I"))
-    study_of: Column = field(default_factory=lambda: Column("I"))
+    owner_of: Rows = field(default_factory=lambda: Rows("II"))
     split_of: Column = field(default_factory=lambda: Column("B"))
 
     def take(self, image: Image) -> str:
@@ -120,7 +120,7 @@ class OfficialSplits:
             return NO_SPLIT
         self.split_of[number] = 0
         patient, study = self.index.patients.find(image.patient), self.index.studies.find(image.study)
-        if (self.patient_of[number], self.study_of[number]) != (patient, study):
+        if self.owner_of[number] != (patient, study):
             raise DataError(
                 "the split and metadata tables disagree on the study of an image; use tables of one release",
                 code="tables_disagree",
@@ -186,8 +186,7 @@ def read_official_splits(path: Path, scan: Scan, index: Index) -> OfficialSplits
             if known not in (0, place):
                 found = f"{path.name}: the patient of row {number} is in two splits; expected one per patient"
                 scan.refuse(DataError(found, code="patient_in_two_splits"), image)
-            splits.split_of[own], splits.patient_of[own] = place, whose
-            splits.study_of[own] = index.studies.add(study)
+            splits.split_of[own], splits.owner_of[own] = place, (whose, index.studies.add(study))
     return splits
 
 

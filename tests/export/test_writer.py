@@ -14,7 +14,7 @@ import pytest
 from input_pipeline.errors import CheckpointError, UserError
 from msfl_jax.commands.export import export_report, verify_report
 from msfl_jax.export import writer
-from msfl_jax.export.layout import open_export, read_tensors, without_paths
+from msfl_jax.export.layout import open_export, read_tensors, without_paths, write_tensors
 from msfl_jax.export.model_card import write_card
 from msfl_jax.export.parity import has_torch
 from msfl_jax.export.trees import flatten
@@ -182,6 +182,7 @@ def test_the_commands_read_a_run_directory_and_its_export(tmp_path, monkeypatch)
     workdir.mkdir()
     write_run(workdir, tiny(), tokenizer_in(tmp_path / "tokenizer"), step=3)
     monkeypatch.setattr(writer.parity, "has_torch", lambda: False)
+    monkeypatch.setattr(writer, "make_golden", lambda run: {"inputs.image": np.zeros(1, np.uint8)})
     said = export_report(workdir, tmp_path / "out")
     assert "PyTorch is not installed" in said
     assert said.endswith(f"export   {tmp_path / 'out'}, step 3")
@@ -189,3 +190,8 @@ def test_the_commands_read_a_run_directory_and_its_export(tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match="no checkpoint '4'"):
         export_report(workdir, tmp_path / "other", step="4")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_scalar_stays_a_scalar(tmp_path):
+    write_tensors(tmp_path / "x.safetensors", {"x": np.asarray(2.0, np.float32)})
+    assert read_tensors(tmp_path / "x.safetensors")["x"].shape == ()

@@ -131,5 +131,5 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
 def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a safetensors file that transformers reads too; its folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # a scalar stays one
     file.write_bytes(save(whole, {"format": "pt"}))

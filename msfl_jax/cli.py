@@ -294,11 +294,15 @@ def export(
     step: Annotated[str, typer.Option(help="Step of the checkpoint, or best; default the latest.")] = "",
     decoders: Annotated[bool, typer.Option("--decoders", help="The decoder of masked patches too, as mae/.")] = False,
     mlm_head: Annotated[bool, typer.Option("--mlm-head", help="The masked-language head too, in text/.")] = False,
+    to_stablehlo: Annotated[
+        bool, typer.Option("--to-stablehlo", help="Compiled programs too, which need only JAX and NumPy.")
+    ] = False,
 ) -> None:
     """Write a run for PyTorch, transformers and timm, with a model card, hashes and a check of the outputs."""
     from msfl_jax.commands.export import export_report
 
-    print(export_report(run, to, step=step, decoders=decoders, mlm_head=mlm_head))
+    wanted = {"decoders": decoders, "mlm_head": mlm_head, "to_stablehlo": to_stablehlo}
+    print(export_report(run, to, step=step, **wanted))
 
 
 @app.command()

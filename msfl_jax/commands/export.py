@@ -16,6 +16,7 @@ def export_report(
     step: str = "",
     decoders: bool = False,
     mlm_head: bool = False,
+    to_stablehlo: bool = False,
 ) -> str:
     """Exports a run and says what was left out and how far PyTorch is from JAX.
 
@@ -23,14 +24,14 @@ def export_report(
       workdir: run directory.
       target: a new folder.
       step: a number, "best", or "" for the latest.
-      decoders, mlm_head: see `export_run`.
+      decoders, mlm_head, to_stablehlo: see `export_run`.
 
     Raises:
       UserError: no run directory, or `target` is taken.
       CheckpointError: the checkpoint cannot be read, or PyTorch disagrees.
     """
     run = open_run(workdir, step=int(step) if step.isdigit() else step or None)
-    exported = export_run(run, target, decoders=decoders, mlm_head=mlm_head)
+    exported = export_run(run, target, decoders=decoders, mlm_head=mlm_head, to_stablehlo=to_stablehlo)
     return "\n".join([*exported.notes, *_lines(exported.compared), f"export   {target}, step {run.step}"])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from msfl_jax.config import config_hash
-from msfl_jax.export import parity
+from msfl_jax.export import parity, stablehlo
 from msfl_jax.export.golden import GOLDEN, make_golden
 from msfl_jax.export.huggingface import write_folders
 from msfl_jax.export.layout import CONFIG, DECODER, LANGUAGE, WEIGHTS, describe_model, write_tensors
@@ -42,7 +42,9 @@ class Exported(NamedTuple):
     compared: Mapping[str, parity.Parity] | None
 
 
-def export_run(run: Run, target: Path, *, decoders: bool = False, mlm_head: bool = False) -> Exported:
+def export_run(
+    run: Run, target: Path, *, decoders: bool = False, mlm_head: bool = False, to_stablehlo: bool = False
+) -> Exported:
     """Writes a run's model for other libraries; see `msfl_jax.export.layout` for the folder.
 
     Everything is written beside `target` and moved there by one rename.
@@ -52,6 +54,7 @@ def export_run(run: Run, target: Path, *, decoders: bool = False, mlm_head: bool
       target: a folder that does not exist, or is empty.
       decoders: whether the decoder of masked patches leaves too, also as `mae/`.
       mlm_head: whether the masked-language head leaves too.
+      to_stablehlo: whether compiled programs are written as well.
 
     Raises:
       UserError: `target` is taken.
@@ -63,7 +66,7 @@ def export_run(run: Run, target: Path, *, decoders: bool = False, mlm_head: bool
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        exported = _write(without_unwanted(run, decoders, mlm_head), draft)
+        exported = _write(without_unwanted(run, decoders, mlm_head), draft, to_stablehlo)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -79,7 +82,7 @@ def without_unwanted(run: Run, decoders: bool, mlm_head: bool) -> Run:
     return dataclasses.replace(run, params=kept | {"heads": heads})
 
 
-def _write(run: Run, folder: Path) -> Exported:
+def _write(run: Run, folder: Path, to_stablehlo: bool) -> Exported:
     parts = {part_of(path)[0] for path in flatten(run.params)}
     (folder / CONFIG).write_text(json.dumps(describe_model(run, parts), indent=2) + "\n")
     write_tensors(folder / WEIGHTS, to_format(run.params, "msfl", run.config))
@@ -87,6 +90,8 @@ def _write(run: Run, folder: Path) -> Exported:
         shutil.copyfile(file, folder / file.name)
     notes = write_folders(run, folder)
     write_tensors(folder / GOLDEN, make_golden(run))
+    if to_stablehlo:
+        stablehlo.write_programs(run, folder)
     compared = parity.compare_with_torch(folder) if parity.has_torch() else None
     parity.refuse_differences(folder, compared or {})
     parity.write_parity(folder, compared)

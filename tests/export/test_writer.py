@@ -14,9 +14,10 @@ import pytest
 from input_pipeline.errors import CheckpointError, UserError
 from msfl_jax.commands.export import export_report, verify_report
 from msfl_jax.export import writer
-from msfl_jax.export.layout import read_tensors, without_paths, write_tensors
+from msfl_jax.export.layout import open_export, read_tensors, without_paths, write_tensors
 from msfl_jax.export.model_card import write_card
 from msfl_jax.export.parity import has_torch
+from msfl_jax.export.trees import flatten
 from msfl_jax.metrics import Interval
 from msfl_jax.tasks.outcome import Outcome, save_outcome
 
@@ -29,7 +30,7 @@ THEIRS = {"vision/cls", "vision/patches", "text/states", "text/logits", "mae/pre
 
 
 @pytest.mark.skipif(not has_torch(), reason="PyTorch is not installed")
-@pytest.mark.parametrize("name", ["demo"])
+@pytest.mark.parametrize("name", ["demo", "windowed", "global", "b16"])
 def test_every_output_of_pytorch_is_that_of_jax(exported, name):
     """Also through ViTModel, BertForMaskedLM and ViTMAEForPreTraining with the same masks, where they can hold the model."""
     _, folder, said = exported(name)
@@ -41,12 +42,36 @@ def test_every_output_of_pytorch_is_that_of_jax(exported, name):
     }
 
 
+def test_an_export_opens_as_the_run_bit_by_bit(exported):
+    run, folder, _ = exported("b16")
+    opened, expected = open_export(folder), writer.without_unwanted(run, True, True)
+    found, wanted = flatten(opened.params), flatten(expected.params)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
+    assert opened.step == run.step
+    assert opened.tokenizer.hash == run.tokenizer.hash
+
+
 def test_what_other_libraries_cannot_hold_is_left_out_and_said(exported):
     _, folder, said = exported("demo")
     assert [note.split()[0] for note in said.notes] == ["vision", "timm_vit.safetensors", "mae"]
     assert all("window" in note and "\n" not in note for note in said.notes)
     assert not (folder / "vision").exists()
     assert (folder / "text" / "model.safetensors").is_file()
+
+
+def test_transformers_reads_the_configs_and_the_tokenizer(exported):
+    transformers = pytest.importorskip("transformers")
+    run, folder, _ = exported("b16")
+    vision = transformers.ViTConfig.from_pretrained(folder / "vision")
+    assert (vision.layer_norm_eps, vision.hidden_size, vision.num_hidden_layers) == (1e-6, 768, 2)
+    mae = transformers.ViTMAEConfig.from_pretrained(folder / "mae")
+    assert (mae.mask_ratio, mae.norm_pix_loss) == (run.config.image.mask_ratio, run.config.image.norm_pix)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder / "text")
+    expected = run.tokenizer.encode_phrases(["The heart is normal."], max_tokens=16)[0][0]
+    assert tokenizer("The heart is normal.")["input_ids"] == expected[expected != 0].tolist()
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    assert settings["image_mean"] == [run.config.image.mean] * 3
 
 
 def test_decoders_and_the_language_head_leave_on_request_alone(exported, tmp_path, monkeypatch):
@@ -82,7 +107,7 @@ def test_a_killed_export_leaves_no_folder(tmp_path):
     """A child is killed while it writes the golden outputs: what is there then has another name, and the next export clears it away."""
     code = (
         "import sys; from pathlib import Path; from msfl_jax.export import writer\n"
-        "writer._write = lambda run, folder: ((folder / 'half').write_text('x'), print('writing', flush=True), __import__('time').sleep(60))\n"
+        "writer._write = lambda run, folder, _: ((folder / 'half').write_text('x'), print('writing', flush=True), __import__('time').sleep(60))\n"
         "writer.without_unwanted = lambda run, *_: run\n"
         "writer.export_run(None, Path(sys.argv[1]))"
     )

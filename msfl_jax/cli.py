@@ -12,7 +12,6 @@ import typer
 from input_pipeline.errors import MsflError, RetryError
 from msfl_jax.cli_data import Seed, data
 from msfl_jax.parallel.clusters import lead_before_start, refuse_several
-from msfl_jax.parallel.host_memory import keep_freed_memory
 from msfl_jax.parallel.xla_flags import PRESETS, use_preset
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -38,7 +37,6 @@ Sigma = Annotated[float | None, typer.Option(min=0.0, help="Smoothing in patches
 
 def main() -> None:
     """Entry point: errors meant for users become one line on stderr and their exit code."""
-    keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports on itself there
     try:

@@ -29,7 +29,9 @@ _SHAPES = "[H, W], [H, W, 1], or [H, W, 3] in the order red, green, blue; give s
 
 def as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     """The images of a list or tuple, or the one that is neither."""
-    return list(images) if isinstance(images, list | tuple) else [images]
+    if isinstance(images, list | tuple):
+        return list(images)
+    return [cast(ImageInput, images)]
 
 
 def read_image(image: ImageInput) -> UInt8[np.ndarray, "H W"]:
@@ -79,7 +81,7 @@ def _from_array(pixels: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "H W"]:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise UserError(f"found an array of {' x '.join(map(str, pixels.shape))}; expected {_SHAPES}")
-    rasters.check_size(*pixels.shape[:2], rasters.MAX_PIXELS)
+    rasters.check_size(pixels.shape[0], pixels.shape[1], rasters.MAX_PIXELS)
     if pixels.dtype.kind == "i":  # scaled from the minimum later, so it may be 0
         pixels = pixels.astype(np.int32) - pixels.min().astype(np.int32)
     pixels = pixels.astype(np.uint8 if pixels.dtype == np.uint8 else np.uint16, copy=False)

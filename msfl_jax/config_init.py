@@ -50,8 +50,8 @@ def with_defaults(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     for field in dataclasses.fields(kind):
         default, found = field.default, filled.get(field.name)
         if field.name not in filled and default is not dataclasses.MISSING:
-            section = dataclasses.is_dataclass(default) and not isinstance(default, type)
-            filled[field.name] = dataclasses.asdict(default) if section else default
+            is_section = dataclasses.is_dataclass(default) and not isinstance(default, type)
+            filled[field.name] = dataclasses.asdict(cast(Any, default)) if is_section else default
         elif dataclasses.is_dataclass(hints[field.name]) and isinstance(found, Mapping):
             filled[field.name] = with_defaults(hints[field.name], found)
     return filled

@@ -98,7 +98,7 @@ def kept_programs(folder: Path) -> Iterator[None]:
 
     Where JAX has such a folder already (JAX_COMPILATION_CACHE_DIR), that one is used.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         yield
         return
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))

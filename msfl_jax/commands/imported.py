@@ -77,9 +77,9 @@ def with_imported_encoder(run: Run, encoder: FinetuneEncoderConfig | Segmentatio
     return dataclasses.replace(run, params=params, weights=found.weights.sha256, caveats=(f"encoder {found.caveat}",))
 
 
-def _roles(form: str) -> tuple[Role, ...]:
+def _roles(form: Format) -> tuple[Role, ...]:
     """What a file of a format is read for."""
-    parts = PARTS.get(form, None)
+    parts = PARTS.get(form)
     return tuple(role for role, wanted in ROLES.items() if parts is None or set(parts) & set(wanted))
 
 

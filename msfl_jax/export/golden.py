@@ -38,8 +38,8 @@ def make_golden(run: Run) -> dict[str, np.ndarray]:
     run = in_float32(run)
     inputs = _inputs(run)
     outputs = {name: np.asarray(value) for name, value in _outputs(run.params, inputs, model=run.model).items()}
-    sides = [encode_texts(run, side).report_embedding for side in (FINDING.positive, FINDING.negative)]
-    outputs["scores"] = score(outputs["image_embedding"], *sides).astype(np.float32)
+    present, absent = (encode_texts(run, side).report_embedding for side in (FINDING.positive, FINDING.negative))
+    outputs["scores"] = score(outputs["image_embedding"], present, absent).astype(np.float32)
     outputs["heat"] = ground_phrases(run, inputs["image"][0], PHRASES).astype(np.float32)
     named = {INPUTS + name: value for name, value in inputs.items()}
     return named | {OUTPUTS + name: value for name, value in outputs.items()}
@@ -68,7 +68,7 @@ def _outputs(params: Params, inputs: Mapping[str, Any], *, model: Model) -> dict
     image, token_ids = inputs["image"][..., None], inputs["token_ids"]
     pixels = normalise_image(image, normalisation=options.normalisation, mean=options.mean, deviation=options.deviation)
     patches = patchify(pixels, size.patch_size)
-    seen = model.vision.apply({"params": params["vision"]}, patches)
+    seen: Any = model.vision.apply({"params": params["vision"]}, patches)
     read = model.text.apply({"params": params["text"]}, token_ids)
     embedding, regions = model.encode_image(params, image)
     report, units, present = model.encode_report(params, token_ids, inputs["sentence_ids"])
@@ -85,7 +85,7 @@ def _outputs(params: Params, inputs: Mapping[str, Any], *, model: Model) -> dict
     found |= {} if seen.cls is None else {"vision_cls": seen.cls}
     if DECODER in params:
         masking = masking_from_noise(inputs["noise"], count_visible(size.grid**2, options.mask_ratio))
-        visible = model.vision.apply({"params": params["vision"]}, take(patches, masking.kept), masking.kept)
+        visible: Any = model.vision.apply({"params": params["vision"]}, take(patches, masking.kept), masking.kept)
         found["pixel_prediction"] = model.pixel_decoder.apply(
             {"params": params[DECODER]}, visible.patches, visible.cls, masking.restore
         )

@@ -40,7 +40,7 @@ def write_programs(run: Run, folder: Path) -> None:
     run, target = in_float32(run), folder / FOLDER
     target.mkdir()
     weights = {path: np.asarray(leaf) for path, leaf in leaves(run.params)}
-    np.savez(target / PROGRAM_WEIGHTS, **weights)
+    np.savez(target / PROGRAM_WEIGHTS, allow_pickle=False, **weights)
     given = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in weights.items()}
     for name, (function, inputs) in programs(run).items():
         program = export.export(jax.jit(function), platforms=PLATFORMS)(given, *inputs)
@@ -70,7 +70,7 @@ def _ground(run: Run, params: Mapping[str, Any], image: Array, token_ids: Array,
     """As `tasks.grounding.phrase_maps`, one phrase for each image; a phrase without a word has similarity 0 everywhere, or that of its report."""
     options, size = run.config.grounding, run.config.model.vision
     steps = [size.patch_size * (2 * k + 1 - options.shifts) // (2 * options.shifts) for k in range(options.shifts)]
-    looks = [_look(run, params, shift(image, down, right)) for down in steps for right in steps]
+    looks = [_look(run, params, jnp.asarray(shift(image, down, right))) for down in steps for right in steps]
     phrases = _phrases(run.model, params, token_ids, sentence_ids, local=run.aligns_locally)
     maps = similarity_map(weave(looks, size.grid, options.shifts), phrases[:, None], cosine=own_geometry(run).cosine)
     side = size.grid * options.shifts

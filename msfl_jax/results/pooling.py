@@ -60,15 +60,15 @@ def pooled_gain(
         _same(array, second.samples[name]) for name, array in first.samples.items()
     ):
         return None
-    statistics = first.statistic, second.statistic
+    one, other = first.statistic, second.statistic
     if first.phrases is not None and second.phrases is not None:
         missing = np.isnan(first.phrases.values) | np.isnan(second.phrases.values)
-        statistics = tuple(
+        one, other = (
             statistics_of(dataclasses.replace(side, values=np.where(missing, np.nan, side.values)))[metric]
             for side in (first.phrases, second.phrases)
         )
     replicates = REPLICATES if replicates is None else replicates
-    return paired_bootstrap(*statistics, first.patients, replicates=replicates)
+    return paired_bootstrap(one, other, first.patients, replicates=replicates)
 
 
 def pooled_statistic(stack: Sequence[Result], metric: str) -> tuple[Statistic, Shaped[np.ndarray, "N"]] | None:

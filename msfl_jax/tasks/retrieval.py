@@ -74,7 +74,7 @@ def _embed(
     def columns_of(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         image, _ = encode_images(run, batch["image"], batch_size=batch_size)
         report = encode_reports(run, batch["token_ids"], batch["sentence_ids"], batch_size=batch_size)
-        written = (batch["sentence_ids"] > 0).any(axis=1)
+        written = np.asarray((batch["sentence_ids"] > 0).any(axis=1))
         return *to_host((image, report)), batch["study_key"], batch["patient_key"], written
 
     *columns, written = gather_rows(batches, columns_of, records=records)

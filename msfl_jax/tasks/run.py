@@ -179,7 +179,7 @@ def encode_regions(run: Run, image: UInt8[np.ndarray, "b H W 1"], *, batch_size:
     """
     size, shifts = run.config.model.vision, run.config.grounding.shifts
     steps = [size.patch_size * (2 * k + 1 - shifts) // (2 * shifts) for k in range(shifts)]
-    looks = [_look(run, shift(image, down, right), batch_size) for down in steps for right in steps]
+    looks = [_look(run, np.asarray(shift(image, down, right)), batch_size) for down in steps for right in steps]
     return looks[0] if shifts == 1 else weave(looks, size.grid, shifts)
 
 

@@ -66,8 +66,8 @@ def place_imported(params: Any, found: Mapping[str, Any]) -> Any:
     """
     result = dict(params)
     for name, value in found.items():
-        place = place_imported if isinstance(value, Mapping) else _placed
-        result[name] = place(params[name], value)
+        own = params[name]
+        result[name] = place_imported(own, value) if isinstance(value, Mapping) else _placed(own, value)
     return result
 
 

@@ -251,15 +251,15 @@ class Msfl(nn.Module):
         if rule not in (None, *RULES):
             raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
         own = self.config.zero_shot.rule
-        rule = rule or ("cosine" if own == "gloria" and not self.aligns_locally else own)
-        if rule == "gloria" and not self.aligns_locally:
+        chosen: str = rule or ("cosine" if own == "gloria" and not self.aligns_locally else own)
+        if chosen == "gloria" and not self.aligns_locally:
             raise ValueError("rule 'gloria' needs local alignment, which this model was trained without")
         embedding, regions = self.encode_image(self.views(images))
         found = {}
         for name, (positive, negative) in findings.items():
             present, absent = self.embed_text(positive), self.embed_text(negative)
-            found[name] = score(embedding, present, absent, "cosine" if rule == "gloria" else rule)
-            if rule == "gloria":
+            found[name] = score(embedding, present, absent, "cosine" if chosen == "gloria" else chosen)
+            if chosen == "gloria":
                 scale = self.config.objective.local_alignment.region_scale
                 local = local_similarity(regions, *self.sentences(positive), region_scale=scale)
                 found[name] = 0.5 * (found[name] + local.max(dim=1).values)
@@ -271,15 +271,15 @@ class Msfl(nn.Module):
 
         The run's own protocol and smoothing; a phrase of several sentences is their mean.
         """
-        options, size = self.config.grounding, tuple(torch.as_tensor(image).shape)
-        regions, phrases = self.regions(image)[0], self._phrase_embeddings(phrases)
+        options, (height, width) = self.config.grounding, torch.as_tensor(image).shape
+        regions, asked = self.regions(image)[0], self._phrase_embeddings(phrases)
         if options.protocol == "biovil":  # the others take raw products
-            regions, phrases = (
-                vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12) for vectors in (regions, phrases)
+            regions, asked = (
+                vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12) for vectors in (regions, asked)
             )
-        maps = (phrases @ regions.T).unflatten(1, (round(len(regions) ** 0.5), -1)).cpu()
+        maps = (asked @ regions.T).unflatten(1, (round(len(regions) ** 0.5), -1)).cpu()
         maps = smooth(maps, options.sigma * options.shifts)
-        return enlarge(maps, size, self.config.data.fit, AFLOC_MARGIN if options.protocol == "afloc" else 0.0)
+        return enlarge(maps, (height, width), self.config.data.fit, AFLOC_MARGIN if options.protocol == "afloc" else 0.0)
 
     def match(self, image_embedding: Tensor, report_embedding: Tensor) -> Tensor:
         """Logits [N] that report i belongs to image i."""
@@ -341,7 +341,7 @@ class Msfl(nn.Module):
         return centred * (centred.square().mean(dim=(1, 2), keepdim=True) + VARIANCE_FLOOR).rsqrt()
 
     def _pool(self, patches: Tensor, cls: Tensor | None) -> Tensor:
-        if self.config.image.pool == "cls":
+        if self.config.image.pool == "cls" and cls is not None:
             return cls
         mean = patches.mean(dim=1)
         return mean if self.config.image.pool == "mean" else torch.cat([mean, patches.amax(dim=1)], dim=-1)

@@ -36,13 +36,19 @@ class Words:
         encoded = [words for sentence in sentences if (words := self._encode(sentence))]
         if encoded and min(map(len, encoded)) > self.length - 2:
             encoded = [encoded[0][: self.length - 2]]
-        tokens, owners, kept = [self.backend.token_to_id("[CLS]")], [0], 0
+        tokens, owners, kept = [self._special("[CLS]")], [0], 0
         for words in encoded:
             if kept < self.most and len(tokens) + len(words) < self.length:
                 kept += 1
                 tokens, owners = tokens + words, owners + [kept] * len(words)
         padding = self.length - len(tokens) - 1
-        return [*tokens, self.backend.token_to_id("[SEP]"), *[0] * padding], owners + [0] * (padding + 1)
+        return [*tokens, self._special("[SEP]"), *[0] * padding], owners + [0] * (padding + 1)
+
+    def _special(self, token: str) -> int:
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise ValueError(f"tokenizer.json has no {token}")
+        return found
 
     def _encode(self, sentence: str) -> list[int]:
         clean = " ".join(_UNDERSCORES.sub("[DEID]", sentence).split())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -12,9 +11,9 @@ from numpy.testing import assert_array_equal
 
 from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.tokenizer import ReportTokenizer
-from msfl_jax.cli import main
-from msfl_jax.commands.imported import with_imported_encoder
+from msfl_jax.commands.imported import import_report, with_imported_encoder
 from msfl_jax.config import config_hash, from_config_dict, to_dict
+from msfl_jax.config_files import load_config
 from msfl_jax.config_init import InitFromConfig, with_defaults
 from msfl_jax.export.arrays import CHEST, HALF, IMAGENET, Pixels
 from msfl_jax.export.changes import write_array
@@ -294,15 +293,7 @@ def test_fine_tuning_starts_from_an_imported_encoder(model, small, tmp_path):
     assert "not known" in started.caveats[0]
 
 
-def command(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["msfl", "import", *map(str, words)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    out = capsys.readouterr()
-    return caught.value.code, out.out, out.err
-
-
-def test_the_command_says_what_a_file_is_and_what_differs(tmp_path, monkeypatch, capsys):
+def test_the_report_says_what_a_file_is_and_what_differs(tmp_path, capsys):
     overrides = [
         *(
             f"--config.model.vision.{key}"
@@ -316,15 +307,13 @@ def test_the_command_says_what_a_file_is_and_what_differs(tmp_path, monkeypatch,
     tensors["head.weight"] = np.zeros((3, 8), np.float32)
     file = tmp_path / "vit.safetensors"
     save_file(tensors, file)
-    code, out, _ = command(monkeypatch, capsys, file)
-    assert code == 0
-    assert "timm" in out
-    assert "0.485" in out
-    code, out, err = command(monkeypatch, capsys, file, "--config", "demo", *overrides)
-    assert code == 4
+    text = import_report(file, None)
+    assert "timm" in text
+    assert "0.485" in text
+    config = load_config("demo", overrides)
+    with pytest.raises(CheckpointError, match="in 1 names"):
+        import_report(file, config)
+    out = capsys.readouterr().out
     assert "unexpected  head.weight" in out
     assert "missing" not in out
-    assert err.count("\n") == 1
-    code, out, _ = command(monkeypatch, capsys, file, "--config", "demo", "--skip", "head", *overrides)
-    assert code == 0
-    assert "unexpected" not in out
+    assert "unexpected" not in import_report(file, config, skip="head")

@@ -7,7 +7,7 @@ own minimum and maximum. No message names a path: those of radiographs hold iden
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import Shaped, UInt8

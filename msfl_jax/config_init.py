@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 WeightFormat = Literal[
     "auto", "msfl", "hf_vit", "hf_vit_mae", "hf_bert", "timm", "mae", "maco", "mrm", "clip", "openai"

@@ -11,7 +11,7 @@ from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config
 from msfl_jax.export.detect import detect_format, pixels_of
 from msfl_jax.export.importing import ROLES, Role, describe, imported_vision, overlay, read_weights, split_skip
-from msfl_jax.export.names import PARTS
+from msfl_jax.export.names import PARTS, Format
 from msfl_jax.export.weight_files import open_weights
 from msfl_jax.finetune_config import FinetuneEncoderConfig
 from msfl_jax.model import Model

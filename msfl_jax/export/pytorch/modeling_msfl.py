@@ -279,7 +279,9 @@ class Msfl(nn.Module):
             )
         maps = (asked @ regions.T).unflatten(1, (round(len(regions) ** 0.5), -1)).cpu()
         maps = smooth(maps, options.sigma * options.shifts)
-        return enlarge(maps, (height, width), self.config.data.fit, AFLOC_MARGIN if options.protocol == "afloc" else 0.0)
+        return enlarge(
+            maps, (height, width), self.config.data.fit, AFLOC_MARGIN if options.protocol == "afloc" else 0.0
+        )
 
     def match(self, image_embedding: Tensor, report_embedding: Tensor) -> Tensor:
         """Logits [N] that report i belongs to image i."""

@@ -23,6 +23,7 @@ PASSED_ON = {
     "reason",
     "dropped.reason",
     "fault.code",
+    "error.code",
     "problem.code",
     "check.reason",
     "flag",

@@ -91,11 +91,12 @@ from input_pipeline.errors import MsflError
 from msfl_jax.config import from_config_dict
 from msfl_jax.train.loop import pretrain
 
-try:
-    pretrain(from_config_dict(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
-except MsflError as error:
-    print(error)
-    sys.exit(error.exit_code)
+if __name__ == "__main__":  # a loader worker imports this file as well
+    try:
+        pretrain(from_config_dict(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
+    except MsflError as error:
+        print(error)
+        sys.exit(error.exit_code)
 """
 
 

@@ -10,29 +10,29 @@ from typing import Annotated
 import typer
 
 from input_pipeline.errors import MsflError, RetryError
-from msfl_jax.cli_data import Seed, data
+from msfl_jax.cli_data import data
+from msfl_jax.cli_finetune import finetune
+from msfl_jax.cli_options import (
+    OVERRIDES,
+    AllowLeak,
+    BuildDirectory,
+    ConfigName,
+    FinetunedDirectory,
+    Protocol,
+    RunDirectory,
+    Seed,
+    Sigma,
+    Split,
+    say,
+)
 from msfl_jax.parallel.clusters import lead_before_start, refuse_several
 from msfl_jax.parallel.xla_flags import PRESETS, use_preset
-
-OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Chest radiographs and reports, in JAX.")
 evaluate = typer.Typer(no_args_is_help=True, help="Evaluate a run directory.")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="eval")
-finetune = typer.Typer(no_args_is_help=True, help="Fine-tune a pretrained encoder on a build with labels or masks.")
 app.add_typer(finetune, name="finetune")
-
-ConfigName = Annotated[str, typer.Option("--config", help="Path or bare name of a configuration, with :argument.")]
-RunDirectory = Annotated[Path, typer.Argument(help="Run directory of `msfl pretrain`.")]
-FinetunedDirectory = Annotated[Path, typer.Argument(help="Run directory of `msfl finetune`.")]
-BuildDirectory = Annotated[Path, typer.Option("--data", help="Folder made by `msfl data build`.")]
-AllowLeak = Annotated[
-    bool, typer.Option("--allow-leak", help="Go on where the split shares images or patients with the training data.")
-]
-Split = Annotated[str, typer.Option(help="Split to evaluate.")]
-Protocol = Annotated[str, typer.Option(help="biovil, maco or afloc; default the run's own.")]
-Sigma = Annotated[float | None, typer.Option(min=0.0, help="Smoothing in patches; default the run's own.")]
 
 
 def main() -> None:
@@ -147,7 +147,7 @@ def evaluate_zero_shot(
     """Zero-shot classification: AUC per finding with 95 % patient-bootstrap intervals."""
     from msfl_jax.commands.zero_shot import zero_shot_report
 
-    _say(zero_shot_report(run, directory, split=split, prompts=prompts, rule=rule, allow_leak=allow_leak))
+    say(zero_shot_report(run, directory, split=split, prompts=prompts, rule=rule, allow_leak=allow_leak))
 
 
 @evaluate.command("retrieval")
@@ -157,7 +157,7 @@ def evaluate_retrieval(
     """Retrieval: the report of an image among all reports of a split, and back: R@1, 5, 10 and median rank."""
     from msfl_jax.commands.retrieval import retrieval_report
 
-    _say(retrieval_report(run, directory, split=split, allow_leak=allow_leak))
+    say(retrieval_report(run, directory, split=split, allow_leak=allow_leak))
 
 
 @evaluate.command("classification")
@@ -165,6 +165,7 @@ def evaluate_classification(
     run: FinetunedDirectory, directory: BuildDirectory, split: Split = "test", allow_leak: AllowLeak = False
 ) -> None:
     """A fine-tuned classifier on any build with some of its findings: AUC per finding with 95 % patient-bootstrap intervals."""
+    refuse_several(os.environ, "msfl eval classification")
     from msfl_jax.commands.finetuned import classification_report
 
     print(classification_report(run, directory, split=split, allow_leak=allow_leak))
@@ -179,6 +180,7 @@ def evaluate_segmentation(
     allow_leak: AllowLeak = False,
 ) -> None:
     """A fine-tuned segmenter on any build with masks: the four kinds of Dice with 95 % patient-bootstrap intervals."""
+    refuse_several(os.environ, "msfl eval segmentation")
     from msfl_jax.commands.finetuned import segmentation_report
 
     print(segmentation_report(run, directory, split=split, overlays=overlays, allow_leak=allow_leak))
@@ -215,7 +217,7 @@ def evaluate_grounding(
     from msfl_jax.commands.evaluate import grounding_report
 
     options = {"protocol": protocol, "scaling": scaling, "geometry": geometry, "sigma": sigma, "shifts": shifts}
-    _say(grounding_report(run, directory, split=split, seed=seed, overlays=overlays, allow_leak=allow_leak, **options))
+    say(grounding_report(run, directory, split=split, seed=seed, overlays=overlays, allow_leak=allow_leak, **options))
 
 
 @evaluate.command("compare")
@@ -297,6 +299,7 @@ def export(
     ] = False,
 ) -> None:
     """Write a run for PyTorch, transformers and timm, with a model card, hashes and a check of the outputs."""
+    refuse_several(os.environ, "msfl export")
     from msfl_jax.commands.export import export_report
 
     wanted = {"decoders": decoders, "mlm_head": mlm_head, "to_stablehlo": to_stablehlo}
@@ -361,80 +364,6 @@ def ablate(
     code = run_ablation(workdir, config=config, seeds=seeds, objectives=objectives, overrides=context.args, **made)
     if code:
         raise typer.Exit(code)
-
-
-PretrainedRun = Annotated[Path, typer.Option("--run", help="Run directory of `msfl pretrain`.")]
-
-
-@finetune.command("classification", context_settings=OVERRIDES)
-def finetune_classification(
-    context: typer.Context,
-    config: ConfigName,
-    run: PretrainedRun,
-    directory: BuildDirectory,
-    workdir: Annotated[Path, typer.Option(help="Folder of the fine-tuned run; running again resumes.")],
-    allow_leak: AllowLeak = False,
-) -> None:
-    """Fine-tune on a percentage of the labels, as in --config finetune_nih:1, and evaluate the best checkpoint on the test split.
-
-    Takes --config.SECTION.KEY=VALUE as well.
-    """
-    from msfl_jax.commands.finetune import run_classification
-    from msfl_jax.config_files import load_config
-    from msfl_jax.finetune_config import finetune_config
-
-    settings = load_config(config, context.args, make=finetune_config)
-    _say(run_classification(settings, workdir, run, directory, allow_leak=allow_leak))
-
-
-@finetune.command("sweep", context_settings=OVERRIDES)
-def finetune_sweep(
-    context: typer.Context,
-    config: ConfigName,
-    run: PretrainedRun,
-    directory: BuildDirectory,
-    workdir: Annotated[Path, typer.Option(help="Holds one run per cell; running again goes on with what is left.")],
-    fractions: Annotated[str, typer.Option(help="Percentages of the labels.")] = "1,10,100",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell.")] = 3,
-    inits: Annotated[
-        str, typer.Option(help="Initialisations; imported takes --config.encoder.weights.")
-    ] = "pretrained,random",
-    allow_leak: AllowLeak = False,
-) -> None:
-    """Label efficiency: mean AUC by percentage of the labels, over seeds, pretrained beside random; a table and a plot.
-
-    Takes --config.SECTION.KEY=VALUE as well.
-    """
-    from msfl_jax.commands.finetune import parse_fractions, run_sweep
-
-    options = {"fractions": parse_fractions(fractions), "seeds": seeds, "inits": inits.split(",")}
-    _say(run_sweep(config, context.args, workdir, run, directory, **options, allow_leak=allow_leak))
-
-
-@finetune.command("segmentation", context_settings=OVERRIDES)
-def finetune_segmentation(
-    context: typer.Context,
-    config: ConfigName,
-    run: PretrainedRun,
-    directory: BuildDirectory,
-    workdir: Annotated[Path, typer.Option(help="Folder of the fine-tuned run; running again resumes.")],
-    overlays: Annotated[int, typer.Option(min=0, help="Test images whose masks are drawn.")] = 8,
-    allow_leak: AllowLeak = False,
-) -> None:
-    """Segmentation: the four kinds of Dice with 95 % patient-bootstrap intervals, and overlays.
-
-    Takes --config.SECTION.KEY=VALUE as well.
-    """
-    from msfl_jax.commands.segment import segmentation_report
-
-    options = {"config": config, "overrides": context.args, "allow_leak": allow_leak, "overlays": overlays}
-    _say(segmentation_report(run, directory, workdir, **options))
-
-
-def _say(text: str) -> None:
-    """Prints what the lead process has to say; the others have nothing."""
-    if text:
-        print(text)
 
 
 if __name__ == "__main__":

@@ -14,19 +14,16 @@ from typing import Annotated, Any
 import typer
 
 from input_pipeline.errors import DataError, UserError
+from msfl_jax.cli_options import Seed
 from msfl_jax.parallel.clusters import refuse_several
 
 Command = Callable[..., Any]
 
-data = typer.Typer(
-    no_args_is_help=True,
-    callback=lambda: refuse_several(os.environ, "msfl data"),
-    help="Make, build and examine data sets.",
-)
+data = typer.Typer(no_args_is_help=True, help="Make, build and examine data sets.")
+data.callback()(lambda: refuse_several(os.environ, "msfl data"))
 build = typer.Typer(no_args_is_help=True, help="Turn a data set as released into shards that training reads.")
 data.add_typer(build, name="build")
 
-Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 takes all cores.")]
 Output = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Root = Annotated[Path, typer.Argument(help="Folder of the release.")]
@@ -56,7 +53,6 @@ Seeds = Annotated[str, typer.Option("--seeds", help="Of the fractions; the first
 AllowLeak = Annotated[
     bool, typer.Option("--allow-leak", help="Accept images and patients in two splits; every table will say so.")
 ]
-
 
 _COVERED_SENTENCES = 50_000
 

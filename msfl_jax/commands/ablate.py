@@ -108,12 +108,8 @@ def run_ablation(
     guess = estimated_minutes(0, plans[0].config.train.steps) * 60 if data is None else 0.0
     with kept_programs(workdir / "compiled"):
         failed = _run_all(plans, builds, guess)
-    table, rows, gains = _report(workdir, builds, plans, failed)
     given = {"config": config, "overrides": list(overrides), "split": split, "seeds": seeds}
-    found = {"rows": as_json(rows), "gains": as_json(gains), "caveats": list(table.caveats), "failed": failed}
-    given["seconds_of_this_session"] = round(time.monotonic() - started, 1)
-    write_whole(workdir / "ablation.json", json.dumps(given | found, indent=2) + "\n")
-    _say(workdir, table, gains, failed)
+    _conclude(workdir, builds, plans, failed, given, started)
     return 1 if failed else 0
 
 
@@ -221,6 +217,22 @@ def _report(
     if rows:
         save_ablation(rows, workdir / "ablation.png")
     return table, rows, gains_of_local(published, results)
+
+
+def _conclude(
+    workdir: Path,
+    builds: Builds,
+    plans: Sequence[Planned],
+    failed: dict[str, str],
+    given: Mapping[str, Any],
+    started: float,
+) -> None:
+    """Writes table, figure and ablation.json, which begins with what was `given`, and prints the table."""
+    table, rows, gains = _report(workdir, builds, plans, failed)
+    found = {"rows": as_json(rows), "gains": as_json(gains), "caveats": list(table.caveats), "failed": failed}
+    found["seconds_of_this_session"] = round(time.monotonic() - started, 1)
+    write_whole(workdir / "ablation.json", json.dumps({**given, **found}, indent=2) + "\n")
+    _say(workdir, table, gains, failed)
 
 
 def _say(workdir: Path, table: PaperTable, gains: Sequence[Gain], failed: dict[str, Any]) -> None:

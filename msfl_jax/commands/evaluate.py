@@ -56,10 +56,9 @@ def grounding_report(
     run = with_shifts(opened, shifts) if shifts else opened
     sigma = run.config.grounding.sigma if sigma is None else sigma
     chosen = known_protocol(protocol or run.config.grounding.protocol, scaling, geometry)
+    figures = workdir / "figures"
     if not has_boxes(directory, split):
-        return sentence_overlays(
-            run, directory, split, workdir / "figures", count=overlays, protocol=chosen, sigma=sigma
-        )
+        return sentence_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
     caveats = leak_caveats(run, directory, split, allow_leak=allow_leak)
     result = evaluate_grounding(run, directory, split, protocol=chosen, sigma=sigma, seed=seed, replicates=REPLICATES)
     if not distributed.is_lead():
@@ -75,7 +74,6 @@ def grounding_report(
     )
     result.scores.save(outcome.predictions(workdir))
     file = save_outcome(outcome, workdir)
-    figures = workdir / "figures"
     save_phrase_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
     table = with_caveats(grounding_table(result, chosen.explanation), outcome.caveats)
     return f"{table}\n\nresult       {file}\npredictions  {outcome.predictions(workdir)}\noverlays     {figures}"

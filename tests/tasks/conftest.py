@@ -15,7 +15,7 @@ from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax.model import Model
 from msfl_jax.tasks.run import Run
 
-from .tiny import tiny
+from .tiny import tiny, write_run
 
 FINDINGS = ("Pneumonia", "Edema", "Pneumothorax")  # the last one has no positives
 LEVELS = (110, 230)  # grey of the squares of the first two
@@ -152,3 +152,11 @@ def boxes_build(labelled_build):
     out = labelled_build.parent / "boxes"
     build(PlantedSource(boxes=True), out, short_side=32, workers=1, progress=False)
     return out
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny_config, planted_tokenizer, tmp_path_factory):
+    """A run directory as training leaves it, at step 3."""
+    workdir = tmp_path_factory.mktemp("workdir")
+    write_run(workdir, tiny_config, planted_tokenizer, step=3)
+    return workdir

@@ -34,7 +34,6 @@ from msfl_jax.tasks.run import batch_spec, encode_images, encode_reports
 from msfl_jax.tasks.zero_shot import evaluate_zero_shot
 
 from ..input_pipeline.dicom_files import file_of
-from .tiny import write_run
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPTS = {
@@ -44,14 +43,6 @@ PROMPTS = {
 SENTENCES = ["There is pneumonia.", "No edema is seen.", "The heart is normal.", "No pneumothorax.", "Edema is seen."]
 CLOSE = {"rtol": 0, "atol": 1e-6}
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 64, 96), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def workdir(tiny_config, planted_tokenizer, tmp_path_factory):
-    """A run directory as training leaves it, at step 3."""
-    workdir = tmp_path_factory.mktemp("workdir")
-    write_run(workdir, tiny_config, planted_tokenizer, step=3)
-    return workdir
 
 
 @pytest.fixture(scope="module")

@@ -25,18 +25,8 @@ from msfl_jax.tasks.prompts import Prompts, choose_set, load_prompts, prompts_ha
 from msfl_jax.tasks.run import encode_images, encode_texts, open_run, to_host
 from msfl_jax.tasks.zero_shot import evaluate_zero_shot
 
-from .tiny import write_run
-
 TEXTS = ["There is pneumonia.", "No edema. The heart is normal.", "pneumothorax", "Edema is seen."]
 PROMPTS = {name: Prompts((f"{name} is seen.",), (f"No {name}.",)) for name in ("Pneumonia", "Edema")}
-
-
-@pytest.fixture(scope="module")
-def workdir(tiny_config, planted_tokenizer, tmp_path_factory):
-    """A run directory as training leaves it, at step 3."""
-    workdir = tmp_path_factory.mktemp("workdir")
-    write_run(workdir, tiny_config, planted_tokenizer, step=3)
-    return workdir
 
 
 @pytest.fixture(scope="module")

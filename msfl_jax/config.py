@@ -128,7 +128,11 @@ class GlobalAlignmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LocalAlignmentConfig:
-    """Options of eq. 2-3; `block` 0 lets the loss choose how many reports it scores at once."""
+    """Options of eq. 2-3; `block` 0 lets the loss choose how many reports it scores at once.
+
+    `negatives` is "global", all reports of the global batch, or "group(N)", those of N consecutive rows of it. `exchange` is how sentences reach
+    other devices, which changes nothing that is computed.
+    """
 
     attention: Literal["gloria", "regions"]
     region_scale: float
@@ -138,7 +142,13 @@ class LocalAlignmentConfig:
     include_cls: bool
     direction: Direction
     block: int
-    negatives: Literal["global"]
+    negatives: str
+    exchange: Literal["gather", "ring"] = "gather"
+
+    @property
+    def group(self) -> int | None:
+        """Rows whose reports are each other's negatives; None for the whole batch."""
+        return None if self.negatives == "global" else int(self.negatives.removeprefix("group(").removesuffix(")"))
 
 
 @dataclasses.dataclass(frozen=True)

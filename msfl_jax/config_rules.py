@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -155,6 +156,11 @@ def _choices(config: Any) -> Iterator[Rule]:
     yield config.image.target_scale in (1, 2), "image.target_scale", "1 or 2"
     needed = "another pool, or a model with model.vision.cls_token"
     yield config.image.pool != "cls" or vision.cls_token, "image.pool", needed
+    local = config.objective.local_alignment
+    known = re.fullmatch(r"global|group\([1-9][0-9]{0,8}\)", local.negatives)
+    yield bool(known), "objective.local_alignment.negatives", "global, or group(N) of N rows"
+    fits = local.negatives == "global" or config.data.batch_size % local.group == 0
+    yield fits, "objective.local_alignment.negatives", f"groups that divide data.batch_size, {config.data.batch_size}"
     yield from of_runs(config)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from msfl_jax import losses
 from msfl_jax.config import Config, ObjectiveConfig
 from msfl_jax.model import Features, Keys, Model
+from msfl_jax.parallel.local_alignment import local_alignment
 from msfl_jax.vectors import unit
 
 Batch = Mapping[str, Array]
@@ -74,7 +75,8 @@ def total(params: Any, batch: Batch, keys: Keys, *, model: Model, weights: Weigh
     if options.lambda_global:
         value += options.lambda_global * _global(features, same_study, options, metrics)
     if options.lambda_local:
-        value += options.lambda_local * _local(features, same_study, options, metrics)
+        dtype = jnp.dtype(model.config.model.compute_dtype)
+        value += options.lambda_local * _local(features, same_study, options, dtype, metrics)
     if options.lambda_instance:
         loss = _instance(
             params, features, same_study, keys.negatives, model, options.instance_matching.negatives, metrics
@@ -102,11 +104,14 @@ def _global(features: Features, same_study: Bool[Array, "B B"], objective: Objec
     return loss
 
 
-def _local(features: Features, same_study: Bool[Array, "B B"], objective: ObjectiveConfig, metrics: Metrics) -> Array:
+def _local(
+    features: Features, same_study: Bool[Array, "B B"], objective: ObjectiveConfig, dtype: jnp.dtype, metrics: Metrics
+) -> Array:
+    """Over all pairs of a group, the one loss whose products may cost as much as the encoders': taken in the encoders' dtype."""
     options = objective.local_alignment
-    loss = _reduced(options.direction, objective.reduction) * losses.local_alignment(
-        features.regions,
-        features.sentences,
+    loss = _reduced(options.direction, objective.reduction) * local_alignment(
+        features.regions.astype(dtype),
+        features.sentences.astype(dtype),
         features.sentence_mask,
         attention=options.attention,
         region_scale=options.region_scale,
@@ -116,6 +121,8 @@ def _local(features: Features, same_study: Bool[Array, "B B"], objective: Object
         logit_scale=options.logit_scale,
         direction=options.direction,
         same_study=same_study,
+        group=options.group,
+        exchange=options.exchange,
     )
     metrics["loss/local_alignment"] = _per_batch(loss)
     return loss

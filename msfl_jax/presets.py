@@ -236,7 +236,8 @@ def _objective() -> ConfigDict:
     objective.local_alignment.include_cls = True  # (AFLoc) [CLS] as one more unit
     objective.local_alignment.direction = "symmetric"  # (GLoRIA)
     objective.local_alignment.block = 0  # (ours) reports scored at once; 0 chooses
-    objective.local_alignment.negatives = "global"  # (ours) negatives are the reports of the global batch
+    objective.local_alignment.negatives = "global"  # (ours) the reports of the global batch; "group(N)" those of N rows
+    objective.local_alignment.exchange = "gather"  # (ours) sentences of all devices at once; "ring" holds one device's
     objective.instance_matching = ConfigDict()
     objective.instance_matching.fusion = "sum"  # (paper) "summarizing the features of the two modalities"
     objective.instance_matching.activation = (

@@ -27,8 +27,8 @@ ALLOWED = {
     "heads": {"encoders"},
     "model": {"config", "encoders", "heads", "vectors"},
     "classifier": {"config", "encoders", "model"},
-    "objective": {"config", "losses", "model", "vectors"},
-    "parallel": {"config"},
+    "objective": {"config", "losses", "model", "parallel", "vectors"},
+    "parallel": {"config", "losses"},
     "export": {"classifier", "config", "config_init", "encoders", "heads", "metrics", "model", "tasks", "train"},
     "train": {"config", "config_init", "encoders", "finetune_config", "model", "objective", "parallel"},
     "tasks": {

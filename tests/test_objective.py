@@ -176,3 +176,22 @@ def test_directions_are_averaged_or_added(batch):
             weights = Weights(options, steps=100)
             values[reduction] = objective.total(params, batch, Keys.at(0, 0), model=model, weights=weights)[0]
         assert_allclose(values["sum"], factor * values["mean"], rtol=1e-6)
+
+
+def test_negatives_may_be_those_of_groups_of_rows(batch):
+    config, model, params = made("global,local")
+    features = model.features(params, batch, Keys.at(0, 0))
+    local = dataclasses.replace(config.objective.local_alignment, negatives="group(2)")
+    weights = Weights(dataclasses.replace(config.objective, local_alignment=local), steps=100)
+    _, metrics = objective.total(params, batch, Keys.at(0, 0), model=model, weights=weights)
+    options = {name: getattr(local, name) for name in ("attention", "region_scale", "sentence_scale", "aggregate")}
+    pairs = [
+        losses.local_alignment(
+            *(rows[first : first + 2] for rows in (features.regions, features.sentences, features.sentence_mask)),
+            logit_scale=local.logit_scale,
+            same_study=batch["study_key"][first : first + 2, None] == batch["study_key"][None, first : first + 2],
+            **options,
+        )
+        for first in (0, 2, 4)
+    ]
+    assert_allclose(metrics["loss/local_alignment"].total, np.mean(pairs), rtol=1e-5)

@@ -10,13 +10,14 @@ from msfl_jax.losses.instance_matching import (
 from msfl_jax.losses.local_alignment import Aggregate, Attention, local_alignment, local_scores
 from msfl_jax.losses.reconstruction import image_reconstruction, masked_language_modeling
 from msfl_jax.losses.segmentation import focal, segmentation, soft_dice
-from msfl_jax.losses.similarity import Direction
+from msfl_jax.losses.similarity import Direction, contrast
 
 __all__ = [
     "Aggregate",
     "Attention",
     "Direction",
     "Negatives",
+    "contrast",
     "focal",
     "global_alignment",
     "hard_negative_probabilities",

@@ -1,27 +1,12 @@
 """Local alignment: image regions against report sentences, for all pairs of the batch (eq. 2 and 3), in blocks of reports."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Literal
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from msfl_jax.losses.local_blocks import Tiling, blockwise_scores, uses_gram
+from msfl_jax.losses.local_tile import Aggregate, Attention, Form
 from msfl_jax.losses.similarity import Direction, contrast
-from msfl_jax.vectors import at_least_float32, safe_sqrt, unit
-
-Attention = Literal["gloria", "regions"]
-Aggregate = Literal["sum", "mean"]
-
-# Scores [images, block, S, P] held at once when the block is chosen here: 64 MiB in float32.
-_SCORES_AT_ONCE = 2**24
-# Patches per embedding value below which the Gram form needs fewer operations, forward and backward together.
-_GRAM_PAYS_BELOW = 1.33
-# GLoRIA's clamp of |c| |t|.
-_SMALLEST_NORM = 1e-8
-
-_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+from msfl_jax.vectors import unit
 
 
 def local_alignment(
@@ -79,7 +64,7 @@ def local_scores(
       c_i = sum_p a_ip v_p;   r_i = cos(c_i, t_i);   Z = log sum_i exp(sentence_scale r_i)
 
     The contexts c of all pairs are never formed: c.t = sum_p a_p (v_p.t), and |c|^2 = a'Ga with G = VV' of each image where
-    that is cheaper than the contexts of one block. Backward passes are computed block by block as well.
+    that is cheaper than the contexts of one tile. Forward and backward go tile by tile (`local_blocks`).
 
     Args:
       regions: any length of vector; P per image.
@@ -91,27 +76,30 @@ def local_scores(
       region_scale: multiplies the input of the softmax over regions; 4 in GLoRIA's code.
       sentence_scale: multiplies the cosines; 5 in GLoRIA's code.
       aggregate: "sum" is eq. 2; "mean" subtracts log S of the report, so that long reports have no advantage.
-      block: reports scored at once. None or 0 takes all while their scores stay below 2^24 numbers, else as many as that allows.
+      block: reports scored at once; as many images with them as keep a tile below 2^24 scores [images, P, S, reports]. None or
+        0 takes at least 64 reports, and all where that leaves room for all images.
 
     Returns:
-      Z, rows images, columns reports, at least float32.
+      Z, rows images, columns reports, at least float32. Inputs of bfloat16 are multiplied as such and summed in float32.
 
     Raises:
       ValueError: `attention` or `aggregate` is no known word.
     """
     _check_words(attention, aggregate)
-    dtype = jnp.promote_types(regions.dtype, sentences.dtype)
-    regions, sentences = at_least_float32(regions.astype(dtype)), at_least_float32(sentences.astype(dtype))
+    dtype = _product_dtype(regions.dtype, sentences.dtype)
     sentences = jnp.where(sentence_mask[..., None], sentences, 0)
     if attention == "regions":
         regions, sentences = unit(regions), unit(sentences)
-    use_gram = regions.shape[1] < _GRAM_PAYS_BELOW * regions.shape[2]
-    gram = _einsum("ape,aqe->apq", regions, regions) if use_gram else None
-    score = partial(
-        _score_block, attention=attention, region_scale=region_scale, sentence_scale=sentence_scale, aggregate=aggregate
-    )
-    size = _reports_per_block(block, regions.shape, sentences.shape, use_gram)
-    return _map_blocks(lambda *reports: score(regions, gram, *reports), sentences, sentence_mask, size)
+    gram = uses_gram(*regions.shape[1:])
+    form = Form(attention, region_scale, sentence_scale, aggregate, gram)
+    tiling = Tiling.of(regions.shape, sentences.shape, block or None, whole=gram)
+    return blockwise_scores(form, tiling, regions.astype(dtype), sentences.astype(dtype), sentence_mask)
+
+
+def _product_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
+    """Products of bfloat16 stay bfloat16 with float32 sums; float16, whose range the weights leave, becomes float32."""
+    dtype = jnp.promote_types(*dtypes)
+    return jnp.dtype(jnp.float32) if dtype == jnp.float16 else dtype
 
 
 def _check_words(attention: str, aggregate: str) -> None:
@@ -119,77 +107,3 @@ def _check_words(attention: str, aggregate: str) -> None:
         raise ValueError(f"attention is {attention!r}; expected gloria or regions")
     if aggregate not in ("sum", "mean"):
         raise ValueError(f"aggregate is {aggregate!r}; expected sum or mean")
-
-
-def _reports_per_block(block: int | None, regions: tuple[int, ...], sentences: tuple[int, ...], use_gram: bool) -> int:
-    """The block size, evened out over the blocks; without the Gram form never the whole batch, whose contexts would then exist."""
-    (images, patches, _), (reports, count, _) = regions, sentences
-    size = block or max(1, _SCORES_AT_ONCE // (images * patches * count))
-    blocks = max(-(-reports // size), 1 if use_gram else min(2, reports))
-    return -(-reports // blocks)
-
-
-def _map_blocks(
-    score: Callable[[Array, Array], Array], sentences: Float[Array, "B S E"], mask: Bool[Array, "B S"], size: int
-) -> Float[Array, "A B"]:
-    """`score(sentences, mask)` over blocks of `size` reports, keeping only the inputs for the backward pass."""
-    reports, count, width = sentences.shape
-    if size == reports:
-        return score(sentences, mask)
-    padding = -reports % size
-    sentences = jnp.pad(sentences, ((0, padding), (0, 0), (0, 0))).reshape(-1, size, count, width)
-    mask = jnp.pad(mask, ((0, padding), (0, 0))).reshape(-1, size, count)
-    # The scan around it already keeps XLA from merging the recomputation with the forward pass.
-    recomputed = jax.checkpoint(score, prevent_cse=False)
-    scores = jax.lax.map(lambda reports: recomputed(*reports), (sentences, mask))
-    return jnp.moveaxis(scores, 0, 1).reshape(scores.shape[1], -1)[:, :reports]
-
-
-def _score_block(
-    regions: Float[Array, "A P E"],
-    gram: Float[Array, "A P P"] | None,
-    sentences: Float[Array, "b S E"],
-    mask: Bool[Array, "b S"],
-    *,
-    attention: Attention,
-    region_scale: float,
-    sentence_scale: float,
-    aggregate: Aggregate,
-) -> Float[Array, "A b"]:
-    """Z of all images with a block of reports; padded sentences are zero vectors."""
-    has_sentence = mask.any(axis=-1)
-    # A report without sentences is scored as if its padding were real, then replaced: no empty softmax, no gradient.
-    mask = mask | ~has_sentence[:, None]
-    similarity = _einsum("ape,bse->apbs", regions, sentences)
-    if attention == "gloria":
-        among_sentences = jax.nn.softmax(jnp.where(mask, similarity, -jnp.inf), axis=-1)
-        weights = jax.nn.softmax(region_scale * among_sentences, axis=1)
-    else:
-        weights = jax.nn.softmax(region_scale * similarity, axis=1)
-    cosine = _cosine_with_context(weights, similarity, regions, gram, safe_sqrt(jnp.sum(sentences**2, axis=-1)))
-    scores = jax.nn.logsumexp(jnp.where(mask, sentence_scale * cosine, -jnp.inf), axis=-1)
-    if aggregate == "mean":
-        scores = scores - jnp.log(mask.sum(axis=-1)).astype(scores.dtype)
-    return jnp.where(has_sentence, scores, 0)
-
-
-def _cosine_with_context(
-    weights: Float[Array, "A P b S"],
-    similarity: Float[Array, "A P b S"],
-    regions: Float[Array, "A P E"],
-    gram: Float[Array, "A P P"] | None,
-    sentence_length: Float[Array, "b S"],
-) -> Float[Array, "A b S"]:
-    """Cosine of each sentence with its attended context, its denominator clamped as GLoRIA does."""
-    product = jnp.sum(weights * similarity, axis=1)
-    if gram is None:
-        squared = jnp.sum(_einsum("apbs,ape->abse", weights, regions) ** 2, axis=-1)
-    else:
-        squared = jnp.sum(weights * _einsum("apq,aqbs->apbs", gram, weights), axis=1)
-    lengths = safe_sqrt(squared) * sentence_length
-    clamped = lengths < _SMALLEST_NORM
-    cosine = product / jnp.where(clamped, 1, lengths)
-    # A vector this short has no direction to follow: GLoRIA's value, but not its gradient of 1e8.
-    cosine = jnp.where(clamped, jax.lax.stop_gradient(product) / _SMALLEST_NORM, cosine)
-    # Product and lengths were rounded on their own: where regions cancel, only rounding can take the quotient beyond 1.
-    return jnp.clip(cosine, -1, 1)

@@ -1,0 +1,181 @@
+"""Local alignment of some images with some reports: their scores (eq. 2), and the gradient of these by hand.
+
+Shapes: A images of P regions, R reports of S sentences, vectors of width E. Reports lie sentence by sentence, [S, R, E], so that what is done
+over the sentences of a report is done for all reports of the tile at once. Products are taken in the dtype of the inputs and summed in float32 at
+least; everything else is float32, or float64 where the inputs are.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from msfl_jax.vectors import at_least_float32, safe_sqrt
+
+Attention = Literal["gloria", "regions"]
+Aggregate = Literal["sum", "mean"]
+
+# GLoRIA's clamp of |c| |t|.
+_SMALLEST_NORM = 1e-8
+# Weights reach down to exp(-2 region_scale); beyond this they could vanish in all regions, and a maximum is taken out first.
+_BOUNDED_SCALE = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a score is computed; `gram` says whether |c|^2 is taken as a'Ga or from the contexts c."""
+
+    attention: Attention
+    region_scale: float
+    sentence_scale: float
+    aggregate: Aggregate
+    gram: bool
+
+
+class Reports(NamedTuple):
+    """The sentences of a tile; those that are padding are zero vectors."""
+
+    sentences: Float[Array, "S R E"]
+    mask: Bool[Array, "S R"]
+
+
+class Gradients(NamedTuple):
+    """Of the regions (`gram` apart, since it adds up over tiles before it is multiplied out) and of the sentences of one tile."""
+
+    regions: Float[Array, "A P E"]
+    gram: Float[Array, "A P P"] | None
+    sentences: Float[Array, "S R E"]
+
+
+class _Matched(NamedTuple):
+    """What both passes need. `response` is G w with the Gram form, else the contexts."""
+
+    similarity: Float[Array, "A P S R"]
+    among_sentences: Float[Array, "A P S R"] | None
+    weights: Float[Array, "A P S R"]
+    response: Float[Array, "A P S R"] | Float[Array, "A S R E"]
+    squared: Float[Array, "A S R"]
+    inverse_length: Float[Array, "A S R"]
+    clamped: Bool[Array, "A S R"]
+    cosine: Float[Array, "A S R"]
+    logits: Float[Array, "A S R"]
+
+
+def gram_of(regions: Float[Array, "A P E"], form: Form) -> Float[Array, "A P P"] | None:
+    """G = VV' of each image, where the form uses it, in the dtype of the regions."""
+    return _product("ape,aqe->apq", regions, regions).astype(regions.dtype) if form.gram else None
+
+
+def tile_scores(
+    regions: Float[Array, "A P E"], gram: Float[Array, "A P P"] | None, reports: Reports, form: Form
+) -> Float[Array, "A R"]:
+    """Z of all images of the tile with all its reports; 0 for a report without sentences."""
+    logits = _match(regions, gram, reports, form).logits
+    scores = jax.nn.logsumexp(logits, axis=1)
+    if form.aggregate == "mean":
+        scores = scores - jnp.log(_scored(reports.mask).sum(axis=0)).astype(scores.dtype)
+    return jnp.where(reports.mask.any(axis=0), scores, 0)
+
+
+def tile_gradients(
+    regions: Float[Array, "A P E"],
+    gram: Float[Array, "A P P"] | None,
+    reports: Reports,
+    cotangent: Float[Array, "A R"],
+    form: Form,
+) -> Gradients:
+    """The gradient of `sum(cotangent * tile_scores(...))`, at least float32; the tile's scores are computed again.
+
+    With w the unnormalised weights of a sentence on the regions, s = Vt: cos = w's / (sqrt(w'Gw) |t|), from which the normaliser of w has cancelled.
+    """
+    matched = _match(regions, gram, reports, form)
+    cotangent = jnp.where(reports.mask.any(axis=0), cotangent, 0).astype(matched.cosine.dtype)
+    d_cosine = form.sentence_scale * cotangent[:, None] * jax.nn.softmax(matched.logits, axis=1)
+    # A vector too short has no direction to follow; beyond 1 a cosine only gets by rounding, and was cut there.
+    d_cosine = jnp.where(matched.clamped | (jnp.abs(matched.cosine) > 1), 0, d_cosine)
+    d_product = d_cosine * matched.inverse_length
+    d_squared = -0.5 * d_cosine * matched.cosine / jnp.where(matched.clamped, 1, matched.squared)
+
+    d_weights = d_product[:, None] * matched.similarity
+    if form.gram:
+        d_weights += 2 * d_squared[:, None] * matched.response
+        d_gram = _product("apsr,aqsr->apq", *_as(regions, d_squared[:, None] * matched.weights, matched.weights))
+        d_regions = 0
+    else:
+        (d_context,) = _as(regions, 2 * d_squared[..., None] * matched.response)
+        d_weights += _product("ape,asre->apsr", regions, d_context)
+        d_regions = _product("apsr,asre->ape", *_as(regions, matched.weights), d_context)
+        d_gram = None
+
+    d_attended = form.region_scale * matched.weights * d_weights
+    if matched.among_sentences is not None:
+        mean = jnp.sum(matched.among_sentences * d_attended, axis=2, keepdims=True)
+        d_attended = matched.among_sentences * (d_attended - mean)
+    (d_similarity,) = _as(regions, d_product[:, None] * matched.weights + d_attended)
+    d_sentences = _product("apsr,ape->sre", d_similarity, regions)
+    d_sentences += _through_length(jnp.sum(d_cosine * matched.cosine, axis=0), reports.sentences)
+    return Gradients(d_regions + _product("apsr,sre->ape", d_similarity, reports.sentences), d_gram, d_sentences)
+
+
+def regions_from_gram(d_gram: Float[Array, "A P P"], regions: Float[Array, "A P E"]) -> Float[Array, "A P E"]:
+    """The gradient of the regions from that of G = VV', which is symmetric."""
+    return 2 * _product("apq,aqe->ape", *_as(regions, d_gram), regions)
+
+
+def _match(
+    regions: Float[Array, "A P E"], gram: Float[Array, "A P P"] | None, reports: Reports, form: Form
+) -> _Matched:
+    """Each sentence with its attended context in each image: similarities, weights, lengths, cosines."""
+    scored = _scored(reports.mask)
+    similarity = _product("ape,sre->apsr", regions, reports.sentences)
+    among_sentences = None
+    if form.attention == "gloria":
+        among_sentences = jax.nn.softmax(jnp.where(scored, similarity, -jnp.inf), axis=2)
+    attended = similarity if among_sentences is None else among_sentences
+    highest = 1 if form.region_scale <= _BOUNDED_SCALE else attended.max(axis=1, keepdims=True)
+    weights = jnp.exp(form.region_scale * (attended - highest))
+
+    (rounded,) = _as(regions, weights)
+    if gram is None:
+        response = _product("apsr,ape->asre", rounded, regions)
+        squared = jnp.sum(response**2, axis=-1)
+    else:
+        response = _product("apq,aqsr->apsr", gram, rounded)
+        squared = jnp.sum(weights * response, axis=1)
+    product, total = jnp.sum(weights * similarity, axis=1), jnp.sum(weights, axis=1)
+    lengths = safe_sqrt(squared) * _lengths(reports.sentences)
+    clamped = lengths < _SMALLEST_NORM * total
+    inverse_length = 1 / jnp.where(clamped, _SMALLEST_NORM * total, lengths)
+    cosine = product * inverse_length
+    logits = jnp.where(scored, form.sentence_scale * jnp.clip(cosine, -1, 1), -jnp.inf)
+    return _Matched(similarity, among_sentences, weights, response, squared, inverse_length, clamped, cosine, logits)
+
+
+def _scored(mask: Bool[Array, "S R"]) -> Bool[Array, "S R"]:
+    """The mask, all True for a report without sentences: its score is replaced afterwards, and no softmax is empty."""
+    return mask | ~mask.any(axis=0)
+
+
+def _lengths(sentences: Float[Array, "S R E"]) -> Float[Array, "S R"]:
+    return safe_sqrt(jnp.sum(at_least_float32(sentences) ** 2, axis=-1))
+
+
+def _through_length(d_log_length: Float[Array, "S R"], sentences: Float[Array, "S R E"]) -> Float[Array, "S R E"]:
+    """What cosines lose as sentences get longer: -sum_a(dcos cos) t / |t|^2."""
+    squared = _lengths(sentences)[..., None] ** 2
+    return -d_log_length[..., None] * sentences / jnp.where(squared > 0, squared, 1)
+
+
+def _as(like: Float[Array, "..."], *values: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
+    """Values as operands of a product with `like`."""
+    return tuple(value.astype(like.dtype) for value in values)
+
+
+def _product(equation: str, left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A product in the dtype of its operands, summed in float32 at least."""
+    out = jnp.promote_types(left.dtype, jnp.float32)
+    precision = jax.lax.Precision.HIGHEST if left.dtype == out else jax.lax.Precision.DEFAULT
+    return partial(jnp.einsum, precision=precision, preferred_element_type=out)(equation, left, right)

@@ -1,0 +1,122 @@
+"""Local alignment over eight virtual devices against one: values, gradients, groups, and what travels."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from msfl_jax import losses
+from msfl_jax.parallel.local_alignment import local_alignment
+from msfl_jax.parallel.mesh import batch_sharding
+
+MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)]
+
+
+def make_batch(batch=32, sentences=3, patches=4, width=6, dtype="float64", seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, sentences + 1, batch)
+    keys = rng.integers(0, batch, batch)
+    return (
+        rng.normal(size=(batch, patches, width)).astype(dtype),
+        rng.normal(size=(batch, sentences, width)).astype(dtype),
+        np.arange(sentences) < lengths[:, None],
+        keys[:, None] == keys,
+    )
+
+
+def on_mesh(mesh, batch, **options):
+    """Loss and gradients by regions and sentences, computed on the mesh."""
+
+    def loss(regions, sentences, mask, same_study):
+        return local_alignment(regions, sentences, mask, same_study=same_study, **options)
+
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(array, batch_sharding(mesh)) for array in batch]
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*placed)
+
+
+def on_one_device(batch, group=None, **options):
+    """The mean over groups of the plain loss."""
+    size = len(batch[0]) if group is None else group
+
+    def loss(regions, sentences, mask, same_study):
+        spans = [slice(first, first + size) for first in range(0, len(regions), size)]
+        values = [
+            losses.local_alignment(
+                regions[s], sentences[s], mask[s], same_study=jnp.asarray(same_study)[s, s], **options
+            )
+            for s in spans
+        ]
+        return jnp.mean(jnp.stack(values))
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*map(jnp.asarray, batch))
+
+
+def assert_same(found, expected, tolerance):
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_eight_devices_give_what_one_gives(mesh_of, shape, exchange):
+    with jax.enable_x64():
+        batch = make_batch()
+        assert_same(on_mesh(mesh_of(*shape), batch, exchange=exchange), on_one_device(batch), 1e-10)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("options", [{"attention": "regions", "aggregate": "mean"}, {"direction": "report_to_image"}])
+def test_so_they_do_in_every_form_and_in_float32(mesh_of, exchange, options):
+    batch = make_batch(dtype="float32")
+    assert_same(on_mesh(mesh_of(4, 2), batch, exchange=exchange, **options), on_one_device(batch, **options), 1e-5)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("group", [1, 2, 4, 8, 16, 32])
+def test_groups_are_each_others_only_negatives_on_any_mesh(mesh_of, group, exchange):
+    with jax.enable_x64():
+        batch = make_batch()
+        expected = on_one_device(batch, group=group)
+        for devices in (1, 4, 8):
+            found = on_mesh(mesh_of(devices), batch, group=group, exchange=exchange)
+            assert_same(found, expected, 1e-10)
+
+
+def test_groups_that_fit_neither_batch_nor_devices_are_refused(mesh_of):
+    batch = make_batch(batch=48)
+    with pytest.raises(ValueError, match="groups of 5 negatives; expected a divisor of the batch size 48"):
+        on_mesh(mesh_of(8), batch, group=5)
+    with pytest.raises(ValueError, match="groups of 4 negatives on devices of 6 rows"):
+        on_mesh(mesh_of(8), batch, group=4)
+
+
+def collectives(mesh, exchange):
+    """How often each collective stands in the compiled loss and gradient."""
+    batch = make_batch(batch=64, patches=9, width=16, dtype="float32")
+
+    def loss(regions, sentences, mask):
+        return local_alignment(regions, sentences, mask, exchange=exchange)
+
+    with jax.set_mesh(mesh):
+        arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh)) for a in batch[:3]]
+        text = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arrays).compile().as_text()
+    names = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
+    return {name: len(re.findall(rf"= [^=\n]* {name}(?:-start)?\(", text)) for name in names}, text
+
+
+def test_only_sentences_are_gathered_and_their_gradient_scattered_once(mesh_of):
+    found, _ = collectives(mesh_of(8), "gather")
+    assert found["reduce-scatter"] == 1
+    assert 1 <= found["all-gather"] <= 2
+    assert found["all-to-all"] == found["collective-permute"] == 0
+
+
+def test_the_ring_gathers_nothing(mesh_of):
+    found, text = collectives(mesh_of(8), "ring")
+    assert found["all-gather"] == found["reduce-scatter"] == found["all-to-all"] == 0
+    assert found["collective-permute"] == 5  # sentences and mask in each pass, and the gradient backward
+    assert "f32[64,3,16]" not in text  # the sentences of the global batch

@@ -67,7 +67,7 @@ class PixelDecoderSize:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of all parts, and how they are computed."""
+    """Sizes of all parts, and how they are computed; `attention` "cudnn" is for NVIDIA GPUs, elsewhere it is "xla"."""
 
     vision: VisionSize
     text: TextSize
@@ -79,6 +79,7 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"]
     compute_dtype: Literal["float32", "bfloat16"]
     flat_products: bool
+    attention: Literal["xla", "cudnn"] = "xla"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -225,7 +225,9 @@ class Model:
         model = self.config.model
         hidden = int(width * mlp_ratio)
         how = (model.compute_dtype, model.scan_layers, model.remat, model.flat_products)
-        return BlockSpec(kind, depth, width, heads, hidden, *how)
+        # By backend and not inside the program: JAX refuses to trace cuDNN's kernel where there is none.
+        attention = "cudnn" if model.attention == "cudnn" and jax.default_backend() == "gpu" else "xla"
+        return BlockSpec(kind, depth, width, heads, hidden, *how, attention=attention)
 
     @property
     def _matching(self) -> heads.MatchingHead:

@@ -30,6 +30,7 @@ class BlockSpec:
       scan_layers: compiles one block and loops over stacked parameters.
       remat: what the backward pass recomputes: nothing, all but matrix products, or all of a block.
       flat_products: multiplies all tokens of a batch as one matrix (see `flat_product`).
+      attention: "xla", or "cudnn", cuDNN's fused kernel, for bfloat16 on NVIDIA GPUs (see `attend`).
       drop_path: how often the last block's branches are left out of an image while an rng "drop_path" is given; less in those before it, and
         never in the first (see `drop_path`). It adds no parameters.
     """
@@ -43,6 +44,7 @@ class BlockSpec:
     scan_layers: bool = False
     remat: Literal["none", "dots", "full"] = "none"
     flat_products: bool = False
+    attention: Literal["xla", "cudnn"] = "xla"
     drop_path: float = 0.0
 
 
@@ -81,13 +83,21 @@ def attend(
     key: Float[Array, "B N H d"],
     value: Float[Array, "B N H d"],
     mask: Bool[Array, "#B #Q N"] | None,
+    implementation: Literal["xla", "cudnn"] = "xla",
 ) -> Float[Array, "B Q H d"]:
     """Softmax attention; the softmax is float32, the products have the inputs' dtype.
 
     Args:
       query, key, value: by head; `d` is the width of a head.
       mask: True where a query sees a key. A query that sees no key gets their mean: finite, in value and gradient.
+      implementation: "cudnn" takes cuDNN's fused kernel, which never writes the weights to memory. A mask [B, 1, N] must then be
+        True up to the length of a report and False behind it: cuDNN is given lengths, since its backward pass has had faults
+        with dense masks. Other masks, and float32, which it does not know, take "xla" all the same.
     """
+    if implementation == "cudnn" and query.dtype == jnp.bfloat16 and (mask is None or mask.shape[1] == 1):
+        lengths = None if mask is None else jnp.broadcast_to(mask[:, 0].sum(axis=-1, dtype=jnp.int32), len(query))
+        lengths = lengths if lengths is None else jnp.maximum(lengths, 1)
+        return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
     logits = jnp.einsum("bqhd,bnhd->bhqn", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
@@ -117,7 +127,7 @@ class Attention(nn.Module):
             dense(spec, spec.width, name, fused_third=True)(tokens).reshape(by_head)
             for name in ("query", "key", "value")
         )
-        return dense(spec, spec.width, "out")(attend(query, key, value, mask).reshape(tokens.shape))
+        return dense(spec, spec.width, "out")(attend(query, key, value, mask, spec.attention).reshape(tokens.shape))
 
 
 class Block(nn.Module):

@@ -1,7 +1,7 @@
 """Milliseconds of the local loss with its gradient, ours beside PyTorch: `python tests/benchmarks/local_alignment.py [--size B,P,E ...]`.
 
-Peers, written by us (`torch_losses.py`): "loop", as GLoRIA, MaCo and AFLoc write it, a Python loop over reports; "at once", all pairs vectorised, with
-the algebra of ours; "blocks", the same in blocks of reports whose backward pass computes them anew. Values and gradients are compared with ours in
+Peers, written by us (`torch_losses.py`): "loop", as GLoRIA, MaCo and AFLoc write it, a Python loop over reports; "at once", all pairs vectorised,
+with the algebra of ours; "blocks", the same in blocks of reports whose backward pass computes them anew. Values and gradients are compared with ours in
 the same run before anything is timed. On a CPU there is one thread, and time is that of the process.
 """
 
@@ -166,7 +166,7 @@ def in_child(arguments: list[str]) -> list[dict[str, Any]]:
     """What a call of this program prints as rows."""
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     rows = list(common.read_rows(done.stdout))
     if not rows:
         raise SystemExit(f"error: {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-2000:]}")

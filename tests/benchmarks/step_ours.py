@@ -16,8 +16,11 @@ from step_common import Plan
 CHECK_ROWS = 4
 PARTS = ("vision", "masked", "text", "decoder")
 # By kind of device: how whole steps are compiled, the first of which the parts have too. Words as in `Side.config`.
-MAIN = {"gpu": ("scan",), "cpu": ("scan flat",)}
-EXTRA = {"gpu": ("unrolled", "scan dots", "scan full"), "cpu": ("scan", "unrolled flat", "scan flat full", "unrolled")}
+MAIN = {"gpu": ("scan cudnn",), "cpu": ("scan flat",)}
+EXTRA = {
+    "gpu": ("unrolled cudnn", "scan", "scan cudnn dots"),
+    "cpu": ("scan", "unrolled flat", "scan flat full", "unrolled"),
+}
 
 
 class Built(NamedTuple):
@@ -44,13 +47,14 @@ class Side:
         self.kept: dict[bool, Any] = {}
 
     def config(self, words: str) -> Any:
-        """The configuration with "scan" or "unrolled" layers, "flat" products, and "dots" or "full" recomputed."""
+        """The configuration with "scan" or "unrolled" layers, "flat" products, "cudnn" attention, and "dots" or "full" recomputed."""
         chosen = words.split()
         how = {
             "scan_layers": "scan" in chosen,
             "flat_products": "flat" in chosen,
             "remat": next((word for word in chosen if word in ("dots", "full")), "none"),
             "compute_dtype": self.plan.dtype,
+            "attention": "cudnn" if "cudnn" in chosen else "xla",
         }
         return dataclasses.replace(self.plain, model=dataclasses.replace(self.plain.model, **how))
 
@@ -158,12 +162,12 @@ def _local(model: Any, given: Mapping[str, Any], states: Mapping[str, Any]) -> t
     """The local loss as the objective calls it, of random regions and sentences."""
     from msfl_jax import losses
 
-    options = model.config.objective.local_alignment
+    options, dtype = model.config.objective.local_alignment, model.config.model.compute_dtype
     names = ("attention", "region_scale", "sentence_scale", "aggregate", "logit_scale")
     how = {name: getattr(options, name) for name in names} | {"block": options.block or None}
 
     def loss(leaves: Any, mask: Any) -> Any:
-        return losses.local_alignment(*leaves, mask, **how)
+        return losses.local_alignment(*(leaf.astype(dtype) for leaf in leaves), mask, **how)
 
     leaves = (0.1 * states["regions"], 0.1 * states["sentences"])
     return loss, leaves, common.unit_mask(dict(given), model.config)

@@ -1,8 +1,8 @@
 """Milliseconds of the local loss with its gradient, ours beside PyTorch: `python tests/benchmarks/local_alignment.py [--size B,P,E ...]`.
 
-Peers, written by us (`torch_losses.py`): "loop", as GLoRIA, MaCo and AFLoc write it, a Python loop over reports; "at once", all pairs vectorised,
-with the algebra of ours; "blocks", the same in blocks of reports whose backward pass computes them anew. Values and gradients are compared with ours in
-the same run before anything is timed. On a CPU there is one thread, and time is that of the process.
+Peers, written by us (`torch_losses.py`): "loop", as GLoRIA, MaCo and AFLoc write it, a Python loop over reports; "at once", all pairs in the algebra of
+ours; "blocks", the same in blocks of reports whose backward pass computes them anew. Values and gradients are compared with ours in the
+same run before anything more is timed. On a CPU there is one thread, and time is that of the process.
 """
 
 import argparse
@@ -60,14 +60,16 @@ def ours(arrays: tuple[np.ndarray, ...], dtype: str) -> tuple[Callable[[], Any],
 
 
 def torch_side(side: str, arrays: tuple[np.ndarray, ...], dtype: str, block: int) -> tuple[Any, Any]:
-    """Likewise in PyTorch."""
+    """Likewise in PyTorch; bfloat16 by autocast, which knows what needs float32."""
     import torch
     import torch_losses
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())
     regions, sentences, mask = (torch.from_numpy(array).to(device) for array in arrays)
-    regions, sentences = (a.to(getattr(torch, dtype)).requires_grad_() for a in (regions, sentences))
+    regions, sentences = (a.to(getattr(torch, dtype)).float().requires_grad_() for a in (regions, sentences))
+    mixed = torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+    torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
     name = {"torch loop": "local_loop", "torch blocks": "local_blockwise"}.get(side, "local_vectorised")
     loss = getattr(torch_losses, name)
     options = {"block": block} if side == "torch blocks" else {}
@@ -76,7 +78,8 @@ def torch_side(side: str, arrays: tuple[np.ndarray, ...], dtype: str, block: int
 
     def begin() -> Any:
         regions.grad = sentences.grad = None
-        value = loss(regions, sentences, mask, **options)
+        with mixed:
+            value = loss(regions, sentences, mask, **options)
         value.backward()
         return value.detach()
 

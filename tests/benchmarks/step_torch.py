@@ -168,11 +168,11 @@ def component(side: Side, rows: int, part: str, variant: str) -> Callable[[], tu
     run, weights = runs[part]
     run = side.torch.compile(run, dynamic=False) if variant == "compile" else run
     leaves = [*model.parameters(), *(leaf for leaf in (visible, cls) if leaf is not None)]
-    return _pass(side, lambda: (run().float() * weights).sum(), leaves, autocast=True)
+    return _pass(side, lambda: (run().float() * weights).sum(), leaves)
 
 
 def _local(side: Side, rows: int, variant: str) -> Callable[[], tuple[Any, Any]]:
-    """The local loss in float32, of random regions and sentences of unit scale."""
+    """The local loss, as in the whole step, of random regions and sentences of unit scale."""
     from torch_model import local_options
 
     config = side.settings.config
@@ -180,17 +180,14 @@ def _local(side: Side, rows: int, variant: str) -> Callable[[], tuple[Any, Any]]
     states = side.put(common.random_states(config, rows))
     regions, sentences = (states[name].mul_(0.1).requires_grad_() for name in ("regions", "sentences"))
     loss = functools.partial(local_loss(side, rows, variant), **local_options(config))
-    return _pass(side, lambda: loss(regions, sentences, mask), [regions, sentences], autocast=False)
+    return _pass(side, lambda: loss(regions, sentences, mask), [regions, sentences])
 
 
-def _pass(side: Side, run: Callable[[], Any], leaves: list[Any], *, autocast: bool) -> Callable[[], tuple[Any, Any]]:
+def _pass(side: Side, run: Callable[[], Any], leaves: list[Any]) -> Callable[[], tuple[Any, Any]]:
     def dispatch() -> tuple[Any, Any]:
         for leaf in leaves:
             leaf.grad = None
-        if autocast:
-            with side.autocast():
-                loss = run()
-        else:
+        with side.autocast():
             loss = run()
         loss.backward()
         return side.mark(), loss.detach()

@@ -197,7 +197,7 @@ class Pretraining(Msfl):
         Args:
           batch: `image` uint8 [B, H, W], `token_ids`, `sentence_ids`, `study_key`, and what was drawn: `kept`, `restore`, `masked`; `masked_ids`,
             `positions`, `targets`, `token_weights`; `report`, `image_index`, `has_report`, `has_image`.
-          dtype: of autocast around all but the losses; None leaves it off.
+          dtype: of autocast around all but the losses other than local alignment; None leaves it off.
         """
         kind = batch["image"].device.type
         with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
@@ -210,12 +210,19 @@ class Pretraining(Msfl):
             predicted = self.pixel_decoder(visible, visible_cls, batch["restore"])
             states = take(self.text(batch["masked_ids"]), batch["positions"])
             words = self.heads["language"](states, self.text.word_embeddings.weight)
+            same = batch["study_key"][:, None] == batch["study_key"]
+            # Its products are taken in the encoders' dtype, as ours are: autocast knows which of its steps need float32.
+            local = self.local(regions, sentences, present, **local_options(self.config), same_study=same)
         with torch.autocast(kind, enabled=False):
-            aligned = self._alignments(*(part.float() for part in (image, report, regions, sentences)), present, batch)
+            aligned = losses.global_alignment(
+                image.float(), report.float(), temperature=self._temperature(), same_study=same
+            )
             matched = losses.instance_matching(logits.float(), *self._pairs(batch))
             rebuilt = losses.image_reconstruction(predicted.float(), self._target(pixels), batch["masked"])
             read = losses.masked_language_modeling(words.float(), batch["targets"], batch["token_weights"])
         weights = self.config.objective
+        times = 2.0 if weights.reduction == "sum" else 1.0
+        aligned = times * (weights.lambda_global * aligned + weights.lambda_local * local.float())
         return aligned + weights.lambda_instance * matched + weights.lambda_modality * (rebuilt + read)
 
     def project_image(self, patches: Tensor, cls: Tensor | None, regions: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,16 +231,6 @@ class Pretraining(Msfl):
         regions = self.heads["region_norm"](regions) if self.config.regions.layer else regions
         own = self.config.regions.projection == "own"
         return embedding, self.heads["region_projection" if own else "image_projection"](regions)
-
-    def _alignments(
-        self, image: Tensor, report: Tensor, regions: Tensor, sentences: Tensor, present: Tensor, batch: Batch
-    ) -> Tensor:
-        weights = self.config.objective
-        same = batch["study_key"][:, None] == batch["study_key"]
-        value = losses.global_alignment(image, report, temperature=self._temperature(), same_study=same)
-        local = self.local(regions, sentences, present, **local_options(self.config), same_study=same)
-        times = 2.0 if weights.reduction == "sum" else 1.0
-        return times * (weights.lambda_global * value + weights.lambda_local * local)
 
     def _temperature(self) -> Tensor:
         """Learned as a logarithm; held back at .01 in value only, as ours."""

@@ -1,6 +1,6 @@
 """Milliseconds of the local loss with its gradient, ours beside PyTorch: `python tests/benchmarks/local_alignment.py [--size B,P,E ...]`.
 
-Peers, written by us (`torch_losses.py`): "loop", as GLoRIA, MaCo and AFLoc write it, a Python loop over reports; "at once", all pairs in the algebra of
+Peers, written by us (`torch_losses.py`): "loop", a Python loop over reports as GLoRIA, MaCo and AFLoc have it; "at once", all pairs in the algebra of
 ours; "blocks", the same in blocks of reports whose backward pass computes them anew. Values and gradients are compared with ours in the
 same run before anything more is timed. On a CPU there is one thread, and time is that of the process.
 """
@@ -107,7 +107,8 @@ def run_side(side: str, size: tuple[int, int, int], dtype: str, seconds: float, 
                 begin, result = torch_side(side, arrays, dtype, block)
                 wait = _synchronize
             value, gradients = result()
-            np.savez(folder / f"{side}.npz", value=value, regions=gradients[0], sentences=gradients[1])
+            regions, sentences = (np.asarray(gradient, np.float32) for gradient in gradients)
+            np.savez(folder / f"{side}.npz", value=value, regions=regions, sentences=sentences)
             row["loss"] = float(value)
             row["steps"] = _times(begin, wait, clock, seconds)
             row["peak_bytes"] = _peak_of(program) if side == "ours" else _torch_peak()

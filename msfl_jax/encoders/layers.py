@@ -95,14 +95,33 @@ def attend(
         with dense masks. Other masks, and float32, which it does not know, take "xla" all the same.
     """
     if implementation == "cudnn" and query.dtype == jnp.bfloat16 and (mask is None or mask.shape[1] == 1):
-        lengths = None if mask is None else jnp.broadcast_to(mask[:, 0].sum(axis=-1, dtype=jnp.int32), len(query))
-        lengths = lengths if lengths is None else jnp.maximum(lengths, 1)
-        return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
+        return _attend_with_cudnn(query, key, value, mask)
     logits = jnp.einsum("bqhd,bnhd->bhqn", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhqn,bnhd->bqhd", weights, value)
+
+
+def _attend_with_cudnn(
+    query: Float[Array, "B N H d"],
+    key: Float[Array, "B N H d"],
+    value: Float[Array, "B N H d"],
+    mask: Bool[Array, "#B 1 N"] | None,
+) -> Float[Array, "B N H d"]:
+    """Fused self-attention over as many keys of each row as its mask has.
+
+    For training, JAX refuses sequences of odd length (197 tokens of ViT-B/16): they get one more token, which no query sees.
+    """
+    rows, length = query.shape[:2]
+    lengths = None if mask is None else jnp.maximum(mask[:, 0].sum(axis=-1, dtype=jnp.int32), 1)
+    if length % 2:
+        lengths = jnp.int32([length]) if lengths is None else lengths
+        query, key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
+    if lengths is not None:
+        lengths = jnp.broadcast_to(lengths, rows)
+    mixed = jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
+    return mixed[:, :length]
 
 
 def drop_path(

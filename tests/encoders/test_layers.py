@@ -193,3 +193,49 @@ def test_flat_products_change_neither_values_nor_gradients(kind, tokens, mask):
 
     found = loss(dataclasses.replace(stacked, flat_products=True))(params)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, loss(stacked)(params))
+
+
+def queries_keys_values(length, dtype="bfloat16"):
+    return (jax.random.normal(jax.random.key(i), (3, length, 2, 8), dtype) for i in range(3))
+
+
+def attention_and_gradients(implementation, length, mask):
+    def mixed(*arrays):
+        out = attend(*arrays, mask, implementation)
+        return jnp.sum(out.astype(jnp.float32) * jnp.arange(length)[:, None, None]), out
+
+    gradients, out = jax.grad(mixed, argnums=(0, 1, 2), has_aux=True)(*queries_keys_values(length))
+    return [np.asarray(array, np.float32) for array in (out, *gradients)]
+
+
+PADDED = jnp.arange(7) < jnp.asarray([7, 3, 1])[:, None]
+
+
+@pytest.mark.parametrize("length, mask", [(6, None), (7, None), (7, PADDED[:, None]), (7, PADDED[:1, None])])
+def test_what_cudnn_is_given_means_the_same_attention(monkeypatch, length, mask):
+    """JAX's own attention in cuDNN's place, which refuses odd lengths as that does."""
+    plain = jax.nn.dot_product_attention
+
+    def stand_in(query, key, value, *, key_value_seq_lengths, implementation):
+        assert implementation == "cudnn"
+        assert key.shape[1] % 2 == 0
+        return plain(query, key, value, key_value_seq_lengths=key_value_seq_lengths, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    found = attention_and_gradients("cudnn", length, mask)
+    for ours, expected in zip(found, attention_and_gradients("xla", length, mask), strict=True):
+        assert_allclose(ours, expected, rtol=0.05, atol=0.02 * np.abs(expected).max())
+
+
+def test_cudnn_is_not_asked_for_what_it_does_not_know(monkeypatch):
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, **__: pytest.fail("asked"))
+    attend(*queries_keys_values(6, "float32"), None, "cudnn")
+    attend(*queries_keys_values(6), jnp.ones((1, 6, 6), bool), "cudnn")
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("length, mask", [(6, None), (7, None), (7, PADDED[:, None])])
+def test_cudnn_gives_the_same_attention(length, mask):
+    found = attention_and_gradients("cudnn", length, mask)
+    for ours, expected in zip(found, attention_and_gradients("xla", length, mask), strict=True):
+        assert_allclose(ours, expected, rtol=0.05, atol=0.02 * np.abs(expected).max())

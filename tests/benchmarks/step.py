@@ -78,22 +78,30 @@ def draw(config: Config, model: Model, batch: dict[str, np.ndarray], keys: Keys)
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def prepare(folder: Path, size: str, batches: list[int]) -> tuple[Config, int]:
-    """Writes the configuration, one set of weights and the batches."""
+def benchmark_config(size: str) -> tuple[Config, int]:
+    """The shipped configuration of a size, instance matching at full weight from step 1, and how many words there are."""
     name, vocab_size = SIZES[size]
     config = load_config(name)
     matching = dataclasses.replace(config.objective.instance_matching, ramp=(0.0, 0.0))
-    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, instance_matching=matching))
+    return dataclasses.replace(
+        config, objective=dataclasses.replace(config.objective, instance_matching=matching)
+    ), vocab_size
+
+
+def random_params(model: Model) -> Any:
+    """Parameters without compiling an initialiser."""
+    return jax.tree_util.tree_map_with_path(_random, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def prepare(folder: Path, config: Config, vocab_size: int, batches: list[int]) -> None:
+    """Writes the configuration, one set of weights and the batches."""
     model = Model.create(config, vocab_size=vocab_size)
-    settings = {"config": to_dict(config), "vocab_size": vocab_size, "seed": config.seed}
-    (folder / "config.json").write_text(json.dumps(settings))
-    params = jax.tree_util.tree_map_with_path(_random, jax.eval_shape(model.init, jax.random.key(0)))
-    save_file(to_format(params, "msfl", config), folder / "weights.safetensors")
+    (folder / "config.json").write_text(json.dumps({"config": to_dict(config), "vocab_size": vocab_size}))
+    save_file(to_format(random_params(model), "msfl", config), folder / "weights.safetensors")
     for rows in {CHECK_ROWS, *batches}:
         batch = make_batch(config, vocab_size, rows, config.seed)
         drawn = draw(config, model, batch, Keys.at(config.seed, 0))
         np.savez(folder / f"batch_{rows}.npz", **batch, **drawn)
-    return config, vocab_size
 
 
 def _random(path: Any, leaf: Any) -> np.ndarray:
@@ -226,7 +234,8 @@ def main() -> None:
         )
         about = header(device, plan, options.size)
         print(json.dumps(about))
-        config, vocab_size = prepare(Path(folder), options.size, options.batch)
+        config, vocab_size = benchmark_config(options.size)
+        prepare(Path(folder), config, vocab_size, options.batch)
         print(f"prepared in {time.time() - begin:.0f} s", flush=True)
         print(check(plan, device), f"({time.time() - begin:.0f} s)", flush=True)
         measured: list[dict[str, Any]] = []

@@ -91,8 +91,7 @@ def check(side: Side) -> None:
     loss = functools.partial(objective.total, model=model, weights=weights)
     with jax.default_matmul_precision("highest"):
         step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        seed = side.plan.settings["seed"]
-        (value, _), gradients = step(side.params(model), side.batch(CHECK_ROWS), Keys.at(seed, 0))
+        (value, _), gradients = step(side.params(model), side.batch(CHECK_ROWS), Keys.at(model.config.seed, 0))
     tensors = to_format(jax.device_get(gradients), "msfl", model.config)
     save_file(tensors | {"loss": np.array([value], np.float64)}, Path(side.plan.folder) / "check_ours.safetensors")
 

@@ -53,13 +53,9 @@ class Side:
 
     def put(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Arrays on the device; whole numbers as PyTorch indexes with them."""
-        tensors = {}
-        for name, array in arrays.items():
-            wide = array.astype(np.int64) if array.dtype in (np.int32, np.uint32) else array
-            tensors[name] = self.torch.tensor(wide, device=self.device)
-        if "image" in tensors:
-            tensors["image"] = tensors["image"][..., 0]
-        return tensors
+        from torch_model import to_torch
+
+        return to_torch(arrays, self.device)
 
     def mark(self) -> Any:
         """What `wait` waits for: all that has been asked of the device so far."""

@@ -182,19 +182,28 @@ def visit(side: str, mode: str, plan: Plan, device: str) -> list[dict[str, Any]]
     except subprocess.TimeoutExpired:
         child.kill()
         output, _ = child.communicate()
+    finally:
+        child.kill()
     rows = list(common.read_rows(output))
     if child.returncode:
         log = (Path(plan.folder) / f"{side}_{mode}.log").read_text().strip().splitlines()
-        rows.append(
-            {
-                "side": side,
-                "part": mode,
-                "variant": "",
-                "batch": 0,
-                "error": f"ended with {child.returncode}: {log[-1:]}",
-            }
-        )
+        said = f"process ended with {child.returncode}: {log[-1] if log else ''}"[:300]
+        rows.append({"side": side, "part": f"({mode} rows)", "variant": "", "batch": 0, "error": said})
     return rows
+
+
+def take_turns(plan: Plan, device: str, end: float) -> list[dict[str, Any]]:
+    """All visits, until `end` of `time.time()`."""
+    measured: list[dict[str, Any]] = []
+    begin = time.time()
+    for side, mode, share in VISITS:
+        until = begin + share * (end - begin)
+        if time.time() >= until:
+            print(f"{side}, {mode} rows: left out, no time", flush=True)
+            continue
+        measured += visit(side, mode, dataclasses.replace(plan, deadline=until), device)
+        print(f"{side}, {mode} rows: after {time.time() - begin:.0f} s", flush=True)
+    return measured
 
 
 def header(device: str, plan: Plan, size: str) -> dict[str, Any]:
@@ -237,13 +246,8 @@ def main() -> None:
         config, vocab_size = benchmark_config(options.size)
         prepare(Path(folder), config, vocab_size, options.batch)
         print(f"prepared in {time.time() - begin:.0f} s", flush=True)
-        print(check(plan, device), f"({time.time() - begin:.0f} s)", flush=True)
-        measured: list[dict[str, Any]] = []
-        for side, mode, share in VISITS:
-            if time.time() < begin + share * options.seconds:
-                until = dataclasses.replace(plan, deadline=begin + share * options.seconds)
-                measured += visit(side, mode, until, device)
-                print(f"{side}, {mode} rows: until {time.time() - begin:.0f} s", flush=True)
+        print(check(dataclasses.replace(plan, dtype="float32"), device), f"({time.time() - begin:.0f} s)", flush=True)
+        measured = take_turns(plan, device, begin + options.seconds)
     ceilings = next((row for row in measured if "ceilings" in row), {})
     rows = table.merge([row for row in measured if "ceilings" not in row])
     rows = table.complete(rows, config, vocab_size, ceilings)

@@ -78,22 +78,30 @@ def draw(config: Config, model: Model, batch: dict[str, np.ndarray], keys: Keys)
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def prepare(folder: Path, size: str, batches: list[int]) -> tuple[Config, int]:
-    """Writes the configuration, one set of weights and the batches."""
+def benchmark_config(size: str) -> tuple[Config, int]:
+    """The shipped configuration of a size, instance matching at full weight from step 1, and how many words there are."""
     name, vocab_size = SIZES[size]
     config = load_config(name)
     matching = dataclasses.replace(config.objective.instance_matching, ramp=(0.0, 0.0))
-    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, instance_matching=matching))
+    return dataclasses.replace(
+        config, objective=dataclasses.replace(config.objective, instance_matching=matching)
+    ), vocab_size
+
+
+def random_params(model: Model) -> Any:
+    """Parameters without compiling an initialiser."""
+    return jax.tree_util.tree_map_with_path(_random, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def prepare(folder: Path, config: Config, vocab_size: int, batches: list[int]) -> None:
+    """Writes the configuration, one set of weights and the batches."""
     model = Model.create(config, vocab_size=vocab_size)
-    settings = {"config": to_dict(config), "vocab_size": vocab_size, "seed": config.seed}
-    (folder / "config.json").write_text(json.dumps(settings))
-    params = jax.tree_util.tree_map_with_path(_random, jax.eval_shape(model.init, jax.random.key(0)))
-    save_file(to_format(params, "msfl", config), folder / "weights.safetensors")
+    (folder / "config.json").write_text(json.dumps({"config": to_dict(config), "vocab_size": vocab_size}))
+    save_file(to_format(random_params(model), "msfl", config), folder / "weights.safetensors")
     for rows in {CHECK_ROWS, *batches}:
         batch = make_batch(config, vocab_size, rows, config.seed)
         drawn = draw(config, model, batch, Keys.at(config.seed, 0))
         np.savez(folder / f"batch_{rows}.npz", **batch, **drawn)
-    return config, vocab_size
 
 
 def _random(path: Any, leaf: Any) -> np.ndarray:
@@ -175,19 +183,28 @@ def visit(side: str, mode: str, plan: Plan, device: str) -> list[dict[str, Any]]
     except subprocess.TimeoutExpired:
         child.kill()
         output, _ = child.communicate()
+    finally:
+        child.kill()
     rows = list(common.read_rows(output))
     if child.returncode:
         log = (Path(plan.folder) / f"{side}_{mode}.log").read_text().strip().splitlines()
-        rows.append(
-            {
-                "side": side,
-                "part": mode,
-                "variant": "",
-                "batch": 0,
-                "error": f"ended with {child.returncode}: {log[-1:]}",
-            }
-        )
+        said = f"process ended with {child.returncode}: {log[-1] if log else ''}"[:300]
+        rows.append({"side": side, "part": f"({mode} rows)", "variant": "", "batch": 0, "error": said})
     return rows
+
+
+def take_turns(plan: Plan, device: str, end: float) -> list[dict[str, Any]]:
+    """All visits, until `end` of `time.time()`."""
+    measured: list[dict[str, Any]] = []
+    begin = time.time()
+    for side, mode, share in VISITS:
+        until = begin + share * (end - begin)
+        if time.time() >= until:
+            print(f"{side}, {mode} rows: left out, no time", flush=True)
+            continue
+        measured += visit(side, mode, dataclasses.replace(plan, deadline=until), device)
+        print(f"{side}, {mode} rows: after {time.time() - begin:.0f} s", flush=True)
+    return measured
 
 
 def header(device: str, plan: Plan, size: str) -> dict[str, Any]:
@@ -227,15 +244,11 @@ def main() -> None:
         )
         about = header(device, plan, options.size)
         print(json.dumps(about))
-        config, vocab_size = prepare(Path(folder), options.size, options.batch)
+        config, vocab_size = benchmark_config(options.size)
+        prepare(Path(folder), config, vocab_size, options.batch)
         print(f"prepared in {time.time() - begin:.0f} s", flush=True)
-        print(check(plan, device), f"({time.time() - begin:.0f} s)", flush=True)
-        measured: list[dict[str, Any]] = []
-        for side, mode, share in VISITS:
-            if time.time() < begin + share * options.seconds:
-                until = dataclasses.replace(plan, deadline=begin + share * options.seconds)
-                measured += visit(side, mode, until, device)
-                print(f"{side}, {mode} rows: until {time.time() - begin:.0f} s", flush=True)
+        print(check(dataclasses.replace(plan, dtype="float32"), device), f"({time.time() - begin:.0f} s)", flush=True)
+        measured = take_turns(plan, device, begin + options.seconds)
     ceilings = next((row for row in measured if "ceilings" in row), {})
     rows = table.merge([row for row in measured if "ceilings" not in row])
     rows = table.complete(rows, config, vocab_size, ceilings)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -260,6 +261,15 @@ def local_options(config: SimpleNamespace) -> dict[str, object]:
     """The configured options of the local loss, by their names in `torch_losses`."""
     names = ("attention", "region_scale", "sentence_scale", "aggregate", "logit_scale")
     return {name: getattr(config.objective.local_alignment, name) for name in names}
+
+
+def to_torch(arrays: Mapping[str, np.ndarray], device: str) -> dict[str, Tensor]:
+    """Arrays of a batch on a device, whole numbers as PyTorch indexes with them, images without their channel."""
+    tensors = {}
+    for name, array in arrays.items():
+        wide = array.astype(np.int64) if array.dtype in (np.int32, np.uint32) else array
+        tensors[name] = torch.tensor(wide[..., 0] if name == "image" else wide, device=device)
+    return tensors
 
 
 def fuse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

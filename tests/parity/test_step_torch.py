@@ -1,5 +1,7 @@
 """The PyTorch peer of the benchmarks against our own model: were its numbers others, its times would say nothing."""
 
+import dataclasses
+import functools
 import sys
 from pathlib import Path
 
@@ -10,10 +12,19 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from msfl_jax import losses
+from msfl_jax import losses, objective
+from msfl_jax.config import to_dict
+from msfl_jax.export.mapping import to_format
+from msfl_jax.model import Keys, Model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import step
+import step_common
 import torch_losses
+import torch_model
+from step_ours import random_negatives
+
+WIDTH, HEADS, ROWS, WORDS = 32, 2, 3, 40
 
 
 @pytest.mark.parametrize("attention", ["gloria", "regions"])
@@ -32,7 +43,8 @@ def test_local_losses_equal_ours_in_value_and_gradient(attention, aggregate, pat
         return losses.local_alignment(v, t, jnp.asarray(mask), same_study=jnp.asarray(same), **options)
 
     with jax.enable_x64():
-        value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(jnp.asarray(regions), jnp.asarray(sentences))
+        differentiated = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))
+        value, gradients = differentiated(jnp.asarray(regions), jnp.asarray(sentences))
         value, gradients = float(value), [np.asarray(gradient) for gradient in gradients]
     for peer, more in [
         (torch_losses.local_loop, {}),
@@ -46,3 +58,48 @@ def test_local_losses_equal_ours_in_value_and_gradient(attention, aggregate, pat
         assert_allclose(found.item(), value, rtol=1e-9)
         for tensor, gradient in zip((v, t), gradients, strict=True):
             assert_allclose(tensor.grad.numpy(), gradient, rtol=1e-8, atol=1e-12)
+
+
+def small(size):
+    """A shipped configuration with narrow, shallow parts and small images: every option as it is."""
+    config, _ = step.benchmark_config(size)
+    model, narrow = config.model, {"width": WIDTH, "heads": HEADS, "depth": 2}
+    vision = dataclasses.replace(model.vision, **narrow, image_size=4 * model.vision.patch_size)
+    model = dataclasses.replace(
+        model,
+        vision=vision,
+        text=dataclasses.replace(model.text, **narrow | {"depth": 1}, max_tokens=32),
+        pixel_decoder=dataclasses.replace(model.pixel_decoder, **narrow | {"depth": 1}),
+        embedding_width=WIDTH,
+        region_width=WIDTH,
+        matching_width=WIDTH,
+        compute_dtype="float32",
+        scan_layers=True,
+    )
+    return random_negatives(dataclasses.replace(config, model=model))
+
+
+@pytest.mark.parametrize("size", ["tiny", "b16"])
+def test_the_whole_step_has_our_loss_and_gradients(size):
+    config = small(size)
+    model = Model.create(config, vocab_size=WORDS)
+    params, keys = step.random_params(model), Keys.at(config.seed, 0)
+    batch = step.make_batch(config, WORDS, ROWS, seed=0)
+    drawn = step.draw(config, model, batch, keys)
+    loss = functools.partial(objective.total, model=model, weights=objective.Weights.create(config).at(1))
+    (value, _), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, keys)
+
+    settings = step_common.named({"config": to_dict(config), "vocab_size": WORDS})
+    tensors = {name: torch.tensor(array) for name, array in to_format(params, "msfl", config).items()}
+    peer = torch_model.Pretraining(settings).load(tensors)
+    found = peer(torch_model.to_torch(batch | drawn, "cpu"))
+    found.backward()
+    theirs = torch_model.split({name: leaf.grad for name, leaf in peer.named_parameters()})
+
+    assert_allclose(found.item(), value, rtol=1e-5)
+    ours = to_format(jax.device_get(gradients), "msfl", config)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        if ".key.bias" not in name:  # its true gradient is 0
+            difference = np.linalg.norm(theirs[name].numpy() - gradient)
+            assert difference <= 1e-3 * np.linalg.norm(gradient), name

@@ -92,10 +92,9 @@ def torch_side(side: str, arrays: tuple[np.ndarray, ...], dtype: str, block: int
 
 def run_side(side: str, size: tuple[int, int, int], dtype: str, seconds: float, folder: Path) -> Iterator[dict]:
     """Rows of one side at one size, in a process of its own; its result lies in the folder, for the comparison."""
-    on_gpu = Path("/proc/driver/nvidia/version").exists()
-    if not on_gpu:
+    if not _on_gpu():
         common.pin(1)
-    clock = time.perf_counter if on_gpu else time.process_time
+    clock = time.perf_counter if _on_gpu() else time.process_time
     arrays = make_batch(size)
     for block in BLOCKS if side == "torch blocks" else (0,):
         row: dict[str, Any] = {"side": side, "size": size, "block": block}
@@ -115,6 +114,11 @@ def run_side(side: str, size: tuple[int, int, int], dtype: str, seconds: float, 
         except Exception as error:  # the other rows are still worth having
             row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
         yield row
+
+
+def _on_gpu() -> bool:
+    """Whether there is an NVIDIA GPU; asked before a library counts the cores."""
+    return Path("/proc/driver/nvidia/version").exists()
 
 
 def _times(begin: Callable[[], Any], wait: Callable[[Any], Any], clock: Callable[[], float], seconds: float) -> list:
@@ -150,14 +154,16 @@ def _peak_of(program: Any) -> int | None:
 
 def matmul_tflops(dtype: str) -> float:
     """Of a large product in the same run, on the device of ours."""
+    if not _on_gpu():
+        common.pin(1)
     import jax
     import jax.numpy as jnp
 
-    side = 8192 if jax.default_backend() != "cpu" else 1024
+    side = 8192 if _on_gpu() else 1024
     a = jax.random.normal(jax.random.key(0), (side, side), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a))
     product(a).block_until_ready()
-    clock = time.perf_counter if jax.default_backend() != "cpu" else time.process_time
+    clock = time.perf_counter if _on_gpu() else time.process_time
     taken = []
     for _ in range(10):
         start = clock()

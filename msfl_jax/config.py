@@ -217,7 +217,10 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Length of the run and what happens along it; `*_every` counts steps, 0 is never."""
+    """Length of the run and what happens along it; `*_every` counts steps, 0 is never.
+
+    The encoders see a batch in `microbatches` parts, the losses all of it (`msfl_jax.gradient_cache`).
+    """
 
     steps: int
     log_every: int
@@ -225,6 +228,7 @@ class TrainConfig:
     keep_checkpoints: int
     evaluate_every: int
     max_skipped_steps: int
+    microbatches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,7 @@ AT_LEAST = AT_LEAST_OF_RUNS | {
     "regions.window_radius": 0,
     "text.max_sentences": 1,
     "objective.local_alignment.block": 0,
+    "train.microbatches": 1,
     "zero_shot.records": 0,
     "grounding.records": 0,
     "grounding.shifts": 1,

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt8
 
-from input_pipeline.errors import UserError
-from msfl_jax import encoders, heads
+from msfl_jax import encoders, heads, model_rules
 from msfl_jax.config import Config
 from msfl_jax.encoders import TRAINED_HERE, BlockSpec, PatchMasking, SpecialTokens, TokenMasking, VisionTokens
 from msfl_jax.vectors import unit
@@ -44,6 +43,13 @@ class Keys(NamedTuple):
         """The keys of a step: a function of (seed, step), so that nothing random is state."""
         base = jax.random.fold_in(jax.random.key(seed), step)
         return cls(*(jax.random.fold_in(base, purpose) for purpose in range(len(cls._fields))))
+
+
+class Masks(NamedTuple):
+    """What is hidden in one step; rows of the batch first in every array."""
+
+    image: PatchMasking
+    text: TokenMasking
 
 
 class Features(NamedTuple):
@@ -94,7 +100,7 @@ class Model:
           UserError: parts that do not fit each other.
         """
         rows = config.model.text.vocab_size or vocab_size
-        _check(config, rows, vocab_size)
+        model_rules.check(config, rows, vocab_size)
         return cls(config, rows, special=special)
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
@@ -129,20 +135,39 @@ class Model:
           batch: `image` uint8 [B, H, W, 1], H and W `image.target_scale` times the encoder's; `token_ids` and `sentence_ids` int32 [B, T].
           keys: of this step.
         """
+        return self.features_behind(params, batch, self.draw_masks(batch, keys))
+
+    def draw_masks(self, batch: Mapping[str, Array], keys: Keys) -> Masks:
+        """What is hidden of each image and each report: a function of the keys and the whole batch."""
+        image, text, vision = self.config.image, self.config.text, self.config.model.vision
+        patches = vision.grid**2
+        visible = encoders.count_visible(patches, image.mask_ratio)
+        rules = {"rate": text.mask_rate, "replacement": text.mask_replacement}
+        special = {"vocab_size": self.vocab_size, "special": self.special}
+        return Masks(
+            encoders.random_masking(keys.image_mask, len(batch["image"]), patches, visible),
+            encoders.mask_tokens(keys.text_mask, batch["token_ids"], **rules, **special),
+        )
+
+    def features_behind(
+        self, params: Params, batch: Mapping[str, Array], masks: Masks, *, reconstruct: bool = True
+    ) -> Features:
+        """`features` with masks that have been drawn; without `reconstruct` none of what only reconstruction needs."""
         token_ids, scale = batch["token_ids"], self.config.image.target_scale
+        reconstruct = reconstruct and bool(self.config.objective.lambda_modality)
         patches = self._patches(encoders.shrink(batch["image"], scale))
-        tokens, masked_tokens, patch_masking = self._image_passes(params, patches, keys.image_mask)
-        states, masked_states, token_masking = self._report_passes(params, token_ids, keys.text_mask)
+        tokens, masked_tokens = self._image_passes(params, patches, masks.image, reconstruct)
+        states, masked_states = self._report_passes(params, token_ids, masks.text, reconstruct)
         image_embedding, regions = self._project_image(params, tokens)
         report_embedding, sentences, present = self._project_report(params, states, token_ids, batch["sentence_ids"])
         features = Features(
             image_embedding, report_embedding, regions, sentences, present, temperature=self.temperature(params)
         )
-        if not self._reconstructs:
+        if not reconstruct:
             return features
         target = encoders.patchify(self._pixels(batch["image"], scale), self.config.model.vision.patch_size * scale)
-        rebuilt = self._rebuild(params, masked_tokens, patch_masking, target)
-        return features._replace(**rebuilt, **self._predict(params, masked_states, token_masking))
+        rebuilt = self._rebuild(params, masked_tokens, masks.image, target)
+        return features._replace(**rebuilt, **self._predict(params, masked_states, masks.text))
 
     def encode_image(
         self, params: Params, image: UInt8[Array, "B H W 1"]
@@ -285,18 +310,13 @@ class Model:
         """Token states of reports."""
         return _apply(self.text, params["text"], token_ids)
 
-    @property
-    def _reconstructs(self) -> bool:
-        return bool(self.config.objective.lambda_modality)
-
-    def _image_passes(self, params: Params, patches: Array, key: Array) -> tuple[Any, Any, PatchMasking]:
-        """Tokens for alignment; tokens of the masked pass, None if there is none; what it hides."""
+    def _image_passes(
+        self, params: Params, patches: Array, masking: PatchMasking, reconstruct: bool
+    ) -> tuple[VisionTokens, VisionTokens | None]:
+        """Tokens for alignment, and tokens of the masked pass, None if there is none."""
         shared = self.config.image.passes == "shared"
-        visible = encoders.count_visible(patches.shape[1], self.config.image.mask_ratio)
-        masking = encoders.random_masking(key, patches.shape[0], patches.shape[1], visible)
-        masked = self._see(params, patches, masking) if shared or self._reconstructs else None
-        tokens = masked if shared else self._see(params, patches)
-        return tokens, masked, masking
+        masked = self._see(params, patches, masking) if shared or reconstruct else None
+        return masked if masked is not None and shared else self._see(params, patches), masked
 
     def _project_image(
         self, params: Params, tokens: VisionTokens
@@ -315,15 +335,13 @@ class Model:
         target = encoders.normalise_patches(target) if self.config.image.norm_pix else target
         return {"pixel_prediction": predicted, "pixel_target": target, "pixel_masked": masking.masked}
 
-    def _report_passes(self, params: Params, token_ids: Array, key: Array) -> tuple[Any, Any, TokenMasking]:
-        """States for alignment; states of the masked pass, None if there is none; what it hides."""
-        options = self.config.text
-        shared = options.passes == "shared"
-        rules = {"rate": options.mask_rate, "replacement": options.mask_replacement}
-        masking = encoders.mask_tokens(key, token_ids, **rules, vocab_size=self.vocab_size, special=self.special)
-        masked = self._read(params, masking.token_ids) if shared or self._reconstructs else None
-        states = masked if shared else self._read(params, token_ids)
-        return states, masked, masking
+    def _report_passes(
+        self, params: Params, token_ids: Array, masking: TokenMasking, reconstruct: bool
+    ) -> tuple[Array, Array | None]:
+        """States for alignment, and states of the masked pass, None if there is none."""
+        shared = self.config.text.passes == "shared"
+        masked = self._read(params, masking.token_ids) if shared or reconstruct else None
+        return masked if masked is not None and shared else self._read(params, token_ids), masked
 
     def _project_report(
         self, params: Params, states: Array, token_ids: Array, sentence_ids: Array
@@ -368,32 +386,3 @@ def _apply(module: nn.Module, params: Params, *inputs: Any) -> Any:
 def _init(module: nn.Module, key: Array, name: str, *inputs: Any) -> Any:
     """Parameters drawn from the key and the part's name."""
     return module.init(jax.random.fold_in(key, zlib.crc32(name.encode())), *inputs)["params"]
-
-
-def _check(config: Config, rows: int, vocab_size: int) -> None:
-    """What must fit between parts that `msfl_jax.config` looks at one by one."""
-    vision, width = config.model.vision, config.model.pixel_decoder.width
-    apart = config.regions.projection == "own"
-    same = config.model.region_width == config.model.embedding_width
-    visible = encoders.count_visible(vision.grid**2, config.image.mask_ratio)
-    rules = [
-        (rows >= vocab_size, "model.text.vocab_size", rows, f"0, or at least the tokenizer's {vocab_size} words"),
-        (
-            vocab_size > len(TRAINED_HERE.ids),
-            "vocab_size",
-            vocab_size,
-            "a tokenizer with words beside its special tokens",
-        ),
-        (width % 4 == 0, "model.pixel_decoder.width", width, "a multiple of 4 (sin-cos positions)"),
-        (
-            visible > 0,
-            "image.mask_ratio",
-            config.image.mask_ratio,
-            f"a ratio that leaves one of {vision.grid**2} patches",
-        ),
-        (apart or same, "regions.projection", "shared", "'own', or model.region_width equal to model.embedding_width"),
-        (apart or config.image.pool != "mean_max", "regions.projection", "shared", "'own' with image.pool 'mean_max'"),
-    ]
-    for holds, path, found, expected in rules:
-        if not holds:
-            raise UserError(f"config: '{path}' is {found!r}; expected {expected}")

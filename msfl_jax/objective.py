@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from msfl_jax import losses
 from msfl_jax.config import Config, ObjectiveConfig
@@ -67,9 +67,24 @@ def total(params: Any, batch: Batch, keys: Keys, *, model: Model, weights: Weigh
       The weighted sum, and tallies by name: `loss/*` in nats (reconstruction in squared deviations), `accuracy/*`, `temperature`.
     """
     features = model.features(params, batch, keys)
-    same_study = batch["study_key"][:, None] == batch["study_key"][None, :]
-    options = weights.options
+    across, metrics = across_studies(params, features, batch["study_key"], keys.negatives, model=model, weights=weights)
+    within, more = within_studies(features, weights.options)
+    value = across + within
+    return value, metrics | more | {"loss/total": per_batch(value)}
 
+
+def across_studies(
+    params: Any,
+    features: Features,
+    study_key: UInt32[Array, " B"],
+    key: Key[Array, ""],
+    *,
+    model: Model,
+    weights: Weights,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The weighted losses that compare the studies of the batch with each other: both alignments and instance matching."""
+    same_study = study_key[:, None] == study_key[None, :]
+    options = weights.options
     metrics: Metrics = {}
     value = jnp.float32(0.0)
     if options.lambda_global:
@@ -78,13 +93,26 @@ def total(params: Any, batch: Batch, keys: Keys, *, model: Model, weights: Weigh
         dtype = jnp.dtype(model.config.model.compute_dtype)
         value += options.lambda_local * _local(features, same_study, options, dtype, metrics)
     if options.lambda_instance:
-        loss = _instance(
-            params, features, same_study, keys.negatives, model, options.instance_matching.negatives, metrics
-        )
+        loss = _instance(params, features, same_study, key, model, options.instance_matching.negatives, metrics)
         value += options.lambda_instance * weights.instance_share * loss
-    if options.lambda_modality:
-        value += options.lambda_modality * _modality(features, metrics)
-    return value, metrics | {"loss/total": _per_batch(value)}
+    return value, metrics
+
+
+def within_studies(
+    features: Features, options: ObjectiveConfig, shares: tuple[Array | float, Array | float] = (1.0, 1.0)
+) -> tuple[Float[Array, ""], Metrics]:
+    """The weighted reconstruction of each modality, a mean over the batch.
+
+    Args:
+      features: of the batch, or of a part of it.
+      options: the objective section of the configuration.
+      shares: of the masked patches, and of the predicted tokens, of the batch that this part has; values and tallies of all parts then add up to
+        those of the batch.
+    """
+    metrics: Metrics = {}
+    if not options.lambda_modality:
+        return jnp.float32(0.0), metrics
+    return options.lambda_modality * _modality(features, shares, metrics), metrics
 
 
 def _global(features: Features, same_study: Bool[Array, "B B"], objective: ObjectiveConfig, metrics: Metrics) -> Array:
@@ -98,9 +126,9 @@ def _global(features: Features, same_study: Bool[Array, "B B"], objective: Objec
     )
     rank = jnp.where(same_study & ~jnp.eye(len(same_study), dtype=bool), -jnp.inf, _cosines(features))
     hits = jnp.argmax(rank, axis=1) == jnp.arange(len(rank))
-    metrics["loss/global_alignment"] = _per_batch(loss)
+    metrics["loss/global_alignment"] = per_batch(loss)
     metrics["accuracy/image_to_report"] = Tally(hits.sum().astype(jnp.float32), jnp.float32(len(hits)))
-    metrics["temperature"] = _per_batch(features.temperature)
+    metrics["temperature"] = per_batch(features.temperature)
     return loss
 
 
@@ -124,7 +152,7 @@ def _local(
         group=options.group,
         exchange=options.exchange,
     )
-    metrics["loss/local_alignment"] = _per_batch(loss)
+    metrics["loss/local_alignment"] = per_batch(loss)
     return loss
 
 
@@ -151,12 +179,12 @@ def _instance(
     matched = jnp.repeat(jnp.asarray([1.0, 0.0, 0.0]), len(image))
     pair_weights = jnp.concatenate([jnp.ones(len(image)), drawn.has_report, drawn.has_image]).astype(jnp.float32)
     loss = losses.instance_matching(logits, matched, pair_weights)
-    metrics["loss/instance_matching"] = _per_batch(loss)
+    metrics["loss/instance_matching"] = per_batch(loss)
     metrics["accuracy/instance_matching"] = Tally(((logits > 0) == (matched > 0)) @ pair_weights, pair_weights.sum())
     return loss
 
 
-def _modality(features: Features, metrics: Metrics) -> Array:
+def _modality(features: Features, shares: tuple[Array | float, Array | float], metrics: Metrics) -> Array:
     """Masked image plus masked language modeling, without inner weights (eq. 5-6)."""
     logits, targets, weights = features.token_logits, features.token_targets, features.token_weights
     predicted, target, masked = features.pixel_prediction, features.pixel_target, features.pixel_masked
@@ -170,10 +198,11 @@ def _modality(features: Features, metrics: Metrics) -> Array:
     image = losses.image_reconstruction(predicted, target, masked)
     text = losses.masked_language_modeling(logits, targets, weights)
     hits = jnp.argmax(logits, axis=-1) == targets
-    metrics["loss/image_reconstruction"] = _per_batch(image)
+    of_image, of_text = shares
+    metrics["loss/image_reconstruction"] = Tally(image * of_image, jnp.float32(of_image))
     metrics["loss/masked_language_modeling"] = Tally(text * weights.sum(), weights.sum())
     metrics["accuracy/masked_token"] = Tally((hits * weights).sum(), weights.sum())
-    return image + text
+    return image * of_image + text * of_text
 
 
 def _reduced(direction: str, reduction: str) -> float:
@@ -185,6 +214,6 @@ def _cosines(features: Features) -> Float[Array, "B B"]:
     return unit(features.image_embedding) @ unit(features.report_embedding).T
 
 
-def _per_batch(value: Array) -> Tally:
-    """A mean over the batch, counted once."""
+def per_batch(value: Array) -> Tally:
+    """A mean over the batch as a tally: counted once."""
     return Tally(jnp.asarray(value, jnp.float32), jnp.float32(1.0))

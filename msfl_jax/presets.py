@@ -320,5 +320,8 @@ def _train() -> ConfigDict:
     train.checkpoint_every = 200  # (ours) steps between two checkpoints
     train.keep_checkpoints = 2  # (ours) latest ones kept beside the best
     train.evaluate_every = 0  # (ours) steps between two evaluations in the loop; 0 is never
+    train.microbatches = (
+        1  # (ours) parts of a batch that the encoders see one after the other; same gradients, less memory
+    )
     train.max_skipped_steps = 5  # (ours) steps in a row without a finite gradient before the run ends with exit code 5
     return train

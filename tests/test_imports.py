@@ -25,12 +25,16 @@ ALLOWED = {
     "losses": {"vectors"},
     "metrics": set(),
     "heads": {"encoders"},
-    "model": {"config", "encoders", "heads", "vectors"},
+    "model_rules": {"config", "encoders"},
+    "model": {"config", "encoders", "heads", "model_rules", "vectors"},
     "classifier": {"config", "encoders", "model"},
     "objective": {"config", "losses", "model", "parallel", "vectors"},
+    "gradient_cache": {"model", "objective", "parallel"},
     "parallel": {"config", "losses"},
     "export": {"classifier", "config", "config_init", "encoders", "heads", "metrics", "model", "tasks", "train"},
-    "train": {"config", "config_init", "encoders", "finetune_config", "model", "objective", "parallel"},
+    "train": {
+        *("config", "config_init", "encoders", "finetune_config", "gradient_cache", "model", "objective", "parallel"),
+    },
     "tasks": {
         *("classifier", "config", "finetune_config", "metrics", "model", "objective", "parallel", "train"),
         *("segmentation_config", "segmenter"),

@@ -41,13 +41,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises a UserError unless a global batch splits evenly over the mesh."""
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def check_batch_size(batch_size: int, mesh: Mesh, *, microbatches: int = 1) -> None:
+    """Raises a UserError unless a global batch splits evenly over the mesh, and each device's rows over microbatches."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * microbatches
     if batch_size % parts:
+        times = f", times {microbatches} microbatches" if microbatches > 1 else ""
         raise UserError(
             f"config: 'data.batch_size' is {batch_size}; expected a multiple of {parts}, "
-            f"the devices along data ({mesh.shape['data']}) and fsdp ({mesh.shape['fsdp']})"
+            f"the devices along data ({mesh.shape['data']}) and fsdp ({mesh.shape['fsdp']}){times}"
         )
 
 

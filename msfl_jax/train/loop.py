@@ -134,7 +134,7 @@ class _Run:
     @classmethod
     def create(cls, config: Config, workdir: Path, evaluate: Evaluate | None, best_metric: str) -> "_Run":
         mesh = make_mesh(config.mesh)
-        check_batch_size(config.data.batch_size, mesh)
+        check_batch_size(config.data.batch_size, mesh, microbatches=config.train.microbatches)
         tokenizer = ReportTokenizer.load(Path(config.data.tokenizer))
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer_hash=tokenizer.hash))
         return cls(
@@ -156,7 +156,15 @@ def _train(
 ) -> TrainState:
     """All steps after `start`: update, read and evaluate where due, save where due, stop where asked to."""
     weights, seed = Weights.create(run.config), run.config.seed
-    update = jit_train_step(state, run.mesh, model=run.model, weights=weights, optimizer=run.optimizer, seed=seed)
+    update = jit_train_step(
+        state,
+        run.mesh,
+        model=run.model,
+        weights=weights,
+        optimizer=run.optimizer,
+        seed=seed,
+        microbatches=run.config.train.microbatches,
+    )
     evaluate_owed(run.evaluate, run.best_metric, state, start, recorder, checkpoints)
     with contextlib.closing(_rows(run, start)) as rows:
         batches = distributed.device_batches(rows, run.mesh)

@@ -11,7 +11,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
-from msfl_jax import objective
+from msfl_jax import gradient_cache, objective
 from msfl_jax.model import Keys, Model
 from msfl_jax.objective import Batch, Tally, Weights
 from msfl_jax.parallel.mesh import batch_sharding, replicated
@@ -71,6 +71,7 @@ def train_step(
     weights: Weights,
     optimizer: optax.GradientTransformation,
     seed: int,
+    microbatches: int = 1,
 ) -> tuple[TrainState, clu_metrics.Collection]:
     """One update on the global batch; everything random comes from (seed, step).
 
@@ -81,14 +82,20 @@ def train_step(
       weights: the lambdas of eq. 7 as functions of the step.
       optimizer: static.
       seed: of masks and negatives.
+      microbatches: parts in which the encoders see the batch (`gradient_cache`).
 
     Returns:
       The state after the step, and sums and counts by name (see `readable`).
     """
     keys = Keys.at(seed, state.step)
 
-    loss = functools.partial(objective.total, model=model, weights=weights.at(state.step))
-    (value, tallies), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, keys)
+    weights = weights.at(state.step)
+    if microbatches > 1:
+        cached = functools.partial(gradient_cache.value_and_grad, model=model, microbatches=microbatches)
+        (value, tallies), gradients = cached(state.params, batch, keys, weights=weights)
+    else:
+        loss = functools.partial(objective.total, model=model, weights=weights)
+        (value, tallies), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, keys)
     norm = optax.global_norm(gradients)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     state = apply_if_finite(state, gradients, finite, optimizer)
@@ -132,16 +139,24 @@ def readable(metrics: clu_metrics.Collection) -> dict[str, float]:
 
 
 def jit_train_step(
-    state: TrainState, mesh: Mesh, *, model: Model, weights: Weights, optimizer: optax.GradientTransformation, seed: int
+    state: TrainState,
+    mesh: Mesh,
+    *,
+    model: Model,
+    weights: Weights,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    microbatches: int = 1,
 ):
     """`train_step` compiled: the state is donated and stays where it is, the batch lies over data and fsdp, metrics are on every device.
 
     Args:
       state: arrays, or shapes with shardings.
       mesh: to be entered with `jax.set_mesh` around calls.
-      model, weights, optimizer, seed: as in `train_step`.
+      model, weights, optimizer, seed, microbatches: as in `train_step`.
     """
-    step = functools.partial(train_step, model=model, weights=weights, optimizer=optimizer, seed=seed)
+    parts = {"model": model, "weights": weights, "optimizer": optimizer, "seed": seed, "microbatches": microbatches}
+    step = functools.partial(train_step, **parts)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         step,

@@ -123,4 +123,6 @@ def fits(config: Any) -> Iterator[Rule]:
     yield config.data.fraction <= 100, "data.fraction", "a percentage from 1 to 100"
     named = config.encoder.init != "imported" or config.encoder.weights
     yield bool(named), "encoder.weights", "a file of weights, as encoder.init is 'imported'"
+    whole = config.train.microbatches == 1
+    yield whole, "train.microbatches", "1: no loss compares images of a batch, so a smaller data.batch_size does"
     yield from of_runs(config)

@@ -20,6 +20,20 @@ hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
+def mesh_of():
+    """A mesh of the given shape over as many of the eight virtual devices as it needs."""
+    import jax
+
+    from msfl_jax.config import MeshConfig
+    from msfl_jax.parallel.mesh import make_mesh
+
+    def make(data: int, fsdp: int = 1, tensor: int = 1):
+        return make_mesh(MeshConfig(data, fsdp, tensor), devices=jax.devices()[: data * fsdp * tensor])
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def real_data():
     """The folder of real files named by MSFL_REAL_DATA; the test is skipped, visibly, without it."""
     folder = os.environ.get("MSFL_REAL_DATA", "")

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from test_objective import OVERRIDES, VOCABULARY
 
 from msfl_jax import gradient_cache, objective
 from msfl_jax.config_files import load_config
 from msfl_jax.model import Keys, Model
 from msfl_jax.objective import Weights
 from msfl_jax.parallel.mesh import batch_sharding
+
+from .small import OVERRIDES, VOCABULARY
 
 STEP = 90
 

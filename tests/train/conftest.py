@@ -16,8 +16,7 @@ from input_pipeline.datasets.synthetic import synthesize
 from input_pipeline.loader import text_sentences
 from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax import presets
-from msfl_jax.config import Config, MeshConfig, from_config_dict, to_dict
-from msfl_jax.parallel.mesh import make_mesh
+from msfl_jax.config import Config, from_config_dict, to_dict
 
 ROOT = Path(__file__).parents[2]
 VOCAB_SIZE = 61
@@ -154,15 +153,5 @@ def random_batch():
             "sentence_ids": np.where(padding, 0, sentence_ids),
             "study_key": rng.integers(0, size - 1, size).astype(np.uint32),
         }
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def mesh_of():
-    """A mesh of the given shape over as many of the eight virtual devices as it needs."""
-
-    def make(data: int, fsdp: int = 1, tensor: int = 1):
-        return make_mesh(MeshConfig(data, fsdp, tensor), devices=jax.devices()[: data * fsdp * tensor])
 
     return make

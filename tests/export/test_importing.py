@@ -109,6 +109,8 @@ def test_an_unknown_file_is_no_format():
         ),
         ({"config": {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}}, "timm", "auto", HALF),
         ({"processor": {"image_mean": "x", "image_std": [0, 0, 0]}}, "hf_vit", "auto", HALF),
+        ({"processor": {"image_mean": [0.1] * 3, "image_std": [1, float("nan"), 1]}}, "hf_vit", "auto", HALF),
+        ({"processor": {"image_mean": [0.1, 0.1, 10**400], "image_std": [1] * 3}}, "hf_vit", "auto", HALF),
         ({"processor": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}}, "hf_vit", "imagenet", IMAGENET),
         ({}, "timm", "own", None),
     ],

@@ -90,6 +90,98 @@ def test_macos_names_are_those_of_its_checkpoints(model, small):
     } <= names
 
 
+def linear(name, rows, columns):
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+
+
+def norm(name, width):
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def published_block(name, width, hidden):
+    """A block of timm's ViT, as MAE, MRM and MaCo have it."""
+    layers = linear(f"{name}.attn.qkv", 3 * width, width) | linear(f"{name}.attn.proj", width, width)
+    layers |= linear(f"{name}.mlp.fc1", hidden, width) | linear(f"{name}.mlp.fc2", width, hidden)
+    return norm(f"{name}.norm1", width) | layers | norm(f"{name}.norm2", width)
+
+
+def published_mrm(size):
+    """Names and shapes that MRM's model saves (RL4M/MRM-pytorch, model_mrm.py and bert/), written out by hand and not by our table."""
+    width, deep, read, words = size.vision.width, size.pixel_decoder.width, size.text.width, 60
+    patch, tokens = size.vision.patch_size, size.vision.grid**2 + 1
+    bert = "bert_encoder.model.bert"
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, tokens, width),
+        "mask_token": (1, 1, deep),
+        "decoder_pos_embed": (1, tokens, deep),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        f"{bert}.embeddings.position_ids": (1, size.text.max_tokens),
+        f"{bert}.embeddings.word_embeddings.weight": (words, read),
+        f"{bert}.embeddings.position_embeddings.weight": (size.text.max_tokens, read),
+        f"{bert}.embeddings.token_type_embeddings.weight": (2, read),
+        "bert_encoder.model.cls.predictions.bias": (words,),
+    }
+    for number in range(2):
+        shapes |= published_block(f"blocks.{number}", width, 4 * width)
+        shapes |= published_block(f"decoder_blocks.{number}", deep, 4 * deep)
+        layer = f"{bert}.encoder.layer.{number}"
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            shapes |= linear(f"{layer}.attention.{name}", read, read)
+        shapes |= norm(f"{layer}.attention.output.LayerNorm", read) | norm(f"{layer}.output.LayerNorm", read)
+        shapes |= linear(f"{layer}.intermediate.dense", 4 * read, read) | linear(
+            f"{layer}.output.dense", read, 4 * read
+        )
+    shapes |= norm("norm", width) | norm("decoder_norm", deep) | norm(f"{bert}.embeddings.LayerNorm", read)
+    shapes |= linear("decoder_embed", deep, width) | linear("decoder_pred", (2 * patch) ** 2 * 3, deep)
+    head = "bert_encoder.model.cls.predictions.transform"
+    shapes |= linear(f"{bert}.pooler.dense", read, read) | linear(f"{head}.dense", read, read)
+    return shapes | norm(f"{head}.LayerNorm", read) | linear("bert_mlp", read, width)
+
+
+def test_mrms_published_names_all_have_their_place(model, small):
+    """Tied words twice, as its release of PyTorch saves them; the tables of positions are the fixed ones of its constructor."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.standard_normal(shape, np.float32) for name, shape in published_mrm(model.config.model).items()
+    }
+    fixed = fixed_positions(model.config)
+    tensors |= {"pos_embed": fixed["vision/pos_embed"], "decoder_pos_embed": fixed["pixel_decoder/pos_embed"]}
+    head = "bert_encoder.model.cls.predictions"
+    words = tensors["bert_encoder.model.bert.embeddings.word_embeddings.weight"]
+    tensors |= {f"{head}.decoder.weight": words, f"{head}.decoder.bias": tensors[f"{head}.bias"]}
+    assert detect_format(as_file(tensors)) == "mrm"
+    found, diff = from_format(tensors, "mrm", model.config, shapes(model))
+    assert diff.names == ("bert_mlp.bias", "bert_mlp.weight")
+    expected = {path for path, _ in leaves(small) if path.startswith(("vision/", "pixel_decoder/", "text/"))}
+    expected |= {path for path, _ in leaves(small) if path.startswith(("heads/pooler/", "heads/language/"))}
+    assert {path for path, _ in leaves(found)} == expected
+    assert_array_equal(
+        found["vision"]["blocks"]["attn"]["key"]["kernel"][1], tensors["blocks.1.attn.qkv.weight"][8:16].T
+    )
+
+
+def test_an_export_lends_its_weights_and_settings_that_differ_are_named(model, small, tmp_path):
+    values = {"model_type": "msfl", "config": to_dict(model.config)}
+    path = folder(tmp_path / "export", to_format(small, "msfl", model.config), **values)
+    init = InitFromConfig(vision=str(path), report=str(path))
+    found, _ = imported_parameters(init, model.config, shapes(model))
+    assert jax.tree.all(jax.tree.map(np.array_equal, found["vision"], small["vision"]))
+    assert jax.tree.all(jax.tree.map(np.array_equal, found["text"], small["text"]))
+    other = tiny(image__target_scale=2, model__vision__heads=4, model__text__heads=1, image__mean=0.3)
+    names = [name for name, _ in read_weights(path, other.config, shapes(other)).diff.misshapen]
+    assert names == ["config.json:model.vision.heads", "config.json:image.mean", "config.json:model.text.heads"]
+    with pytest.raises(CheckpointError, match=r"image\.mean"):
+        imported_parameters(init, other.config, shapes(other))
+
+
+def test_a_role_that_there_is_not_is_one_line(model, small, tmp_path):
+    save_file(to_format(small, "timm", model.config), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="--as image: expected vision or report"):
+        import_report(tmp_path / "w.safetensors", None, role="image")
+
+
 def test_an_unknown_file_is_no_format():
     with pytest.raises(CheckpointError, match="no known format"):
         detect_format(as_file({"a": np.zeros(1), "b": np.zeros(1)}))

@@ -127,8 +127,14 @@ def read_torch(file: Path) -> dict[str, np.ndarray]:
     return {name: _to_numpy(file, size, name, tensor, torch) for name, tensor in _state(file, found, torch).items()}
 
 
-def refuse_code(file: Path) -> dict[str, Any]:
+def refuse_code(
+    file: Path, *, advice: str = "give the file of weights itself to read no more than its tensors"
+) -> dict[str, Any]:
     """The settings in a JSON file, empty where there is none.
+
+    Args:
+      file: of a model's folder.
+      advice: what to do where it is refused.
 
     Raises:
       CheckpointError: it is damaged, or asks for code of its own, at whatever depth: such a model is no architecture that we know, and that code is
@@ -136,7 +142,6 @@ def refuse_code(file: Path) -> dict[str, Any]:
     """
     settings = _read_json(file)
     if asked := next(_asked_code(settings), None):
-        advice = "give the file of weights itself to read no more than its tensors"
         raise CheckpointError(f"{file}: asks for code of its own ('{asked}'); nothing was run: {advice}")
     return settings
 

@@ -1,6 +1,7 @@
 """A run written as an export: whole, or not at all."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -62,7 +63,8 @@ def export_run(
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists already; name a new folder, or delete it first")
-    draft = target.with_name(f".{target.name}.partial")
+    place = target.absolute()  # "." has no name of its own
+    draft = place.with_name(f".{place.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
@@ -70,7 +72,7 @@ def export_run(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    os.replace(draft, target)
+    os.replace(draft, place)
     return exported._replace(folder=target)
 
 
@@ -95,14 +97,18 @@ def _write(run: Run, folder: Path, to_stablehlo: bool) -> Exported:
     compared = parity.compare_with_torch(folder) if parity.has_torch() else None
     parity.refuse_differences(folder, compared or {})
     parity.write_parity(folder, compared)
-    facts = _facts(run)
-    (folder / CARD).write_text(write_card(run, facts, notes, compared), encoding="utf-8")
+    facts = _facts(run, folder / WEIGHTS)
+    card = write_card(run, facts, notes, compared, programs=to_stablehlo)
+    (folder / CARD).write_text(card, encoding="utf-8")
     write_manifest(folder, facts)
     return Exported(folder, tuple(notes), compared)
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _facts(run: Run, weights: Path) -> dict[str, Any]:
+    with weights.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
+        "weights": digest,
         "name": run.config.name,
         "step": run.step,
         "seed": run.config.seed,

@@ -24,7 +24,7 @@ from msfl_jax.export.mapping import to_format
 from msfl_jax.export.model_card import write_card
 from msfl_jax.export.names import part_of
 from msfl_jax.export.trees import flatten
-from msfl_jax.tasks.run import Run
+from msfl_jax.tasks.run import Run, without
 
 CARD = "README.md"
 
@@ -78,10 +78,9 @@ def export_run(
 
 def without_unwanted(run: Run, decoders: bool, mlm_head: bool) -> Run:
     """The run with host copies of the parameters that leave."""
-    params: dict[str, Any] = jax.tree.map(np.asarray, run.params)
-    heads = {name: head for name, head in params["heads"].items() if mlm_head or name != LANGUAGE}
-    kept = {name: part for name, part in params.items() if decoders or name != DECODER}
-    return dataclasses.replace(run, params=kept | {"heads": heads})
+    wanted = {DECODER: decoders, f"heads/{LANGUAGE}": mlm_head}
+    kept = without(run.params, [path for path, leaves in wanted.items() if not leaves])
+    return dataclasses.replace(run, params=jax.tree.map(np.asarray, kept))
 
 
 def _write(run: Run, folder: Path, to_stablehlo: bool) -> Exported:

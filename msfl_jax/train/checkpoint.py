@@ -248,7 +248,10 @@ def read_meta(workdir: Path, *, step: int | str | None = None) -> dict[str, Any]
 def _open(directory: Path, *, keep: int = 0, pinned: _Pinned | None = None) -> ocp.CheckpointManager:
     """A manager that writes where `pinned` is given, else one that only reads."""
     policies = [checkpoint_managers.LatestN(keep), pinned] if pinned else [checkpoint_managers.LatestN(None)]
-    handlers = {"params": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}  # it can read a part
+    handlers: dict[str, Any] = {
+        "params": ocp.PyTreeCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }  # it can read a part
     if pinned is not None:  # nobody who only reads looks at the optimizer
         handlers |= {"params": ocp.StandardCheckpointHandler(), "opt_state": ocp.StandardCheckpointHandler()}
     with _errors_alone() if pinned is None else contextlib.nullcontext():

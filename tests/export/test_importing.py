@@ -18,7 +18,7 @@ from msfl_jax.config_init import InitFromConfig, with_defaults
 from msfl_jax.export.arrays import CHEST, HALF, IMAGENET, Pixels
 from msfl_jax.export.changes import write_array
 from msfl_jax.export.detect import detect_format, pixels_of
-from msfl_jax.export.importing import imported_parameters, join, overlay, read_weights
+from msfl_jax.export.importing import imported_parameters, join, overlay, read_weights, split_skip
 from msfl_jax.export.mapping import fixed_positions, from_format, to_format
 from msfl_jax.export.names import FORMATS, NO_PATCH_BIAS, rows
 from msfl_jax.export.trees import flatten, leaves
@@ -32,8 +32,10 @@ from msfl_jax.train.optimizer import make_optimizer
 from msfl_jax.train.state import place_imported
 
 from .models import random_params, shapes, tiny
+from .published import published_maco, published_mrm
 
 save_file = pytest.importorskip("safetensors.numpy").save_file
+GUIDE = (Path(__file__).parents[2] / "msfl_jax" / "export" / "README.md").read_text()
 
 
 def written(form, params, config):
@@ -90,76 +92,33 @@ def test_macos_names_are_those_of_its_checkpoints(model, small):
     } <= names
 
 
-def linear(name, rows, columns):
-    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+PUBLISHED = {  # names, and what of them this model has no place for
+    "mrm": (lambda sizes: published_mrm(sizes), "bert_mlp"),
+    "maco": (lambda sizes: published_maco(sizes, 8), "logit_scale,Tpar,pos_weight_img,pos_weight_text,pos_cat"),
+}
 
 
-def norm(name, width):
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def published_block(name, width, hidden):
-    """A block of timm's ViT, as MAE, MRM and MaCo have it."""
-    layers = linear(f"{name}.attn.qkv", 3 * width, width) | linear(f"{name}.attn.proj", width, width)
-    layers |= linear(f"{name}.mlp.fc1", hidden, width) | linear(f"{name}.mlp.fc2", width, hidden)
-    return norm(f"{name}.norm1", width) | layers | norm(f"{name}.norm2", width)
-
-
-def published_mrm(size):
-    """Names and shapes that MRM's model saves (RL4M/MRM-pytorch, model_mrm.py and bert/), written out by hand and not by our table."""
-    width, deep, read, words = size.vision.width, size.pixel_decoder.width, size.text.width, 60
-    patch, tokens = size.vision.patch_size, size.vision.grid**2 + 1
-    bert = "bert_encoder.model.bert"
-    shapes = {
-        "cls_token": (1, 1, width),
-        "pos_embed": (1, tokens, width),
-        "mask_token": (1, 1, deep),
-        "decoder_pos_embed": (1, tokens, deep),
-        "patch_embed.proj.weight": (width, 3, patch, patch),
-        "patch_embed.proj.bias": (width,),
-        f"{bert}.embeddings.position_ids": (1, size.text.max_tokens),
-        f"{bert}.embeddings.word_embeddings.weight": (words, read),
-        f"{bert}.embeddings.position_embeddings.weight": (size.text.max_tokens, read),
-        f"{bert}.embeddings.token_type_embeddings.weight": (2, read),
-        "bert_encoder.model.cls.predictions.bias": (words,),
-    }
-    for number in range(2):
-        shapes |= published_block(f"blocks.{number}", width, 4 * width)
-        shapes |= published_block(f"decoder_blocks.{number}", deep, 4 * deep)
-        layer = f"{bert}.encoder.layer.{number}"
-        for name in ("self.query", "self.key", "self.value", "output.dense"):
-            shapes |= linear(f"{layer}.attention.{name}", read, read)
-        shapes |= norm(f"{layer}.attention.output.LayerNorm", read) | norm(f"{layer}.output.LayerNorm", read)
-        shapes |= linear(f"{layer}.intermediate.dense", 4 * read, read) | linear(
-            f"{layer}.output.dense", read, 4 * read
-        )
-    shapes |= norm("norm", width) | norm("decoder_norm", deep) | norm(f"{bert}.embeddings.LayerNorm", read)
-    shapes |= linear("decoder_embed", deep, width) | linear("decoder_pred", (2 * patch) ** 2 * 3, deep)
-    head = "bert_encoder.model.cls.predictions.transform"
-    shapes |= linear(f"{bert}.pooler.dense", read, read) | linear(f"{head}.dense", read, read)
-    return shapes | norm(f"{head}.LayerNorm", read) | linear("bert_mlp", read, width)
-
-
-def test_mrms_published_names_all_have_their_place(model, small):
-    """Tied words twice, as its release of PyTorch saves them; the tables of positions are the fixed ones of its constructor."""
+@pytest.mark.parametrize("form", PUBLISHED)
+def test_published_names_all_have_their_place(form, model, small):
+    """Tied words twice, as PyTorch saves them; the tables of positions are the fixed ones of their constructors."""
+    names, skip = PUBLISHED[form]
     rng = np.random.default_rng(0)
-    tensors = {
-        name: rng.standard_normal(shape, np.float32) for name, shape in published_mrm(model.config.model).items()
-    }
+    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in names(model.config.model).items()}
     fixed = fixed_positions(model.config)
     tensors |= {"pos_embed": fixed["vision/pos_embed"], "decoder_pos_embed": fixed["pixel_decoder/pos_embed"]}
     head = "bert_encoder.model.cls.predictions"
     words = tensors["bert_encoder.model.bert.embeddings.word_embeddings.weight"]
     tensors |= {f"{head}.decoder.weight": words, f"{head}.decoder.bias": tensors[f"{head}.bias"]}
-    assert detect_format(as_file(tensors)) == "mrm"
-    found, diff = from_format(tensors, "mrm", model.config, shapes(model))
-    assert diff.names == ("bert_mlp.bias", "bert_mlp.weight")
-    expected = {path for path, _ in leaves(small) if path.startswith(("vision/", "pixel_decoder/", "text/"))}
-    expected |= {path for path, _ in leaves(small) if path.startswith(("heads/pooler/", "heads/language/"))}
-    assert {path for path, _ in leaves(found)} == expected
-    assert_array_equal(
-        found["vision"]["blocks"]["attn"]["key"]["kernel"][1], tensors["blocks.1.attn.qkv.weight"][8:16].T
-    )
+    assert detect_format(as_file(tensors)) == form
+    found, diff = from_format(tensors, form, model.config, shapes(model))
+    assert {name.split(".")[0] for name in diff.names} == set(skip.split(","))
+    assert not diff.without(split_skip(skip))
+    assert skip in GUIDE or form == "mrm"
+    parts = ("vision/", "pixel_decoder/", "text/", "heads/pooler/", "heads/language/")
+    parts += ("heads/image_projection/",) if form == "maco" else ()
+    assert {path for path, _ in leaves(found)} == {path for path, _ in leaves(small) if path.startswith(parts)}
+    key = tensors["blocks.1.attn.qkv.weight"][8:16].T
+    assert_array_equal(found["vision"]["blocks"]["attn"]["key"]["kernel"][1], key)
 
 
 def test_an_export_lends_its_weights_and_settings_that_differ_are_named(model, small, tmp_path):

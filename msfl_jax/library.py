@@ -39,7 +39,7 @@ from msfl_jax.parallel.mesh import AXES
 from msfl_jax.parallel.sharding import sharded_shapes
 from msfl_jax.tasks.grounding import ground_phrases
 from msfl_jax.tasks.prompts import Prompts
-from msfl_jax.tasks.run import Run, encode_images, encode_texts, fixed_batches, open_run, to_host
+from msfl_jax.tasks.run import DECODERS, Run, encode_images, encode_texts, fixed_batches, open_run, to_host, without
 from msfl_jax.tasks.zero_shot import choose_rule, encode_prompts, score_batch
 from msfl_jax.train.checkpoint import DIRECTORY
 
@@ -60,7 +60,7 @@ class LoadedModel:
     Errors are one line of `input_pipeline.errors`: UserError (no such file, no image, a text without a word), DataError (a damaged image).
 
     Attributes:
-      run: configuration, parameters, tokenizer, step and caveats.
+      run: configuration, parameters (without decoders, which only reconstruct), tokenizer, step and caveats.
     """
 
     run: Run
@@ -179,7 +179,7 @@ class LoadedModel:
 
 
 def load(path: Path | str, *, step: int | str | None = None, mesh: Mesh | None = None) -> LoadedModel:
-    """Loads a trained model; reads its parameters alone, without the optimizer, and compiles nothing yet.
+    """Loads a trained model; reads the parameters that it is used with, without optimizer and decoders, and compiles nothing yet.
 
     Args:
       path: a run directory of `msfl pretrain` or `msfl demo`, one of its checkpoints, `RUN/checkpoints/STEP`, or a folder of `msfl export`.
@@ -199,11 +199,11 @@ def load(path: Path | str, *, step: int | str | None = None, mesh: Mesh | None =
             raise UserError(f"{path}: is a step itself; found step '{step}' as well; expected one of them")
         path, step = path.absolute().parent.parent, int(path.name)
     if not is_export(path):
-        return LoadedModel(open_run(path, step=step, mesh=mesh))
+        return LoadedModel(open_run(path, step=step, mesh=mesh, decoders=False))
     if step is not None:
         raise UserError(f"{path}: is an export, of one step; found step '{step}' as well; expected none")
     run = open_export(path)
-    return LoadedModel(dataclasses.replace(run, params=_place(run.params, mesh)))
+    return LoadedModel(dataclasses.replace(run, params=_place(without(run.params, DECODERS), mesh)))
 
 
 def _place(params: Params, mesh: Mesh | None) -> Params:

@@ -30,7 +30,7 @@ def export_report(
       UserError: no run directory, or `target` is taken.
       CheckpointError: the checkpoint cannot be read, or PyTorch disagrees.
     """
-    run = open_run(workdir, step=int(step) if step.isdigit() else step or None)
+    run = open_run(workdir, step=int(step) if step.isdecimal() else step or None, decoders=decoders or mlm_head)
     exported = export_run(run, target, decoders=decoders, mlm_head=mlm_head, to_stablehlo=to_stablehlo)
     return "\n".join([*exported.notes, *_lines(exported.compared), f"export   {target}, step {run.step}"])
 

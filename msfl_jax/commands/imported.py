@@ -6,7 +6,7 @@ from typing import cast
 
 import jax
 
-from input_pipeline.errors import CheckpointError
+from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config
 from msfl_jax.export.detect import detect_format, pixels_of
@@ -34,9 +34,11 @@ def import_report(path: Path, config: Config | None, *, role: str = "", skip: st
       Lines for people.
 
     Raises:
-      UserError: there is no such file.
+      UserError: there is no such file, or no such role.
       CheckpointError: it is damaged or of no known format, or it differs in more than `skip` allows; then the differences are printed first.
     """
+    if role and role not in ROLES:
+        raise UserError(f"--as {role}: expected {' or '.join(ROLES)}")
     weights = open_weights(path)
     form = detect_format(weights)
     pixels = pixels_of(weights, form)

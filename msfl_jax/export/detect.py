@@ -7,6 +7,7 @@ from msfl_jax.export.arrays import CHEST, CLIP, HALF, IMAGENET, Pixels
 from msfl_jax.export.names import Format
 from msfl_jax.export.weight_files import WeightFile
 
+MOST = 1e3  # of a mean or a deviation of pixels
 PIXELS = {"imagenet": IMAGENET, "half": HALF, "clip": CLIP, "chest": CHEST}
 
 # Endings of names that all files of a format have; of several formats the first counts.
@@ -76,7 +77,11 @@ def _has(names: Collection[str], ending: str) -> bool:
 
 
 def _three(value: object) -> tuple[float, ...]:
-    """Three numbers of a settings file, or nothing."""
-    if isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(x, int | float) for x in value):
+    """Three numbers of a settings file, or nothing; NaN and what is beyond all pixels are none."""
+    if (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(isinstance(x, int | float) and abs(x) < MOST for x in value)
+    ):
         return tuple(map(float, value))
     return ()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from input_pipeline.errors import CheckpointError, UserError
-from msfl_jax.config import Config
+from msfl_jax.config import Config, to_dict
 from msfl_jax.config_init import InitFromConfig
 from msfl_jax.export.detect import detect_format, pixels_of
 from msfl_jax.export.diff import Diff
@@ -22,6 +22,13 @@ Role = Literal["vision", "report"]
 ROLES: dict[Role, tuple[str, ...]] = {
     "vision": ("vision", "pixel_decoder", "image_projection"),
     "report": ("text", "pooler", "language"),
+}
+
+
+# Of an export of ours, settings by which an encoder of the same shapes computes something else.
+UNSEEN: dict[Role, tuple[str, ...]] = {
+    "vision": ("model.vision.heads", "image.normalisation", "image.mean", "image.deviation", "regions.window_radius"),
+    "report": ("model.text.heads",),
 }
 
 
@@ -76,9 +83,8 @@ def read_weights(
     source = None if found == "msfl" else pixels_of(weights, found, pixels)
     params, diff = from_format(weights.tensors, found, config, like, parts=parts, source=source)
     notes = [*diff.notes, *_notes(weights, found, config, source is not None)]
-    diff = dataclasses.replace(
-        diff, misshapen=(*diff.misshapen, *_settings(weights, config, found)), notes=tuple(notes)
-    )
+    settings = _own_settings(weights, config, roles) if found == "msfl" else _settings(weights, config, found)
+    diff = dataclasses.replace(diff, misshapen=(*diff.misshapen, *settings), notes=tuple(notes))
     return Imported(weights, found, params, diff)
 
 
@@ -193,9 +199,7 @@ def _notes(weights: WeightFile, form: Format, config: Config, folded: bool) -> l
 
 
 def _settings(weights: WeightFile, config: Config, form: Format) -> list[tuple[str, str]]:
-    """Settings beside the weights that make another function of the same shapes."""
-    if form == "msfl":
-        return []
+    """Settings beside the weights of others that make another function of the same shapes."""
     size = config.model.text if form == "hf_bert" else config.model.vision
     expected: dict[str, Any] = {"num_attention_heads": size.heads, "position_embedding_type": "absolute"}
     expected |= {} if form in ("clip", "openai") else {"hidden_act": "gelu"}
@@ -206,3 +210,21 @@ def _settings(weights: WeightFile, config: Config, form: Format) -> list[tuple[s
         for key, value in expected.items()
         if key in settings and settings[key] != value
     ]
+
+
+def _own_settings(weights: WeightFile, config: Config, roles: Sequence[Role]) -> list[tuple[str, str]]:
+    """Of an export's configuration, what `UNSEEN` lists and this model has otherwise; a bare file says nothing."""
+    exported, own = weights.config.get("config"), to_dict(config)
+    pairs = [(key, _at(exported, key), _at(own, key)) for role in roles for key in UNSEEN[role]]
+    return [
+        (f"config.json:{key}", f"{found!r:.20} for {wanted!r}")
+        for key, found, wanted in pairs
+        if found not in (None, wanted)
+    ]
+
+
+def _at(values: object, path: str) -> Any:
+    """A nested value by its dotted path, None where there is none."""
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values

@@ -16,6 +16,7 @@ from msfl_jax.config import Config, from_config_dict, to_dict
 from msfl_jax.export.mapping import from_format
 from msfl_jax.export.names import part_of, rows
 from msfl_jax.export.trees import shapes
+from msfl_jax.export.weight_files import refuse_code
 from msfl_jax.model import Model, SpecialTokens
 from msfl_jax.tasks.prompts import shipped_prompts
 from msfl_jax.tasks.run import Run
@@ -46,12 +47,14 @@ def describe_model(run: Run, parts: Collection[str]) -> dict[str, Any]:
 
 
 def without_paths(config: Config) -> dict[str, Any]:
-    """A configuration as plain values, in which folders are empty and a file of prompts is its bare name."""
+    """A configuration as plain values, in which folders are empty, and files of prompts and of weights that the run started from are bare names."""
     values = to_dict(config)
     for section, key in (("data", "directory"), ("data", "tokenizer"), ("grounding", "directory")):
         values[section][key] = ""
     for section in ("retrieval", "probe"):
         values[section]["directory"] = ""
+    for role in ("vision", "report"):
+        values["init_from"][role] = Path(values["init_from"][role]).name
     prompts = values["zero_shot"]["prompts"]
     values["zero_shot"]["prompts"] = prompts if prompts in shipped_prompts() else Path(prompts).name
     return values
@@ -71,11 +74,11 @@ def read_description(folder: Path) -> dict[str, Any]:
 
     Raises:
       UserError: the folder is no export.
-      CheckpointError: it is one of a later release.
+      CheckpointError: it is one of a later release, or asks for code of its own.
     """
     if not is_export(folder):
         raise UserError(f"{folder}: no {CONFIG} of model type '{MODEL_TYPE}'; expected a folder of `msfl export`")
-    values = json.loads((folder / CONFIG).read_text())
+    values = refuse_code(folder / CONFIG, advice="export the run again")
     if values.get("format") != FORMAT:
         raise CheckpointError(f"{folder}: format {values.get('format')}; expected {FORMAT}; export the run again")
     return values

@@ -5,6 +5,7 @@ model's normalisation folded in: both exact for grey input (see `msfl_jax.export
 `image.mean` and `image.deviation`, the same for all colours, gets what ours computes.
 """
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -68,8 +69,8 @@ def from_format(
       source: how the other model's pixels are normalised; None is as ours, which an export of ours is.
 
     Returns:
-      A nested dictionary with float32 arrays for what was found, blocks as in `like`, where tables of words may lack the last rows (see
-      `overlay`); and the difference.
+      A nested dictionary with float32 arrays for what was found, blocks as in `like`, where tables of words and stacked blocks may lack the last
+      rows (see `overlay`); and the difference.
     """
     tensors = {_today(name): tensor for name, tensor in tensors.items()}
     prefixes = find_prefixes(tensors, form)
@@ -88,7 +89,13 @@ def from_format(
     reading.pass_over_copies(_copies(prefixes))
     others = {row.name for row in rows(form, known.keys() - wanted.keys(), prefixes)}
     others |= {name for name in tensors if _claimed_by_others(name, form, prefixes, parts)}
-    return unflatten(reading.found, like), reading.diff(others)
+    found, diff = unflatten(reading.found, like), reading.diff(others)
+    if lost := reading.found.keys() - flatten(found).keys():
+        note = (
+            f"{len(lost)} tensors behind a layer that is not there start fresh: stacked layers load up to the first gap"
+        )
+        diff = dataclasses.replace(diff, notes=(*diff.notes, note))
+    return found, diff
 
 
 def refuse_inexpressible(form: Format, config: Config, parts: Collection[str] | None = None) -> None:

@@ -23,10 +23,29 @@ _TERMS = {
     "chexpert": "Stanford University Dataset Research Use Agreement: research only, not to be passed on",
 }
 _SYNTHETIC = "drawn by a program; nothing of any patient is in it"
+_PROGRAMS = [
+    "",
+    "With `jax` and `numpy` alone, on cpu, cuda or tpu; `embed_text` and `ground` take token ids and sentence ids int32 [B, T] too:",
+    "",
+    "```python",
+    "import numpy",
+    "from jax import export",
+    'weights = dict(numpy.load("stablehlo/weights.npz"))',
+    'embed_image = export.deserialize(bytearray(open("stablehlo/embed_image.bin", "rb").read()))',
+    "image_embedding, regions = embed_image.call(weights, images)  # uint8 [B, H, W, 1]",
+    "```",
+]
 _UNKNOWN_TERMS = "the terms of that data hold for weights that were trained on it"
 
 
-def write_card(run: Run, facts: Mapping[str, Any], notes: Sequence[str], found: Mapping[str, Parity] | None) -> str:
+def write_card(
+    run: Run,
+    facts: Mapping[str, Any],
+    notes: Sequence[str],
+    found: Mapping[str, Parity] | None,
+    *,
+    programs: bool = False,
+) -> str:
     """The text of a model card.
 
     Args:
@@ -34,13 +53,14 @@ def write_card(run: Run, facts: Mapping[str, Any], notes: Sequence[str], found: 
       facts: hashes and counts, by name.
       notes: what could not be exported, a line each.
       found: differences of PyTorch from JAX; None where it is not installed.
+      programs: whether compiled programs are in the folder.
     """
     data, outcomes = _data(run.directory), [outcome for _, outcome in load_outcomes([run.directory])]
     sections = {
-        "Use": _use(run),
+        "Use": [*_use(run), *(_PROGRAMS if programs else [])],
         "Model": _model(run, notes),
         "Training data": _training(run, data),
-        "Licence and use of the data": _licence(data),
+        "Licence and use of the data": _licence(run, data),
         "Results": _results(run, outcomes),
         "Leaks between training and test data": _leaks(run, outcomes),
         "Agreement of the formats": _parity(found),
@@ -111,10 +131,15 @@ def _training(run: Run, data: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _licence(data: Mapping[str, Any]) -> list[str]:
+def _licence(run: Run, data: Mapping[str, Any]) -> list[str]:
+    started = [name for name in (run.config.init_from.vision, run.config.init_from.report) if name]
     terms = _SYNTHETIC if _synthetic(data) else _TERMS.get(str(data.get("name")), _UNKNOWN_TERMS)
     return [
         f"- data: {terms}.",
+        *(
+            f"- started from {Path(name).name}: the terms of those weights, and of what they saw, hold too."
+            for name in started
+        ),
         "- code in this folder: Apache-2.0.",
         "- content: weights, numbers and a vocabulary of words of the training reports; no image, no report, no identifier.",
     ]

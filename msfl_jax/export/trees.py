@@ -1,6 +1,7 @@
 """Nested parameters as arrays by path and back, blocks apart even where a model has them stacked."""
 
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,15 @@ def unflatten(flat: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[s
 
     Args:
       flat: by path, blocks apart.
-      like: arrays or shapes; where it has blocks stacked they are stacked, unless a layer is not there.
+      like: arrays or shapes; where it has blocks stacked they are stacked, up to the first layer that is not there.
     """
     tree: dict[str, Any] = {}
     for path, leaf in leaves(like):
         layers = [path]
         if _stacked(path):
             layers = [path.replace("blocks/", f"blocks_{i}/", 1) for i in range(leaf.shape[0])]
-        found = [flat[layer] for layer in layers if layer in flat]
-        if len(found) == len(layers):
+        found = [flat[layer] for layer in takewhile(flat.__contains__, layers)]
+        if found:
             _put(tree, path, np.stack(found) if _stacked(path) else found[0])
     return tree
 

@@ -13,6 +13,9 @@ from msfl_jax.export.layout import DECODER, LANGUAGE, MAE, TEXT, TIMM, VISION, W
 from msfl_jax.export.manifest import refuse_changes
 from msfl_jax.export.mapping import to_format
 from msfl_jax.export.names import Format
+from msfl_jax.export.stablehlo import FOLDER, PROGRAM_WEIGHTS
+from msfl_jax.export.trees import leaves
+from msfl_jax.export.weight_files import refuse_code
 from msfl_jax.tasks.run import Run
 
 # What stands beside the whole model, by the file: the format and the parts that may be in it.
@@ -43,17 +46,21 @@ def verify_export(folder: Path) -> Verified:
 
     Raises:
       UserError: the folder is no export.
-      CheckpointError: a file is missing, has changed or is not of the export; a tensor is missing, has another shape or dtype, is not finite, or is
-        not the same in two formats; PyTorch makes something else of the weights than JAX.
+      CheckpointError: a file is missing, has changed, asks for code or is not of the export; a tensor is missing, has another shape or dtype, is not
+        finite, or is not the same in two formats; PyTorch makes something else of the weights than JAX.
     """
     files = refuse_changes(folder)
     run = open_export(folder)
     tensors = _refuse_other_tensors(folder / WEIGHTS, to_format(run.params, "msfl", run.config))
+    for file in sorted(folder.rglob("*config.json")):
+        refuse_code(file, advice="export the run again")
     for name, (form, parts) in DERIVED.items():
         if (folder / name).is_file():
             tensors += _refuse_other_tensors(
                 folder / name, to_format(run.params, form, run.config, parts=_own(run, parts))
             )
+    if (programs := folder / FOLDER / PROGRAM_WEIGHTS).is_file():
+        tensors += _refuse_other_tensors(programs, dict(leaves(run.params)))
     if any(not np.isfinite(array).all() for name, array in read_tensors(folder / GOLDEN).items() if _is_finite(name)):
         raise CheckpointError(f"{folder / GOLDEN}: an output of JAX is not finite; export another step")
     compared = parity.compare_with_torch(folder) if parity.has_torch() else None
@@ -74,7 +81,7 @@ def _is_finite(name: str) -> bool:
 
 def _refuse_other_tensors(file: Path, expected: Mapping[str, np.ndarray]) -> int:
     """How many tensors a file holds, all of them float32, finite and as expected bit by bit."""
-    found = read_tensors(file)
+    found = _read_arrays(file) if file.suffix == ".npz" else read_tensors(file)
     if odd := sorted(found.keys() ^ expected.keys()):
         where = "missing" if odd[0] in expected else "unexpected"
         raise CheckpointError(
@@ -89,3 +96,12 @@ def _refuse_other_tensors(file: Path, expected: Mapping[str, np.ndarray]) -> int
         if not np.array_equal(tensor, expected[name]):
             raise CheckpointError(f"{file}: '{name}' is not that of {WEIGHTS}; export the run again")
     return len(found)
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; objects, which NumPy would unpickle, are refused."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # of many kinds, by what is wrong with the zip or with an array in it
+        raise CheckpointError(f"{file}: no arrays ({type(error).__name__}); export the run again") from None

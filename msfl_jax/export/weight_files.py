@@ -31,6 +31,8 @@ CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 INNER = ("model", "state_dict", "model_state_dict", "module")  # where checkpoints of training keep the weights
 MAX_HEADER = 100 * 2**20  # safetensors' own limit
 MAX_JSON = 64 * 2**20
+MAX_NUMBERS = 2**40  # of one tensor
+MAX_SIDES = 64  # NumPy's own limit
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -65,8 +67,7 @@ def open_weights(path: Path) -> WeightFile:
     config, processor = {}, {}
     file = path
     if path.is_dir():
-        config, processor = _read_json(path / "config.json"), _read_json(path / "preprocessor_config.json")
-        _refuse_code(path / "config.json", config)
+        config, processor = (refuse_code(path / name) for name in ("config.json", "preprocessor_config.json"))
         file = _weights_in(path)
     if not file.is_file():
         raise UserError(f"{path}: no such file; expected weights as .safetensors or .pth, or a folder with config.json")
@@ -82,6 +83,7 @@ def open_weights(path: Path) -> WeightFile:
         kind, tensors = "PyTorch", read_torch(file)
     else:
         raise UserError(f"{file}: unknown suffix '{file.suffix}'; expected .safetensors, or .pth, .pt, .bin of PyTorch")
+    _refuse_odd_names(file, tensors)
     _refuse_not_finite(file, tensors)
     return WeightFile(path, kind, tensors, _digest(files), config, processor)
 
@@ -121,7 +123,48 @@ def read_torch(file: Path) -> dict[str, np.ndarray]:
         code = "weights only" in str(error).lower() or "unsupported" in str(error).lower()
         what = "asks for code or objects beside tensors" if code else f"cannot be read ({type(error).__name__})"
         raise CheckpointError(f"{file}: {what}; nothing was run: expected a state_dict, or use safetensors") from error
-    return {name: tensor.detach().float().numpy() for name, tensor in _state(file, found, torch).items()}
+    size = file.stat().st_size
+    return {name: _to_numpy(file, size, name, tensor, torch) for name, tensor in _state(file, found, torch).items()}
+
+
+def refuse_code(
+    file: Path, *, advice: str = "give the file of weights itself to read no more than its tensors"
+) -> dict[str, Any]:
+    """The settings in a JSON file, empty where there is none.
+
+    Args:
+      file: of a model's folder.
+      advice: what to do where it is refused.
+
+    Raises:
+      CheckpointError: it is damaged, or asks for code of its own, at whatever depth: such a model is no architecture that we know, and that code is
+        never looked at.
+    """
+    settings = _read_json(file)
+    if asked := next(_asked_code(settings), None):
+        raise CheckpointError(f"{file}: asks for code of its own ('{asked}'); nothing was run: {advice}")
+    return settings
+
+
+def _asked_code(settings: Any) -> Iterator[str]:
+    """The keys that ask for code, at whatever depth: a list of what is left instead of recursion, which deep nesting would end."""
+    left = [settings]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            yield from (key for key in CODE_KEYS if value.get(key))
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+
+
+def _to_numpy(file: Path, size: int, name: str, tensor: Any, torch: Any) -> np.ndarray:
+    """A dense tensor of real numbers as float32; one that repeats its storage, without end for what a file costs, is none."""
+    if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized or tensor.is_meta:
+        raise _damaged(file, f"tensor {name!r:.80} is no dense array of real numbers")
+    if tensor.numel() * tensor.element_size() > size:
+        raise _damaged(file, f"tensor {name!r:.80} claims {tensor.numel():,} numbers, the file has {size:,} bytes")
+    return tensor.detach().float().numpy()
 
 
 def _state(file: Path, found: Any, torch: Any) -> dict[str, Any]:
@@ -149,7 +192,7 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
     try:
         header = json.loads(raw, object_pairs_hook=_unique)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        places = sorted((*map(int, entry["data_offsets"]), _length(entry), name) for name, entry in entries.items())
+        places = sorted((*_offsets(entry), _length(entry), name) for name, entry in entries.items())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(file, "its header is no list of tensors") from error
     end = 0
@@ -162,9 +205,19 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
     return entries, 8 + length
 
 
+def _offsets(entry: Mapping[str, Any]) -> tuple[int, int]:
+    begin, stop = entry["data_offsets"]
+    if type(begin) is not int or type(stop) is not int:
+        raise ValueError("data_offsets")
+    return begin, stop
+
+
 def _length(entry: Mapping[str, Any]) -> int:
+    """Bytes of a tensor; its sides alone must be possible too, which an empty tensor's bytes do not show."""
     shape = entry["shape"]
-    if not all(type(side) is int and side >= 0 for side in shape):
+    if not all(type(side) is int and side >= 0 for side in shape) or len(shape) > MAX_SIDES:
+        raise ValueError("shape")
+    if math.prod(filter(None, shape)) > MAX_NUMBERS:
         raise ValueError("shape")
     return math.prod(shape) * BYTES[entry["dtype"]]
 
@@ -221,12 +274,11 @@ def _refuse_other_names(index: Path, tensors: Mapping[str, np.ndarray]) -> None:
         raise _damaged(index, f"it and its files disagree about {len(differing)} tensors, first {differing[0]!r:.80}")
 
 
-def _refuse_code(file: Path, config: Mapping[str, Any]) -> None:
-    """Models that need code of their own are no architecture that we know; that code is never looked at."""
-    asked = [key for key in CODE_KEYS if config.get(key)]
-    if asked:
-        advice = "give the file of weights itself to read no more than its tensors"
-        raise CheckpointError(f"{file}: asks for code of its own ('{asked[0]}'); nothing was run: {advice}")
+def _refuse_odd_names(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Names are printed: one with a line break or a control character could pass for words of ours."""
+    for name in tensors:
+        if not name.isprintable():
+            raise _damaged(file, f"a tensor is called {name!r:.80}")
 
 
 def _refuse_not_finite(file: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -1,6 +1,7 @@
 """A run written as an export: whole, or not at all."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -23,7 +24,7 @@ from msfl_jax.export.mapping import to_format
 from msfl_jax.export.model_card import write_card
 from msfl_jax.export.names import part_of
 from msfl_jax.export.trees import flatten
-from msfl_jax.tasks.run import Run
+from msfl_jax.tasks.run import Run, without
 
 CARD = "README.md"
 
@@ -62,7 +63,8 @@ def export_run(
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists already; name a new folder, or delete it first")
-    draft = target.with_name(f".{target.name}.partial")
+    place = target.absolute()  # "." has no name of its own
+    draft = place.with_name(f".{place.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
@@ -70,16 +72,15 @@ def export_run(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    os.replace(draft, target)
+    os.replace(draft, place)
     return exported._replace(folder=target)
 
 
 def without_unwanted(run: Run, decoders: bool, mlm_head: bool) -> Run:
     """The run with host copies of the parameters that leave."""
-    params: dict[str, Any] = jax.tree.map(np.asarray, run.params)
-    heads = {name: head for name, head in params["heads"].items() if mlm_head or name != LANGUAGE}
-    kept = {name: part for name, part in params.items() if decoders or name != DECODER}
-    return dataclasses.replace(run, params=kept | {"heads": heads})
+    wanted = {DECODER: decoders, f"heads/{LANGUAGE}": mlm_head}
+    kept = without(run.params, [path for path, leaves in wanted.items() if not leaves])
+    return dataclasses.replace(run, params=jax.tree.map(np.asarray, kept))
 
 
 def _write(run: Run, folder: Path, to_stablehlo: bool) -> Exported:
@@ -95,14 +96,18 @@ def _write(run: Run, folder: Path, to_stablehlo: bool) -> Exported:
     compared = parity.compare_with_torch(folder) if parity.has_torch() else None
     parity.refuse_differences(folder, compared or {})
     parity.write_parity(folder, compared)
-    facts = _facts(run)
-    (folder / CARD).write_text(write_card(run, facts, notes, compared), encoding="utf-8")
+    facts = _facts(run, folder / WEIGHTS)
+    card = write_card(run, facts, notes, compared, programs=to_stablehlo)
+    (folder / CARD).write_text(card, encoding="utf-8")
     write_manifest(folder, facts)
     return Exported(folder, tuple(notes), compared)
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _facts(run: Run, weights: Path) -> dict[str, Any]:
+    with weights.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
+        "weights": digest,
         "name": run.config.name,
         "step": run.step,
         "seed": run.config.seed,

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from msfl_jax.train.provenance import read_caveats
 
 CONFIG_FILE = "config.json"
 TOKENIZER_DIRECTORY = "tokenizer"
+DECODERS = ("pixel_decoder", "heads/language")  # which reconstruct: only training and exports need them
 BATCH_SIZES = (1, 4, 16, 64)  # what is encoded on request is padded to one of these, each compiled once
 
 
@@ -67,13 +68,16 @@ class Texts(NamedTuple):
     sentence_mask: Bool[np.ndarray, "N S"]
 
 
-def open_run(workdir: Path | str, *, step: int | str | None = None, mesh: Mesh | None = None) -> Run:
+def open_run(
+    workdir: Path | str, *, step: int | str | None = None, mesh: Mesh | None = None, decoders: bool = True
+) -> Run:
     """Opens a run directory of `msfl pretrain` or `msfl demo`; reads parameters alone, without the optimizer.
 
     Args:
       workdir: holds config.json, tokenizer/ and checkpoints/.
       step: a step with a checkpoint, "best", or None for the latest.
       mesh: over which the parameters are sharded as they are read, as in training; None puts them on this process's first device.
+      decoders: whether the parameters of `DECODERS` are read too.
 
     Raises:
       UserError: not a run directory.
@@ -85,14 +89,30 @@ def open_run(workdir: Path | str, *, step: int | str | None = None, mesh: Mesh |
     model = Model.create(
         config, vocab_size=tokenizer.vocab_size, special=SpecialTokens(tokenizer.mask_id, tokenizer.special_ids)
     )
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params, meta = restore_parameters(workdir, sharded_shapes(shapes, mesh) if mesh else shapes, step=step)
+    shapes, unread = jax.eval_shape(model.init, jax.random.key(0)), () if decoders else DECODERS
+    shapes = without(shapes, unread)
+    params, meta = restore_parameters(
+        workdir,
+        sharded_shapes(shapes, mesh) if mesh else shapes,
+        step=step,
+        unread=tuple(f"{part}/" for part in unread),
+    )
     if meta["tokenizer_hash"] != tokenizer.hash:
         raise CheckpointError(
             f"{workdir / TOKENIZER_DIRECTORY}: sha256 {tokenizer.hash[:12]} is not the checkpoint's "
             f"{meta['tokenizer_hash'][:12]}; put the run's own tokenizer back"
         )
     return Run(workdir, config, model, params, tokenizer, meta["step"], read_caveats(workdir))
+
+
+def without(params: Params, parts: Sequence[str]) -> Params:
+    """Nested parameters, or their shapes, without the parts at some paths."""
+    inner = {path.partition("/")[::2] for path in parts}
+    return {
+        name: without(value, [rest for first, rest in inner if first == name]) if isinstance(value, Mapping) else value
+        for name, value in params.items()
+        if (name, "") not in inner
+    }
 
 
 def refuse_pretraining_run(workdir: Path, run: Run) -> None:

@@ -195,7 +195,9 @@ class Checkpoints:
         self._manager.reload()
 
 
-def restore_parameters(workdir: Path, like: Any, *, step: int | str | None = None) -> tuple[Any, dict[str, Any]]:
+def restore_parameters(
+    workdir: Path, like: Any, *, step: int | str | None = None, unread: tuple[str, ...] = ()
+) -> tuple[Any, dict[str, Any]]:
     """Parameters of a run and their meta, without the optimizer: for evaluation and export.
 
     Args:
@@ -203,6 +205,7 @@ def restore_parameters(workdir: Path, like: Any, *, step: int | str | None = Non
       like: shapes of the parameters, as `jax.eval_shape(model.init, key)` gives them. Leaves with a sharding are restored into it, others onto the
         first device of this process.
       step: a step, "best", or None for the latest.
+      unread: beginnings of names that `like` leaves out; the checkpoint may hold them, and they are not read.
 
     Raises:
       CheckpointError: there is no such checkpoint, it cannot be read, or it holds other parameters than `like`.
@@ -210,11 +213,12 @@ def restore_parameters(workdir: Path, like: Any, *, step: int | str | None = Non
     directory, step = _find(workdir, step)
     with _open(directory) as manager:
         try:
-            _refuse_differences(step, manager.item_metadata(step)["params"], like)
-            args = ocp.args.Composite(
-                params=ocp.args.StandardRestore(_with_shardings(like)), meta=ocp.args.JsonRestore()
+            _refuse_differences(step, manager.item_metadata(step)["params"], like, unread)
+            wanted = _with_shardings(like)
+            params = ocp.args.PyTreeRestore(
+                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=bool(unread)
             )
-            items = manager.restore(step, args=args)
+            items = manager.restore(step, args=ocp.args.Composite(params=params, meta=ocp.args.JsonRestore()))
         except CheckpointError:
             raise
         except Exception as error:
@@ -244,9 +248,12 @@ def read_meta(workdir: Path, *, step: int | str | None = None) -> dict[str, Any]
 def _open(directory: Path, *, keep: int = 0, pinned: _Pinned | None = None) -> ocp.CheckpointManager:
     """A manager that writes where `pinned` is given, else one that only reads."""
     policies = [checkpoint_managers.LatestN(keep), pinned] if pinned else [checkpoint_managers.LatestN(None)]
-    handlers = {"params": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    handlers: dict[str, Any] = {
+        "params": ocp.PyTreeCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }  # it can read a part
     if pinned is not None:  # nobody who only reads looks at the optimizer
-        handlers["opt_state"] = ocp.StandardCheckpointHandler()
+        handlers |= {"params": ocp.StandardCheckpointHandler(), "opt_state": ocp.StandardCheckpointHandler()}
     with _errors_alone() if pinned is None else contextlib.nullcontext():
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -284,13 +291,13 @@ def _find(workdir: Path, step: int | str | None) -> tuple[Path, int]:
     return directory, int(step)
 
 
-def _refuse_differences(step: int, saved: Any, like: Any) -> None:
-    """Raises a CheckpointError that names the leaves in which a checkpoint and this configuration differ."""
+def _refuse_differences(step: int, saved: Any, like: Any, unread: tuple[str, ...] = ()) -> None:
+    """Raises a CheckpointError that names the leaves in which a checkpoint and this configuration differ, but for `unread` ones."""
     found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(saved.tree)[0]}
     wanted = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]}
     causes = {
         "missing": sorted(wanted.keys() - found.keys()),
-        "unknown": sorted(found.keys() - wanted.keys()),
+        "unknown": sorted(name for name in found.keys() - wanted.keys() if not name.startswith(unread)),
         "other shape or dtype": [
             f"{name} {_describe(found[name])} for {_describe(wanted[name])}"
             for name in sorted(wanted.keys() & found.keys())

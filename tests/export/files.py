@@ -46,6 +46,15 @@ BAD = {
         b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
         b"\0" * 8,
     ),
+    "an endless offset": safetensors(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,1e400]}}', b"\0" * 8),
+    "one offset": safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}, b"\0" * 8),
+    "three offsets": safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 9]}}, b"\0" * 8),
+    "an empty tensor of endless sides": safetensors(
+        {"a": entry(), "b": entry((0, 2**62, 8), begin=8, end=8)}, b"\0" * 8
+    ),
+    "an empty bfloat16 of endless sides": safetensors({"b": entry((0, 2**62, 8), "BF16", end=0)}),
+    "more sides than an array has": safetensors({"a": entry((2, *[1] * 100))}, b"\0" * 8),
+    "a name that breaks the line": safetensors({"a\nerror: all is well\x1b[31m": entry()}, b"\0" * 8),
     "deep nesting": safetensors(b"[" * 100000, b"\0" * 8),
     "not a number": safetensors({"a": entry()}, np.float32([1, np.nan]).tobytes()),
     "infinity": safetensors({"a": entry()}, np.float32([np.inf, 1]).tobytes()),

@@ -18,7 +18,7 @@ from msfl_jax.config_init import InitFromConfig, with_defaults
 from msfl_jax.export.arrays import CHEST, HALF, IMAGENET, Pixels
 from msfl_jax.export.changes import write_array
 from msfl_jax.export.detect import detect_format, pixels_of
-from msfl_jax.export.importing import imported_parameters, join, overlay, read_weights
+from msfl_jax.export.importing import imported_parameters, join, overlay, read_weights, split_skip
 from msfl_jax.export.mapping import fixed_positions, from_format, to_format
 from msfl_jax.export.names import FORMATS, NO_PATCH_BIAS, rows
 from msfl_jax.export.trees import flatten, leaves
@@ -32,8 +32,10 @@ from msfl_jax.train.optimizer import make_optimizer
 from msfl_jax.train.state import place_imported
 
 from .models import random_params, shapes, tiny
+from .published import published_maco, published_mrm
 
 save_file = pytest.importorskip("safetensors.numpy").save_file
+GUIDE = (Path(__file__).parents[2] / "msfl_jax" / "export" / "README.md").read_text()
 
 
 def written(form, params, config):
@@ -90,6 +92,55 @@ def test_macos_names_are_those_of_its_checkpoints(model, small):
     } <= names
 
 
+PUBLISHED = {  # names, and what of them this model has no place for
+    "mrm": (lambda sizes: published_mrm(sizes), "bert_mlp"),
+    "maco": (lambda sizes: published_maco(sizes, 8), "logit_scale,Tpar,pos_weight_img,pos_weight_text,pos_cat"),
+}
+
+
+@pytest.mark.parametrize("form", PUBLISHED)
+def test_published_names_all_have_their_place(form, model, small):
+    """Tied words twice, as PyTorch saves them; the tables of positions are the fixed ones of their constructors."""
+    names, skip = PUBLISHED[form]
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in names(model.config.model).items()}
+    fixed = fixed_positions(model.config)
+    tensors |= {"pos_embed": fixed["vision/pos_embed"], "decoder_pos_embed": fixed["pixel_decoder/pos_embed"]}
+    head = "bert_encoder.model.cls.predictions"
+    words = tensors["bert_encoder.model.bert.embeddings.word_embeddings.weight"]
+    tensors |= {f"{head}.decoder.weight": words, f"{head}.decoder.bias": tensors[f"{head}.bias"]}
+    assert detect_format(as_file(tensors)) == form
+    found, diff = from_format(tensors, form, model.config, shapes(model))
+    assert {name.split(".")[0] for name in diff.names} == set(skip.split(","))
+    assert not diff.without(split_skip(skip))
+    assert skip in GUIDE or form == "mrm"
+    parts = ("vision/", "pixel_decoder/", "text/", "heads/pooler/", "heads/language/")
+    parts += ("heads/image_projection/",) if form == "maco" else ()
+    assert {path for path, _ in leaves(found)} == {path for path, _ in leaves(small) if path.startswith(parts)}
+    key = tensors["blocks.1.attn.qkv.weight"][8:16].T
+    assert_array_equal(found["vision"]["blocks"]["attn"]["key"]["kernel"][1], key)
+
+
+def test_an_export_lends_its_weights_and_settings_that_differ_are_named(model, small, tmp_path):
+    values = {"model_type": "msfl", "config": to_dict(model.config)}
+    path = folder(tmp_path / "export", to_format(small, "msfl", model.config), **values)
+    init = InitFromConfig(vision=str(path), report=str(path))
+    found, _ = imported_parameters(init, model.config, shapes(model))
+    assert jax.tree.all(jax.tree.map(np.array_equal, found["vision"], small["vision"]))
+    assert jax.tree.all(jax.tree.map(np.array_equal, found["text"], small["text"]))
+    other = tiny(image__target_scale=2, model__vision__heads=4, model__text__heads=1, image__mean=0.3)
+    names = [name for name, _ in read_weights(path, other.config, shapes(other)).diff.misshapen]
+    assert names == ["config.json:model.vision.heads", "config.json:image.mean", "config.json:model.text.heads"]
+    with pytest.raises(CheckpointError, match=r"image\.mean"):
+        imported_parameters(init, other.config, shapes(other))
+
+
+def test_a_role_that_there_is_not_is_one_line(model, small, tmp_path):
+    save_file(to_format(small, "timm", model.config), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="--as image: expected vision or report"):
+        import_report(tmp_path / "w.safetensors", None, role="image")
+
+
 def test_an_unknown_file_is_no_format():
     with pytest.raises(CheckpointError, match="no known format"):
         detect_format(as_file({"a": np.zeros(1), "b": np.zeros(1)}))
@@ -109,6 +160,8 @@ def test_an_unknown_file_is_no_format():
         ),
         ({"config": {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}}, "timm", "auto", HALF),
         ({"processor": {"image_mean": "x", "image_std": [0, 0, 0]}}, "hf_vit", "auto", HALF),
+        ({"processor": {"image_mean": [0.1] * 3, "image_std": [1, float("nan"), 1]}}, "hf_vit", "auto", HALF),
+        ({"processor": {"image_mean": [0.1, 0.1, 10**400], "image_std": [1] * 3}}, "hf_vit", "auto", HALF),
         ({"processor": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}}, "hf_vit", "imagenet", IMAGENET),
         ({}, "timm", "own", None),
     ],

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from input_pipeline.errors import UserError
 from msfl_jax.export.arrays import CHEST, IMAGENET, colour_kernel, colour_pixels, grey_kernel, grey_pixels
+from msfl_jax.export.importing import overlay
 from msfl_jax.export.mapping import from_format, refuse_inexpressible, to_format
 from msfl_jax.export.names import rows
 from msfl_jax.export.trees import flatten, leaves
@@ -149,6 +150,25 @@ def test_a_colour_kernel_sees_grey_pixels_as_its_own_normalisation_would():
     ours = (x - CHEST.mean[0]) / CHEST.deviation[0] @ kernel + shift
     theirs = sum(weight[:, c].reshape(5, -1) @ ((x - IMAGENET.mean[c]) / IMAGENET.deviation[c]) for c in range(3))
     assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_layers_load_up_to_the_first_that_is_not_there():
+    shallow, deep = tiny(), tiny(model__vision__depth=4)
+    params = random_params(shallow)
+    tensors = to_format(params, "timm", shallow.config)
+    found, diff = from_format(tensors, "timm", deep.config, shapes(deep))
+    assert {name.split(".")[1] for name in diff.missing} == {"2", "3"}
+    assert not diff.without(("blocks.2", "blocks.3"))
+    for path, array in leaves(found["vision"]["blocks"]):
+        assert_array_equal(array, dict(leaves(params["vision"]["blocks"]))[path])
+    fresh = random_params(deep, seed=1)
+    blocks = overlay(fresh, found)["vision"]["blocks"]["fc1"]["kernel"]
+    assert_array_equal(blocks[:2], params["vision"]["blocks"]["fc1"]["kernel"])
+    assert_array_equal(blocks[2:], fresh["vision"]["blocks"]["fc1"]["kernel"][2:])
+    gap = {name: tensor for name, tensor in tensors.items() if not name.startswith("blocks.0.")}
+    found, diff = from_format(gap, "timm", shallow.config, shapes(shallow))
+    assert "blocks" not in found["vision"]
+    assert any("16 tensors behind a layer that is not there" in note for note in diff.notes)
 
 
 def test_differences_are_named():

@@ -1,20 +1,27 @@
 """Compiled programs of an export, run in a process that has JAX and NumPy and none of this package."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+import msfl_jax
+from msfl_jax.export import writer
 from msfl_jax.export.stablehlo import write_programs
 from msfl_jax.metrics import smoothing
 from msfl_jax.tasks import grounding
 from msfl_jax.tasks.run import encode_images, encode_regions, encode_texts, to_host
 
-from .runs import SENTENCES
+from ..tasks.tiny import tiny, write_run
+from ..test_cli import msfl
+from .runs import SENTENCES, tokenizer_in
 
 pytest.importorskip("flatbuffers")
+ROOT = Path(__file__).parents[2]
 
 CHILD = """
 import sys
@@ -33,6 +40,32 @@ report, units, present = program("embed_text").call(weights, ids, sentences)
 heat = program("ground").call(weights, image, ids[:len(image)], sentences[:len(image)])
 np.savez(sys.argv[3], embedding=embedding, regions=regions, report=report, units=units, present=present, heat=heat)
 """
+
+
+def test_the_lines_of_the_card_run_without_the_package(tmp_path, monkeypatch, capsys):
+    """Programs that `msfl export --to-stablehlo` wrote, called as the README of the export says."""
+    tokenizer = tokenizer_in(tmp_path / "tokenizer")
+    workdir, folder = tmp_path / "run", tmp_path / "export"
+    workdir.mkdir()
+    write_run(workdir, tiny(), tokenizer, step=3)
+    monkeypatch.setattr(writer.parity, "has_torch", lambda: False)
+    code, _, error = msfl(monkeypatch, capsys, "export", workdir, "--to", folder, "--to-stablehlo")
+    assert (code, error) == (0, "")
+    assert {path.name for path in (folder / "stablehlo").iterdir()} == {
+        *("weights.npz", "embed_image.bin", "embed_text.bin", "ground.bin")
+    }
+    assert msfl(monkeypatch, capsys, "verify", folder)[0] == 0
+    code_of_card = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    assert code_of_card in (ROOT / "msfl_jax" / "export" / "README.md").read_text()
+    before = "import sys; sys.modules.update(msfl_jax=None, input_pipeline=None, flax=None)\n"
+    before += "import numpy as np; images = np.load(sys.argv[1])\n"
+    after = "np.save(sys.argv[2], image_embedding)"
+    image = np.random.default_rng(3).integers(0, 256, (1, 32, 32, 1), np.uint8)
+    np.save(tmp_path / "images.npy", image)
+    command = [sys.executable, "-P", "-c", before + code_of_card + after, tmp_path / "images.npy", tmp_path / "out.npy"]
+    subprocess.run(command, cwd=folder, check=True)
+    expected = msfl_jax.load(workdir).embed_image(image[0, ..., 0])
+    assert_allclose(np.load(tmp_path / "out.npy"), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["demo", "global"])

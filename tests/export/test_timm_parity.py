@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from msfl_jax.export.huggingface import write_folders
 from msfl_jax.export.mapping import from_format, to_format
 from msfl_jax.export.names import rows
 
@@ -103,6 +104,22 @@ def test_query_key_and_value_are_fused_in_this_order():
         np.testing.assert_array_equal(fused[768 * i : 768 * (i + 1)], own.T)
     parts = [row.part for row in rows("timm", ["vision/blocks_0/attn/key/kernel", "vision/blocks_0/attn/out/kernel"])]
     assert parts == [1, 0]
+
+
+def test_maes_fine_tuning_code_takes_the_file_of_an_export(timm, runs_by_name, tmp_path):
+    """As MAE's and MRM's scripts load it: without strictness, into a ViT with pooled patches, where head and last norm alone may be missing."""
+    import torch
+    from safetensors.torch import load_file
+
+    assert write_folders(runs_by_name("b16"), tmp_path) == []
+    tensors = load_file(tmp_path / "timm_vit.safetensors")
+    sizes = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 768, "depth": 2, "num_heads": 12}
+    tuned = timm.models.vision_transformer.VisionTransformer(**sizes, num_classes=14, global_pool="avg")
+    report = tuned.load_state_dict(tensors, strict=False)
+    assert set(report.missing_keys) == {"head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"}
+    assert set(report.unexpected_keys) == {"norm.weight", "norm.bias"}
+    assert torch.equal(tuned.state_dict()["blocks.1.attn.qkv.weight"], tensors["blocks.1.attn.qkv.weight"])
+    timm.models.vision_transformer.VisionTransformer(**sizes, num_classes=0).load_state_dict(tensors, strict=True)
 
 
 def test_timms_model_and_ours_are_one(timm):

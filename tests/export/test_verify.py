@@ -8,8 +8,9 @@ import pytest
 
 from input_pipeline.errors import CheckpointError, UserError
 from msfl_jax.export import parity, verify
-from msfl_jax.export.layout import read_tensors, write_tensors
+from msfl_jax.export.layout import open_export, read_tensors, write_tensors
 from msfl_jax.export.manifest import MANIFEST, files_in, read_manifest, write_manifest
+from msfl_jax.export.trees import leaves
 from msfl_jax.export.verify import verify_export
 
 
@@ -84,6 +85,34 @@ def test_tensors_that_fit_neither_the_config_nor_each_other_are_refused(copy, wi
     write_tensors(file, tensors | {"text.embeddings_norm.bias": tensors["text.embeddings_norm.bias"] + 1})
     forge(copy)
     assert "text/model.safetensors" in refused(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "text/config.json", "text/tokenizer_config.json"])
+def test_settings_that_ask_for_code_are_refused(copy, without_torch, name):
+    values = json.loads((copy / name).read_text())
+    (copy / name).write_text(json.dumps(values | {"auto_map": {"AutoModel": "evil.Model"}}))
+    (copy / "evil.py").write_text("open('witness', 'w')\n")
+    forge(copy)
+    assert "asks for code" in refused(copy)
+    assert not (copy / "witness").exists()
+
+
+def test_weights_of_programs_are_those_of_the_model(copy, without_torch):
+    (copy / "stablehlo").mkdir()
+    weights = dict(leaves(open_export(copy).params))
+    name = next(iter(weights))
+    bad = {
+        "is not that of": weights | {name: weights[name] + 1},
+        "missing": {key: value for key, value in weights.items() if key != name},
+        "no arrays": weights | {name: np.array([{"an": "object"}], object)},
+    }
+    for word, changed in bad.items():
+        np.savez(copy / "stablehlo" / "weights.npz", **changed)
+        forge(copy)
+        assert word in refused(copy)
+    np.savez(copy / "stablehlo" / "weights.npz", **weights)
+    forge(copy)
+    verify_export(copy)
 
 
 @pytest.mark.skipif(not parity.has_torch(), reason="PyTorch is not installed")

@@ -74,10 +74,17 @@ def folder(path, config=None, tensors=TENSORS):
 
 @pytest.mark.parametrize(
     "config",
-    [{"auto_map": {"AutoModel": "modeling_evil.Model"}}, {"trust_remote_code": True}, {"custom_pipelines": {"a": 1}}],
+    [
+        {"auto_map": {"AutoModel": "modeling_evil.Model"}},
+        {"trust_remote_code": True},
+        {"custom_pipelines": {"a": 1}},
+        {"vision_config": {"layers": [{"auto_map": {"AutoModel": "modeling_evil.Model"}}]}},
+    ],
 )
-def test_a_config_that_asks_for_code_is_refused_and_the_code_is_not_run(config, tmp_path):
-    path = folder(tmp_path / "model", config)
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_a_config_that_asks_for_code_is_refused_and_the_code_is_not_run(config, file, tmp_path):
+    path = folder(tmp_path / "model")
+    (path / file).write_text(json.dumps(config))
     (path / "modeling_evil.py").write_text(f"open({str(tmp_path / 'witness')!r}, 'w')\n")
     assert "asks for code" in refusal(path)
     assert not (tmp_path / "witness").exists()
@@ -136,6 +143,27 @@ def test_checkpoints_of_training_scripts_are_read_with_their_options(tmp_path):
     assert_array_equal(weights.tensors["w"], np.float32([1, 1]))
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     assert "no named tensors" in refusal(tmp_path / "none.pth")
+
+
+ODD = {
+    "sparse": lambda torch: torch.eye(3).to_sparse(),
+    "complex": lambda torch: torch.ones(2, dtype=torch.complex64),
+    "without data": lambda torch: torch.empty(3, device="meta"),
+    "one number for a terabyte": lambda torch: torch.zeros(1).expand(2**20, 2**20),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_plain_arrays_are_refused(kind, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"model": {"w": ODD[kind](torch)}}, tmp_path / "w.pth")
+    assert "'w'" in refusal(tmp_path / "w.pth")
+
+
+def test_a_name_that_breaks_the_line_is_refused_in_torch_files_too(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"w\nerror: all is well": torch.ones(1)}, tmp_path / "w.pth")
+    refusal(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 200, -20])

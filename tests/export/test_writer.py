@@ -13,6 +13,8 @@ import pytest
 
 from input_pipeline.errors import CheckpointError, UserError
 from msfl_jax.commands.export import export_report, verify_report
+from msfl_jax.config import config_hash, from_config_dict
+from msfl_jax.config_init import InitFromConfig
 from msfl_jax.export import writer
 from msfl_jax.export.layout import open_export, read_tensors, without_paths, write_tensors
 from msfl_jax.export.model_card import write_card
@@ -86,6 +88,17 @@ def test_decoders_and_the_language_head_leave_on_request_alone(exported, tmp_pat
     assert json.loads((tmp_path / "bare" / "text" / "config.json").read_text())["architectures"] == ["BertModel"]
 
 
+def test_the_folder_one_stands_in_can_be_the_target(exported, tmp_path, monkeypatch):
+    run, _, _ = exported("demo")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(writer.parity, "has_torch", lambda: False)
+    monkeypatch.setattr(writer, "make_golden", lambda run: {"inputs.image": np.zeros(1, np.uint8)})
+    writer.export_run(run, Path("."))
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert (tmp_path / "here" / "manifest.json").is_file()
+
+
 def test_a_folder_that_is_taken_is_refused(exported, tmp_path):
     run, folder, _ = exported("demo")
     with pytest.raises(UserError, match="exists"):
@@ -96,7 +109,12 @@ def test_no_path_of_this_machine_leaves(exported):
     run, folder, _ = exported("demo")
     data = dataclasses.replace(run.config.data, directory="/secret/a", tokenizer="/secret/b")
     shot = dataclasses.replace(run.config.zero_shot, prompts="/secret/mine.json")
-    values = without_paths(dataclasses.replace(run.config, data=data, zero_shot=shot))
+    started = InitFromConfig(vision="/secret/mae.pth", report="/secret/bert/")
+    config = dataclasses.replace(run.config, data=data, zero_shot=shot, init_from=started)
+    values = without_paths(config)
+    assert (values["init_from"]["vision"], values["init_from"]["report"]) == ("mae.pth", "bert")
+    config = dataclasses.replace(run.config, init_from=started)
+    assert config_hash(from_config_dict(without_paths(config))) == config_hash(config)
     assert "secret" not in json.dumps(values)
     assert values["zero_shot"]["prompts"] == "mine.json"
     texts = [file.read_text() for file in folder.rglob("*") if file.suffix in (".json", ".md")]
@@ -136,6 +154,8 @@ def test_a_failed_export_leaves_nothing(exported, tmp_path, monkeypatch):
 def evaluated(exported, tmp_path):
     """The demo's run in a folder with data and one result."""
     run = dataclasses.replace(exported("demo")[0], directory=tmp_path, caveats=("splits overlap (allowed)",))
+    started = InitFromConfig(vision="/secret/mae.pth")
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, init_from=started))
     data = {"name": "mimic_cxr", "split": "train", "members": "ab" * 32, "settings": {}, "caveats": list(run.caveats)}
     (tmp_path / "data.json").write_text(json.dumps(data))
     metrics = {"mean_auc": Interval(0.875, 0.812, 0.931), "ece": Interval(float("nan"), float("nan"), float("nan"))}
@@ -157,6 +177,10 @@ def test_the_card_says_data_terms_leaks_and_numbers_with_their_intervals(evaluat
     card = write_card(evaluated, {"tokenizer": "f00d"}, ["vision is left out: a window"], None)
     for text in (
         "PhysioNet Credentialed",
+        "started from mae.pth: the terms of those weights",
+        "split: train, images by hash abab",
+        "nih_chestxray14 | test cdcdcd | cosine",
+        "no image, no report, no identifier",
         "data: mimic_cxr",
         "| mean_auc | 0.875 | 0.812 to 0.931 | 40 | 30 |",
         "| ece | undefined |",

@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import io
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from input_pipeline.reading import open_split
 from msfl_jax import library
 from msfl_jax.commands.ground import ground_report
 from msfl_jax.config import MeshConfig
+from msfl_jax.export import writer
 from msfl_jax.parallel.mesh import make_mesh
 from msfl_jax.parallel.sharding import sharded_shapes
 from msfl_jax.tasks import run as tasks_run
@@ -183,6 +185,52 @@ def test_a_checkpoint_is_loaded_by_its_folder_without_its_optimizer(model, workd
         assert repr(found) == f"LoadedModel('{found.run.directory}', step 3)"
         jax.tree.map(np.testing.assert_array_equal, found.run.params, model.run.params)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture(scope="module")
+def export_folder(workdir, tmp_path_factory):
+    """An export of the run with all that can leave; its comparison with PyTorch is tested elsewhere."""
+    folder = tmp_path_factory.mktemp("export") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer.parity, "has_torch", lambda: False)
+        patch.setattr(writer, "make_golden", lambda run: {"inputs.image": np.zeros(1, np.uint8)})
+        writer.export_run(tasks_run.open_run(workdir), folder, decoders=True, mlm_head=True)
+    return folder
+
+
+def test_an_export_is_loaded_like_its_run_on_one_device_and_on_eight(model, export_folder):
+    images, mesh = list(PICTURES[:2]), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    for found, devices in ((msfl_jax.load(export_folder), 1), (msfl_jax.load(str(export_folder), mesh=mesh), 8)):
+        assert found.run.step == 3
+        jax.tree.map(np.testing.assert_array_equal, found.run.params, model.run.params)
+        assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(found.run.params)} == {devices}
+        assert_allclose(found.embed_image(images), model.embed_image(images), atol=1e-5)
+        assert_allclose(found.embed_text(SENTENCES), model.embed_text(SENTENCES), atol=1e-5)
+        for name, scores in found.zero_shot(images, PROMPTS).items():
+            assert_allclose(scores, model.zero_shot(images, PROMPTS)[name], atol=1e-5)
+        maps = [one.ground(images[0], "Edema is seen.") for one in (found, model)]
+        assert_allclose(*maps, atol=1e-5, equal_nan=True)
+    with pytest.raises(UserError, match="is an export, of one step"):
+        msfl_jax.load(export_folder, step=3)
+
+
+def test_what_only_reconstruction_needs_is_not_read(model, workdir, tmp_path):
+    whole = tasks_run.open_run(workdir).params
+    assert {"pixel_decoder", "vision"} < whole.keys()
+    kept = model.run.params
+    assert kept.keys() == whole.keys() - {"pixel_decoder"}
+    assert kept["heads"].keys() == whole["heads"].keys() - {"language"}
+    jax.tree.map(np.testing.assert_array_equal, kept, tasks_run.without(whole, tasks_run.DECODERS))
+
+
+def test_an_export_that_asks_for_code_is_not_loaded(export_folder, tmp_path):
+    own = shutil.copytree(export_folder, tmp_path / "own")
+    values = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(values | {"auto_map": {"AutoModel": "evil.Model"}}))
+    (own / "evil.py").write_text("open('witness', 'w')\n")
+    with pytest.raises(CheckpointError, match="asks for code"):
+        msfl_jax.load(own)
+    assert not list(tmp_path.rglob("witness"))
 
 
 def test_without_local_alignment_the_map_says_what_it_is(model):

@@ -1,5 +1,6 @@
 """What is kept, what is refused, and where restored arrays lie."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -98,6 +99,24 @@ def test_the_latest_and_the_best_are_kept(tmp_path, mesh_of, scores, best):
         params, meta = restore_parameters(tmp_path, like(make_state(mesh)).params, step="best")
         assert meta["step"] == best
         assert float(params["vision"]["blocks_0"]["attn"]["query"]["bias"][0]) == best
+
+
+def test_what_is_not_wanted_is_not_read(tmp_path, mesh_of):
+    """Not even where its file is gone."""
+    state = make_state(mesh_of(2, 2, 2), value=4)
+    state = dataclasses.replace(state, params=state.params | {"pixel_decoder": {"kernel": jnp.ones((64, 64))}})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state, 4, META)
+    wanted = like(make_state(mesh_of(1, 4, 2))).params
+    with pytest.raises(CheckpointError, match="unknown: pixel_decoder/kernel"):
+        restore_parameters(tmp_path, wanted)
+    found, meta = restore_parameters(tmp_path, wanted, unread=("pixel_decoder/",))
+    assert found.keys() == {"vision"}
+    assert meta["step"] == 4
+    jax.tree.map(assert_array_equal, jax.device_get(found), jax.device_get({"vision": state.params["vision"]}))
+    assert jax.tree.all(jax.tree.map(lambda leaf, shape: leaf.sharding == shape.sharding, found, wanted))
+    with pytest.raises(CheckpointError, match="missing: vision"):
+        restore_parameters(tmp_path, {"vision": wanted["vision"] | {"more": wanted["vision"]["blocks_0"]}})
 
 
 def test_the_best_step_is_remembered_when_a_run_goes_on(tmp_path, mesh_of):

@@ -217,10 +217,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Length of the run and what happens along it; `*_every` counts steps, 0 is never.
-
-    The encoders see a batch in `microbatches` parts, the losses all of it (`msfl_jax.gradient_cache`).
-    """
+    """Length of the run, what happens along it (`*_every` counts steps, 0 is never), and in how many parts encoders see a batch."""
 
     steps: int
     log_every: int

@@ -312,11 +312,11 @@ class Model:
 
     def _image_passes(
         self, params: Params, patches: Array, masking: PatchMasking, reconstruct: bool
-    ) -> tuple[VisionTokens, VisionTokens | None]:
+    ) -> tuple[Any, Any]:
         """Tokens for alignment, and tokens of the masked pass, None if there is none."""
         shared = self.config.image.passes == "shared"
         masked = self._see(params, patches, masking) if shared or reconstruct else None
-        return masked if masked is not None and shared else self._see(params, patches), masked
+        return masked if shared else self._see(params, patches), masked
 
     def _project_image(
         self, params: Params, tokens: VisionTokens
@@ -337,11 +337,11 @@ class Model:
 
     def _report_passes(
         self, params: Params, token_ids: Array, masking: TokenMasking, reconstruct: bool
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Any, Any]:
         """States for alignment, and states of the masked pass, None if there is none."""
         shared = self.config.text.passes == "shared"
         masked = self._read(params, masking.token_ids) if shared or reconstruct else None
-        return masked if masked is not None and shared else self._read(params, token_ids), masked
+        return masked if shared else self._read(params, token_ids), masked
 
     def _project_report(
         self, params: Params, states: Array, token_ids: Array, sentence_ids: Array

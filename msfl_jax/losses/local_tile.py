@@ -66,7 +66,7 @@ class _Matched(NamedTuple):
 
 def gram_of(regions: Float[Array, "A P E"], form: Form) -> Float[Array, "A P P"] | None:
     """G = VV' of each image, where the form uses it, in the dtype of the regions."""
-    return _product("ape,aqe->apq", regions, regions).astype(regions.dtype) if form.gram else None
+    return _product("ape,aqe->apq", regions, regions, like=regions).astype(regions.dtype) if form.gram else None
 
 
 def tile_scores(
@@ -102,27 +102,28 @@ def tile_gradients(
     d_weights = d_product[:, None] * matched.similarity
     if form.gram:
         d_weights += 2 * d_squared[:, None] * matched.response
-        d_gram = _product("apsr,aqsr->apq", *_as(regions, d_squared[:, None] * matched.weights, matched.weights))
+        d_gram = _product("apsr,aqsr->apq", d_squared[:, None] * matched.weights, matched.weights, like=regions)
         d_regions = 0
     else:
-        (d_context,) = _as(regions, 2 * d_squared[..., None] * matched.response)
-        d_weights += _product("ape,asre->apsr", regions, d_context)
-        d_regions = _product("apsr,asre->ape", *_as(regions, matched.weights), d_context)
+        d_context = 2 * d_squared[..., None] * matched.response
+        d_weights += _product("ape,asre->apsr", regions, d_context, like=regions)
+        d_regions = _product("apsr,asre->ape", matched.weights, d_context, like=regions)
         d_gram = None
 
     d_attended = form.region_scale * matched.weights * d_weights
     if matched.among_sentences is not None:
         mean = jnp.sum(matched.among_sentences * d_attended, axis=2, keepdims=True)
         d_attended = matched.among_sentences * (d_attended - mean)
-    (d_similarity,) = _as(regions, d_product[:, None] * matched.weights + d_attended)
-    d_sentences = _product("apsr,ape->sre", d_similarity, regions)
+    d_similarity = d_product[:, None] * matched.weights + d_attended
+    d_sentences = _product("apsr,ape->sre", d_similarity, regions, like=regions)
     d_sentences += _through_length(jnp.sum(d_cosine * matched.cosine, axis=0), reports.sentences)
-    return Gradients(d_regions + _product("apsr,sre->ape", d_similarity, reports.sentences), d_gram, d_sentences)
+    d_regions += _product("apsr,sre->ape", d_similarity, reports.sentences, like=regions)
+    return Gradients(d_regions, d_gram, d_sentences)
 
 
 def regions_from_gram(d_gram: Float[Array, "A P P"], regions: Float[Array, "A P E"]) -> Float[Array, "A P E"]:
     """The gradient of the regions from that of G = VV', which is symmetric."""
-    return 2 * _product("apq,aqe->ape", *_as(regions, d_gram), regions)
+    return 2 * _product("apq,aqe->ape", d_gram, regions, like=regions)
 
 
 def _match(
@@ -130,7 +131,7 @@ def _match(
 ) -> _Matched:
     """Each sentence with its attended context in each image: similarities, weights, lengths, cosines."""
     scored = _scored(reports.mask)
-    similarity = _product("ape,sre->apsr", regions, reports.sentences)
+    similarity = _product("ape,sre->apsr", regions, reports.sentences, like=regions)
     among_sentences = None
     if form.attention == "gloria":
         among_sentences = jax.nn.softmax(jnp.where(scored, similarity, -jnp.inf), axis=2)
@@ -138,12 +139,11 @@ def _match(
     highest = 1 if form.region_scale <= _BOUNDED_SCALE else attended.max(axis=1, keepdims=True)
     weights = jnp.exp(form.region_scale * (attended - highest))
 
-    (rounded,) = _as(regions, weights)
     if gram is None:
-        response = _product("apsr,ape->asre", rounded, regions)
+        response = _product("apsr,ape->asre", weights, regions, like=regions)
         squared = jnp.sum(response**2, axis=-1)
     else:
-        response = _product("apq,aqsr->apsr", gram, rounded)
+        response = _product("apq,aqsr->apsr", gram, weights, like=regions)
         squared = jnp.sum(weights * response, axis=1)
     product, total = jnp.sum(weights * similarity, axis=1), jnp.sum(weights, axis=1)
     lengths = safe_sqrt(squared) * _lengths(reports.sentences)
@@ -169,13 +169,11 @@ def _through_length(d_log_length: Float[Array, "S R"], sentences: Float[Array, "
     return -d_log_length[..., None] * sentences / jnp.where(squared > 0, squared, 1)
 
 
-def _as(like: Float[Array, "..."], *values: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
-    """Values as operands of a product with `like`."""
-    return tuple(value.astype(like.dtype) for value in values)
-
-
-def _product(equation: str, left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A product in the dtype of its operands, summed in float32 at least."""
-    out = jnp.promote_types(left.dtype, jnp.float32)
-    precision = jax.lax.Precision.HIGHEST if left.dtype == out else jax.lax.Precision.DEFAULT
-    return partial(jnp.einsum, precision=precision, preferred_element_type=out)(equation, left, right)
+def _product(
+    equation: str, left: Float[Array, "..."], right: Float[Array, "..."], *, like: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """A product of operands of the dtype of `like`, summed in float32 at least."""
+    out = jnp.promote_types(like.dtype, jnp.float32)
+    precision = jax.lax.Precision.HIGHEST if like.dtype == out else jax.lax.Precision.DEFAULT
+    product = partial(jnp.einsum, precision=precision, preferred_element_type=out)
+    return product(equation, left.astype(like.dtype), right.astype(like.dtype))

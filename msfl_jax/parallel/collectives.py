@@ -102,7 +102,7 @@ def _ring_backward(scores: Scores, devices: Devices, inputs: tuple[Array, ...], 
 
     def visit(state: tuple[Array, tuple[Array, Array, Array]], weights: Array):
         d_regions, (guests, present, d_guests) = state
-        backward = jax.vjp(lambda *arrays: scores(*arrays, present), regions, guests)[1]
+        backward = jax.vjp(lambda images, reports: scores(images, reports, present), regions, guests)[1]
         more_regions, more_guests = backward(weights)
         travelling = (guests, present, d_guests + more_guests)
         return (d_regions + more_regions, jax.tree.map(devices.pass_on, travelling)), None

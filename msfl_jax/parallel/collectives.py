@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,6 @@ def gathered_scores(
     return scores(regions, devices.gather(sentences), devices.gather(mask))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def ring_scores(
     scores: Scores,
     devices: Devices,
@@ -80,7 +79,11 @@ def ring_scores(
     They go once around the ring in each pass; backward, the gradient of a shard travels with it and is complete when it is home again, so that
     nothing is kept between the passes but a device's own rows.
     """
+    return _ring(scores, devices, regions, sentences, mask)
 
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _ring(scores: Scores, devices: Devices, regions: Array, sentences: Array, mask: Array) -> Any:
     def visit(guests: tuple[Array, Array], _):
         found = scores(regions, *guests)
         return jax.tree.map(devices.pass_on, guests), found
@@ -91,7 +94,7 @@ def ring_scores(
 
 
 def _ring_forward(scores: Scores, devices: Devices, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
-    return ring_scores(scores, devices, *inputs), inputs
+    return _ring(scores, devices, *inputs), inputs
 
 
 def _ring_backward(scores: Scores, devices: Devices, inputs: tuple[Array, ...], cotangent: Array):
@@ -112,4 +115,4 @@ def _ring_backward(scores: Scores, devices: Devices, inputs: tuple[Array, ...], 
     return d_regions.astype(regions.dtype), d_sentences.astype(sentences.dtype), None
 
 
-ring_scores.defvjp(_ring_forward, _ring_backward)
+_ring.defvjp(_ring_forward, _ring_backward)

@@ -6,7 +6,6 @@ rows alone, and columns by a maximum and a sum over devices.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -127,7 +126,7 @@ def _of_shared_groups(
     rows: _Rows,
 ) -> Float[Array, ""]:
     """The sum over this device's rows and columns where groups consist of several devices."""
-    exchanged: Callable[..., Array] = ring_scores if exchange == "ring" else gathered_scores
+    exchanged = ring_scores if exchange == "ring" else gathered_scores
     logits = logit_scale * exchanged(scores, team, rows.regions, rows.sentences, rows.mask)
     count, width = logits.shape
     first = team.rank() * count

@@ -6,6 +6,7 @@ computes each tile again. So B^2 S P scores and B^2 S E contexts never exist, on
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,13 +104,14 @@ def blockwise_gradients(
     return d_regions, d_sentences
 
 
-def _forward(form: Form, tiling: Tiling, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
-    return blockwise_scores(form, tiling, *inputs), inputs
+def _forward(form: Form, tiling: Tiling, regions: Array, sentences: Array, mask: Array) -> tuple[Array, Any]:
+    return blockwise_scores(form, tiling, regions, sentences, mask), (regions, sentences, mask)
 
 
-def _backward(form: Form, tiling: Tiling, inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, None]:
-    d_regions, d_sentences = blockwise_gradients(form, tiling, *inputs, cotangent)
-    return d_regions.astype(inputs[0].dtype), d_sentences.astype(inputs[1].dtype), None
+def _backward(form: Form, tiling: Tiling, inputs: Any, cotangent: Array) -> tuple[Array, Array, None]:
+    regions, sentences, mask = inputs
+    d_regions, d_sentences = blockwise_gradients(form, tiling, regions, sentences, mask, cotangent)
+    return d_regions.astype(regions.dtype), d_sentences.astype(sentences.dtype), None
 
 
 blockwise_scores.defvjp(_forward, _backward)

@@ -1,27 +1,35 @@
 """Frozen dataclasses of a run, made once from a ConfigDict; the library never sees the ConfigDict itself.
 
-Every field is explained where its default is set, in `msfl_jax.presets`. A key that is not a field, a value of another type and a word that is
-no choice are refused in one line. A field with a default here is younger than some run directories: where their config.json lacks it, the default
-says what they did.
+Every field is explained where its default is set, in `msfl_jax.presets`. A field with a default here is younger than some run directories: where
+their config.json lacks it, the default says what they did.
 """
 
 import dataclasses
-import difflib
+import functools
 import hashlib
 import json
-import types
-import typing
+import operator
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
+from msfl_jax.config_build import build_dataclass
 from msfl_jax.config_init import RANDOM_START, InitFromConfig, hashed
 from msfl_jax.config_rules import refuse_broken_rules
 
-T = TypeVar("T")
 Direction = Literal["symmetric", "image_to_report", "report_to_image"]
+
+# Where things lie, what is watched along a run, and how the same numbers are computed.
+NOT_HASHED = (
+    "data.directory",
+    "data.tokenizer",
+    "data.tokenizer_hash",
+    "data.workers",
+    "grounding.directory",
+    "zero_shot.in_loop",
+)
+NOT_HASHED += ("retrieval", "probe", "train.microbatches", "objective.local_alignment.exchange", "model.attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,77 +332,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """First 16 hex digits of the SHA-256 of the configuration without its paths and what lies there: equal for the same experiment anywhere."""
+    """First 16 hex digits of the SHA-256 of the configuration without `NOT_HASHED`: equal for the same experiment anywhere."""
     values = to_dict(config)
-    for key in ("directory", "tokenizer", "tokenizer_hash", "workers"):
-        values["data"].pop(key)
-    values["grounding"].pop("directory")
-    values["zero_shot"].pop("in_loop")
-    for section in ("retrieval", "probe"):  # what is watched in the loop changes nothing that is computed
-        values.pop(section)
+    for path in NOT_HASHED:
+        *sections, key = path.split(".")
+        functools.reduce(operator.getitem, sections, values).pop(key)
     values |= hashed(values.pop("init_from"))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the known word most like `word`, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-def build_dataclass(kind: type[T], values: Any, path: str = "") -> T:
-    """A frozen dataclass from a mapping, its fields converted in turn, sections within sections.
-
-    Args:
-      kind: a dataclass whose fields are dataclasses, choices (`Literal`), fixed tuples, numbers, words or truth values.
-      values: a ConfigDict or a dictionary with exactly the fields' names as keys.
-      path: dotted name of the section, for messages.
-
-    Raises:
-      UserError: a key is unknown or missing, a value has another type or is none of the choices.
-    """
-    if not isinstance(values, Mapping | ConfigDict):
-        raise UserError(f"config: '{path}' is {values!r}; expected a section with keys {', '.join(_names(kind))}")
-    given = dict(values.items())
-    prefix = f"{path}." if path else ""
-    for key in given:
-        if key not in _names(kind):
-            raise UserError(f"config: unknown key '{prefix}{key}'{nearest(str(key), _names(kind))}")
-    for name in _names(kind, required=True):
-        if name not in given:
-            raise UserError(f"config: key '{prefix}{name}' is missing; build the configuration on a shipped one")
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in given.items()})
-
-
-def _names(kind: Any, *, required: bool = False) -> list[str]:
-    """Names of the fields, or of those without a default."""
-    fields = dataclasses.fields(kind)
-    return [field.name for field in fields if not required or field.default is dataclasses.MISSING]
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the type that the field declares, or a UserError."""
-    if dataclasses.is_dataclass(hint):
-        return build_dataclass(typing.cast(Any, hint), value, path)
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value in choices:
-            return value
-        raise UserError(
-            f"config: '{path}' is {value!r}; expected one of {', '.join(map(str, choices))}{nearest(str(value), choices)}"
-        )
-    if (
-        typing.get_origin(hint) is tuple
-        and isinstance(value, list | tuple)
-        and len(value) == len(typing.get_args(hint))
-    ):
-        return tuple(
-            _convert(part, item, f"{path}[{i}]")
-            for i, (part, item) in enumerate(zip(typing.get_args(hint), value, strict=True))
-        )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
-        return value
-    raise UserError(f"config: '{path}' is {value!r}; expected {getattr(hint, '__name__', hint)}")

@@ -8,7 +8,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import UserError
-from msfl_jax import config as config_types
+from msfl_jax.config import from_config_dict
+from msfl_jax.config_build import nearest
 
 PACKAGE = Path(__file__).parent
 T = TypeVar("T")
@@ -32,7 +33,7 @@ def find_config(name: str) -> Path:
     known = shipped_configs()
     if name in known:
         return known[name]
-    hint = config_types.nearest(name, known)
+    hint = nearest(name, known)
     raise UserError(f"--config: no configuration '{name}'{hint}; expected a .py file or one of {', '.join(known)}")
 
 
@@ -40,7 +41,7 @@ def load_config(
     name: str,
     overrides: Sequence[str] = (),
     *,
-    make: Callable[[ConfigDict], T] = config_types.from_config_dict,
+    make: Callable[[ConfigDict], T] = from_config_dict,
 ) -> T:
     """Reads a configuration and applies overrides.
 
@@ -82,7 +83,7 @@ def _one_line(
     for override in overrides:
         path, _, value = override.removeprefix("--config.").partition("=")
         if path not in plain:
-            return f"{base}: unknown key '{path}'{config_types.nearest(path, plain)}"
+            return f"{base}: unknown key '{path}'{nearest(path, plain)}"
         if isinstance(plain[path], dict):
             return f"{base}: '{path}' is a section; expected one of its keys, such as {path}.{next(iter(plain[path]))}"
         if not _accepted(file, argument, override):

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from msfl_jax.config import MeshConfig, TrainConfig, build_dataclass
+from msfl_jax.config import MeshConfig, TrainConfig
+from msfl_jax.config_build import build_dataclass
 from msfl_jax.config_init import SourcePixels
 from msfl_jax.config_rules import AT_LEAST_OF_RUNS, WITHIN_OF_RUNS, Rule, in_ranges, of_runs, refuse_first
 

@@ -74,7 +74,8 @@ def _second_pass(
         hidden = part[1]
         shares = (hidden.image.masked.sum() / patches, hidden.text.weights.sum() / tokens)
         within, metrics = objective.within_studies(features, weights.options, shares)
-        products = jax.tree.map(lambda value, cotangent: jnp.vdot(value, cotangent), _embeddings(features), cotangents)
+        # Sums and no dot products, which on some devices are taken in less than float32.
+        products = jax.tree.map(lambda value, cotangent: jnp.sum(value * cotangent), _embeddings(features), cotangents)
         return within + sum(products), (within, metrics)
 
     def add(gradients: Any, inputs: Any) -> tuple[Any, tuple[Array, Metrics]]:

@@ -250,8 +250,9 @@ class Model:
         model = self.config.model
         hidden = int(width * mlp_ratio)
         how = (model.compute_dtype, model.scan_layers, model.remat, model.flat_products)
-        # By backend and not inside the program: JAX refuses to trace cuDNN's kernel where there is none.
-        attention = "cudnn" if model.attention == "cudnn" and jax.default_backend() == "gpu" else "xla"
+        # By device and not inside the program: JAX refuses to trace cuDNN's kernel where there is none.
+        cuda = model.attention == "cudnn" and "cuda" in jax.devices()[0].client.platform_version
+        attention = "cudnn" if cuda else "xla"
         return BlockSpec(kind, depth, width, heads, hidden, *how, attention=attention)
 
     @property

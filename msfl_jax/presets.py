@@ -62,7 +62,7 @@ def model(
     sizes.matching_width = embedding  # (ours) hidden width of the two-layer matching head (eq. 4)
     sizes.scan_layers = True  # (ours) one compiled block for all layers
     sizes.remat = "none"  # (ours) "dots" or "full" trade time for memory
-    sizes.compute_dtype = "bfloat16"  # (ours) parameters, norms, softmax and losses stay float32
+    sizes.compute_dtype = "bfloat16"  # (ours) of products, those of local alignment too; all else is float32
     sizes.flat_products = False  # (ours) all tokens of a batch as one matrix: faster on CPUs, copies elsewhere
     sizes.attention = "xla"  # (ours) "cudnn" is the fused kernel of NVIDIA GPUs, for bfloat16
     return sizes

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from msfl_jax import finetune_config
-from msfl_jax.config import MeshConfig, TrainConfig, build_dataclass
+from msfl_jax.config import MeshConfig, TrainConfig
+from msfl_jax.config_build import build_dataclass
 from msfl_jax.config_init import SourcePixels
 from msfl_jax.config_rules import Rule, in_ranges, refuse_first
 from msfl_jax.finetune_config import FinetuneOptimizerConfig

@@ -19,6 +19,20 @@ hypothesis.settings.register_profile("default", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("default")
 
 
+MAPPINGS = Path("/proc/self/maps")
+FEW_MAPPINGS = 15_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Drops compiled programs behind a file that leaves many: each maps memory, and Linux ends a process with more than 65,530 mappings."""
+    yield
+    if MAPPINGS.exists() and len(MAPPINGS.read_bytes().splitlines()) > FEW_MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def mesh_of():
     """A mesh of the given shape over as many of the eight virtual devices as it needs."""

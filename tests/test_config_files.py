@@ -73,6 +73,19 @@ def test_augmentation_of_the_siblings_is_a_few_overrides(recipe):
     assert (plain.rotation, plain.zoom, plain.aspect, plain.flip) == (0.0, (1.0, 1.0), (1.0, 1.0), False)
 
 
+def test_how_the_same_numbers_are_computed_does_not_make_another_experiment():
+    """The hashes of runs begun before these keys existed."""
+    for name, expected in (("demo", "fa51e783bb421479"), ("mimic_vit_b16:global,local", "70a6a5410a256664")):
+        values = to_dict(load_config(name))
+        del values["train"]["microbatches"], values["model"]["attention"]
+        del values["objective"]["local_alignment"]["exchange"]
+        assert config_hash(from_config_dict(values)) == expected
+    words = ("train.microbatches=4", "objective.local_alignment.exchange=ring")
+    assert config_hash(load_config("demo", [f"--config.{word}" for word in words])) == "fa51e783bb421479"
+    negatives = "--config.objective.local_alignment.negatives=group(8)"
+    assert config_hash(load_config("demo", [negatives])) != "fa51e783bb421479"
+
+
 def test_a_configuration_without_the_later_keys_is_refused_by_name():
     values = to_dict(load_config("demo"))
     del values["data"]["rotation"]
@@ -98,6 +111,11 @@ def test_a_configuration_without_the_later_keys_is_refused_by_name():
         ("demo", "--config.model.vision.image_size=65", ["image_size", "multiple of patch_size"]),
         ("demo", "--config.data.permute_reports=maybe", ["permute_reports", "bool"]),
         ("demo", "--config.train=3", ["'train' is a section"]),
+        ("demo", "--config.objective.local_alignment.negatives=grp(4)", ["grp(4)", "global, or group(N)"]),
+        ("demo", "--config.objective.local_alignment.negatives=group(0)", ["group(0)", "global, or group(N)"]),
+        ("demo", "--config.objective.local_alignment.negatives=group(5)", ["group(5)", "divide data.batch_size, 32"]),
+        ("demo", "--config.train.microbatches=0", ["train.microbatches", "at least 1"]),
+        ("demo", "--config.model.attention=cudnn", ["model.attention", "compute_dtype float32"]),
         ("demo", "--config.model.vision.patch_size=0", ["patch_size", "at least 1"]),
         ("demo", "--config.model.text.heads=0", ["text.heads", "at least 1"]),
         ("demo", "--config.optimizer.peak_rate=nan", ["peak_rate", "at least 0"]),

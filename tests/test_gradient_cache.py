@@ -77,6 +77,17 @@ def test_so_they_do_with_some_of_the_objectives(arg):
     assert_same(in_parts(arg, batch, 4), whole(arg, batch))
 
 
+def test_so_they_do_where_one_masked_pass_feeds_all():
+    batch = make_batch(8)
+    config = load_config("demo", [*OVERRIDES, "--config.image.passes=shared", "--config.text.passes=shared"])
+    model = Model.create(config, vocab_size=VOCABULARY)
+    params, weights, keys = model.init(jax.random.key(0)), Weights.create(config).at(STEP), Keys.at(0, STEP)
+    parts = {"model": model, "weights": weights}
+    cached = functools.partial(gradient_cache.value_and_grad, **parts, microbatches=4)
+    plain = jax.value_and_grad(functools.partial(objective.total, **parts), has_aux=True)
+    assert_same(jax.jit(cached)(params, batch, keys), jax.jit(plain)(params, batch, keys))
+
+
 def test_averaging_the_losses_of_microbatches_is_another_objective():
     model, weights, params = made()
     batch = make_batch(8)

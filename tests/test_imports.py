@@ -11,14 +11,15 @@ ROOT = Path(__file__).parent.parent
 # A part of msfl_jax may import the parts named behind it, and itself.
 ALLOWED = {
     "config_rules": set(),
-    "finetune_config": {"config", "config_init", "config_rules"},
+    "finetune_config": {"config", "config_build", "config_init", "config_rules"},
     "finetune_presets": {"presets"},
-    "segmentation_config": {"config", "config_init", "config_rules", "finetune_config"},
+    "segmentation_config": {"config", "config_build", "config_init", "config_rules", "finetune_config"},
     "segmentation_presets": {"finetune_presets"},
     "segmenter": {"classifier", "config", "encoders", "losses", "model", "objective", "segmentation_config"},
-    "config": {"config_init", "config_rules"},
+    "config_build": set(),
+    "config": {"config_build", "config_init", "config_rules"},
     "config_init": set(),
-    "config_files": {"config"},
+    "config_files": {"config", "config_build"},
     "presets": set(),
     "vectors": set(),
     "encoders": {"vectors"},
@@ -36,10 +37,20 @@ ALLOWED = {
         *("config", "config_init", "encoders", "finetune_config", "gradient_cache", "model", "objective", "parallel"),
     },
     "tasks": {
-        *("classifier", "config", "finetune_config", "metrics", "model", "objective", "parallel", "train"),
+        *(
+            "classifier",
+            "config",
+            "config_build",
+            "finetune_config",
+            "metrics",
+            "model",
+            "objective",
+            "parallel",
+            "train",
+        ),
         *("segmentation_config", "segmenter"),
     },
-    "results": {"config", "metrics", "tasks", "segmenter"},
+    "results": {"config", "config_build", "metrics", "tasks", "segmenter"},
     "commands": {
         *(
             "config",

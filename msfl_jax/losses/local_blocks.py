@@ -40,7 +40,7 @@ class Tiling:
         """
         (images, patches, _), (reports, count, _) = regions, sentences
         several = min(block or max(_REPORTS_AT_ONCE, SCORES_AT_ONCE // max(1, images * patches * count)), reports)
-        at_once = max(1, SCORES_AT_ONCE // (patches * count * several))
+        at_once = max(1, SCORES_AT_ONCE // max(1, patches * count * several))
         if several == reports and not whole:
             at_once = min(at_once, -(-images // 2))
         return cls(_evened(images, at_once), _evened(reports, several))

@@ -37,8 +37,8 @@ class Devices(NamedTuple):
         return jax.lax.axis_index(self.axes) % self.team
 
     def gather(self, rows: Array) -> Array:
-        """The rows of the team, in order; backward, each device gets the sum of the gradients of its own."""
-        return jax.lax.all_gather(rows, self.axes, tiled=True, axis_index_groups=self.teams)
+        """The rows of the team, in order; backward, each device gets the sum of the gradients of its own, added up in float32 at least."""
+        return _gather(self, rows)
 
     def pass_on(self, value: Array) -> Array:
         """What the next device of the team holds."""
@@ -56,6 +56,24 @@ class Devices(NamedTuple):
         return first + (device - first - 1) % self.team
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(devices: Devices, rows: Array) -> Any:
+    return jax.lax.all_gather(rows, devices.axes, tiled=True, axis_index_groups=devices.teams)
+
+
+def _gather_forward(devices: Devices, rows: Array) -> tuple[Any, None]:
+    return _gather(devices, rows), None
+
+
+def _gather_backward(devices: Devices, _: None, cotangent: Array) -> tuple[Array]:
+    exact = cotangent.astype(jnp.promote_types(cotangent.dtype, jnp.float32))
+    summed = jax.lax.psum_scatter(exact, devices.axes, tiled=True, axis_index_groups=devices.teams)
+    return (summed.astype(cotangent.dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
 def gathered_scores(
     scores: Scores,
     devices: Devices,
@@ -64,7 +82,8 @@ def gathered_scores(
     mask: Bool[Array, "b S"],
 ) -> Float[Array, "b N"]:
     """This device's images with the N reports of its team, whose sentences it holds all at once."""
-    return scores(regions, devices.gather(sentences), devices.gather(mask))
+    everyone = jax.lax.all_gather(mask, devices.axes, tiled=True, axis_index_groups=devices.teams)
+    return scores(regions, devices.gather(sentences), everyone)
 
 
 def ring_scores(

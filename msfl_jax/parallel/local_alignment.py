@@ -51,15 +51,17 @@ def local_alignment(
       **form: the other options of `losses.local_scores`.
 
     Returns:
-      The mean over the batch in nats: the same on any mesh, and the mean over groups of what each alone would give.
+      The mean over the batch in nats: the same on any mesh, and the mean over groups of what each alone would give. Where neither a device has
+      whole groups nor a group whole devices, it is computed in the global view, and XLA decides what travels.
 
     Raises:
-      ValueError: groups do not divide the batch, or neither divide the rows of a device nor consist of devices.
+      ValueError: groups do not divide the batch.
     """
     batch = len(regions)
     group = batch if group is None else group
-    axes, devices = _row_axes(batch)
-    _check_groups(group, batch, batch // devices)
+    if group < 1 or batch % group:
+        raise ValueError(f"groups of {group} negatives; expected a divisor of the batch size {batch}")
+    axes, devices = _row_axes(batch, group)
     if same_study is None:
         same_study = jnp.zeros((batch, batch), bool)
     rows = _Rows(regions, sentences, sentence_mask, _own_columns(same_study, group))
@@ -80,28 +82,23 @@ def local_alignment(
     return jax.shard_map(over_devices, in_specs=by_row, out_specs=PartitionSpec(), check_vma=False)(rows) / batch
 
 
-def _row_axes(batch: int) -> tuple[tuple[str, ...], int]:
-    """The mesh axes that rows are laid over, all if the batch divides evenly, and the number of devices along them."""
+def _row_axes(batch: int, group: int) -> tuple[tuple[str, ...], int]:
+    """The mesh axes that rows are laid over, and the devices along them: all axes, or those of the batch, where rows and groups fit."""
     sizes = jax.sharding.get_abstract_mesh().shape
     for axes in (AXES, BATCH_AXES):
         devices = math.prod(sizes.get(axis, 1) for axis in axes)
-        if batch % devices == 0:
+        rows, left = divmod(batch, devices)
+        if not left and (rows % group == 0 or group % rows == 0):
             return axes, devices
     return (), 1
-
-
-def _check_groups(group: int, batch: int, rows: int) -> None:
-    if group < 1 or batch % group:
-        raise ValueError(f"groups of {group} negatives; expected a divisor of the batch size {batch}")
-    if rows % group and group % rows:
-        raise ValueError(f"groups of {group} negatives on devices of {rows} rows; expected one to divide the other")
 
 
 def _own_columns(matrix: Bool[Array, "B B"], group: int) -> Bool[Array, "B N"]:
     """Of each row the columns of its own group."""
     groups = len(matrix) // group
     blocks = matrix.reshape(groups, group, groups, group)
-    return jnp.einsum("gigj->gij", blocks).reshape(-1, group) if groups > 1 else matrix
+    own = jax.vmap(lambda rows, index: jax.lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False))
+    return own(blocks, jnp.arange(groups)).reshape(-1, group)
 
 
 def _of_own_groups(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.errors import UserError
-from msfl_jax.config import nearest
+from msfl_jax.config_build import nearest
 from msfl_jax.results.paper_tables import Cell, PaperTable, Row
 from msfl_jax.results.tables import format_table
 

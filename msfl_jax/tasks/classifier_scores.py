@@ -16,7 +16,7 @@ from input_pipeline.manifest import read_manifest
 from input_pipeline.reading import open_split
 from input_pipeline.streams import BatchSpec
 from msfl_jax.classifier import Classifier
-from msfl_jax.config import nearest
+from msfl_jax.config_build import nearest
 from msfl_jax.finetune_config import FinetuneConfig
 from msfl_jax.metrics import auc
 from msfl_jax.tasks.finding_result import Predictions, truth_of_labels

@@ -34,7 +34,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from input_pipeline.errors import UserError
 from input_pipeline.images import view_rectangle
 from input_pipeline.records import Record
-from msfl_jax.config import nearest
+from msfl_jax.config_build import nearest
 from msfl_jax.metrics import normalise_heatmap, upsample
 
 Name = Literal["biovil", "maco", "afloc"]

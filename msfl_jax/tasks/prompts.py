@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import UserError
-from msfl_jax.config import nearest
+from msfl_jax.config_build import nearest
 
 SIDES = ("positive", "negative")
 ABOUT, SYNONYMS, PLACE = "about", "synonyms", "{finding}"

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from input_pipeline.errors import UserError
 from input_pipeline.loader import evaluation_batches, label_names
-from msfl_jax.config import nearest
+from msfl_jax.config_build import nearest
 from msfl_jax.tasks.finding_result import Predictions, truth_of_labels
 from msfl_jax.tasks.gather import gather_rows
 from msfl_jax.tasks.prompts import Prompts

@@ -88,8 +88,8 @@ def _alignment_flops(config: Config) -> float:
     if config.objective.lambda_instance:
         fused = model.embedding_width * (2 if matching.fusion in ("concat", "sum_product") else 1)
         total += 3 * 2.0 * model.matching_width * (fused + 1)  # a matched pair and two wrong ones
-    regions, units = _regions(config), batch * _sentences(config)
-    scores = 2.0 * units * regions * model.region_width  # every sentence of the batch with every region
+    regions, units = _regions(config), (config.objective.local_alignment.group or batch) * _sentences(config)
+    scores = 2.0 * units * regions * model.region_width  # every sentence of the batch, or group, with every region
     lengths = 2.0 * units * regions**2 + 2.0 * regions**2 * model.region_width  # a'Ga, and G = VV' once per image
     return total + scores + lengths
 

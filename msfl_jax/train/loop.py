@@ -50,6 +50,7 @@ MAY_CHANGE = (
         "train.evaluate_every",
         "train.max_skipped_steps",
     ),
+    *("train.microbatches", "objective.local_alignment.exchange", "model.attention"),
 )
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]

@@ -173,6 +173,8 @@ def _apart(ours: np.ndarray, theirs: np.ndarray | None) -> float:
     if theirs is None or not np.isfinite(length):
         return np.inf if length else 0.0
     difference = float(np.linalg.norm(ours - theirs))
+    if not np.isfinite(difference):
+        return np.inf
     return difference / length if length else (np.inf if difference else 0.0)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
-from msfl_jax.losses import local_alignment, local_scores
+from msfl_jax.losses import local_alignment, local_blocks, local_scores
 
 OPTIONS = ("attention", "region_scale", "sentence_scale", "aggregate", "block")
 compiled_scores = jax.jit(local_scores, static_argnames=OPTIONS)
@@ -159,6 +159,46 @@ def test_gradients_equal_those_through_formed_contexts(attention, shape, aggrega
     expected = jax.jit(jax.grad(weighed(scores_from_contexts), argnums=(0, 1)))(regions, sentences)
     for ours, formed in zip(actual, expected, strict=True):
         assert_allclose(ours, formed, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("attention", FORMS)
+@pytest.mark.parametrize("shape", [GRAM, CONTEXT], ids=["gram", "context"])
+@pytest.mark.parametrize("region_scale", [20.0, 50.0])
+def test_gradients_do_so_over_several_tiles_in_both_directions_and_with_sharp_attention(
+    monkeypatch, attention, shape, region_scale
+):
+    """Tiles of two images and two reports, the last of each filled up; above a scale of 20 a maximum is taken out of the weights."""
+    monkeypatch.setattr(local_blocks, "SCORES_AT_ONCE", 2 * 2 * shape["patches"] * shape["sentences"])
+    regions, sentences, mask = map(jnp.asarray, make_batch(**shape))
+    regions = regions[:3]
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5)))
+    scales = {"attention": attention, "region_scale": region_scale, "sentence_scale": 5.0, "aggregate": "sum"}
+
+    def weighed(scores, **options):
+        return lambda v, t: jnp.sum(weights * scores(v, t, mask, **scales, **options))
+
+    actual = jax.jit(jax.grad(weighed(local_scores, block=2), argnums=(0, 1)))(regions, sentences)
+    expected = jax.jit(jax.grad(weighed(scores_from_contexts), argnums=(0, 1)))(regions, sentences)
+    for ours, formed in zip(actual, expected, strict=True):
+        assert_allclose(ours, formed, rtol=1e-9, atol=1e-11)
+
+
+def test_weights_as_small_as_they_get_still_have_a_direction():
+    """Regions opposite to the sentence, at the sharpest scale without a maximum taken out, in float32."""
+    rng = np.random.default_rng(0)
+    sentence = np.eye(1, 6)
+    regions = -sentence + 1e-3 * rng.normal(size=(1, 4, 6))
+    arrays = (regions, sentence[None], np.ones((1, 1), bool))
+    options = {"attention": "regions", "region_scale": 20.0}
+    expected = loop_scores(*arrays, **options)
+    scores = compiled_scores(*(jnp.asarray(a, "bool" if a.dtype == bool else "float32") for a in arrays), **options)
+    assert_allclose(scores, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("images, reports", [(0, 5), (5, 0)])
+def test_nothing_to_compare_is_no_score(images, reports):
+    regions, sentences, mask = map(jnp.asarray, make_batch(**GRAM))
+    assert local_scores(regions[:images], sentences[:reports], mask[:reports]).shape == (images, reports)
 
 
 @pytest.mark.parametrize("attention", FORMS)

@@ -86,23 +86,50 @@ def test_groups_are_each_others_only_negatives_on_any_mesh(mesh_of, group, excha
             assert_same(found, expected, 1e-10)
 
 
-def test_groups_that_fit_neither_batch_nor_devices_are_refused(mesh_of):
-    batch = make_batch(batch=48)
-    with pytest.raises(ValueError, match="groups of 5 negatives; expected a divisor of the batch size 48"):
-        on_mesh(mesh_of(8), batch, group=5)
-    with pytest.raises(ValueError, match="groups of 4 negatives on devices of 6 rows"):
-        on_mesh(mesh_of(8), batch, group=4)
+@pytest.mark.parametrize(
+    "shape, batch, group",
+    [
+        ((2, 2, 2), 12, None),  # rows do not divide by all devices: those of a tensor group hold the same
+        ((2, 2, 2), 32, 8),  # groups of two devices
+        ((2, 2, 2), 32, 16),
+        ((2, 1, 4), 24, 4),  # fit two devices and not eight
+        ((8, 1, 1), 48, 4),  # fit no number of devices
+        ((8, 1, 1), 48, 12),
+    ],
+)
+def test_rows_and_groups_that_do_not_fit_all_devices_give_the_same(mesh_of, shape, batch, group):
+    with jax.enable_x64():
+        rows = make_batch(batch=batch)
+        assert_same(on_mesh(mesh_of(*shape), rows, group=group), on_one_device(rows, group=group), 1e-10)
 
 
-def collectives(mesh, exchange):
+def test_groups_that_do_not_divide_the_batch_are_refused(mesh_of):
+    with pytest.raises(ValueError, match="groups of 5 negatives; expected a divisor of the batch size 32"):
+        on_mesh(mesh_of(8), make_batch(), group=5)
+
+
+def test_gradients_of_bfloat16_sentences_are_added_up_in_float32(mesh_of):
+    """Gathered or passed around, against one device: sums of eight parts in bfloat16 would be further off than its last digit."""
+    regions, sentences, mask, same_study = make_batch(dtype="float32")
+    batch = (regions.astype("bfloat16"), sentences.astype("bfloat16"), mask, same_study)
+    _, expected = on_one_device(tuple(map(jnp.asarray, (*(a.astype("float32") for a in batch[:2]), mask, same_study))))
+    for exchange in ("gather", "ring"):
+        _, found = on_mesh(mesh_of(8), batch, exchange=exchange)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.dtype == jnp.bfloat16
+            difference = np.asarray(ours, np.float32) - theirs
+            assert np.linalg.norm(difference) < 0.01 * np.linalg.norm(theirs)
+
+
+def collectives(mesh, exchange, group=None):
     """How often each collective stands in the compiled loss and gradient."""
     batch = make_batch(batch=64, patches=9, width=16, dtype="float32")
 
-    def loss(regions, sentences, mask):
-        return local_alignment(regions, sentences, mask, exchange=exchange)
+    def loss(regions, sentences, mask, same_study):
+        return local_alignment(regions, sentences, mask, exchange=exchange, group=group, same_study=same_study)
 
     with jax.set_mesh(mesh):
-        arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh)) for a in batch[:3]]
+        arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh)) for a in batch]
         text = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arrays).compile().as_text()
     names = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
     return {name: len(re.findall(rf"= [^=\n]* {name}(?:-start)?\(", text)) for name in names}, text
@@ -113,6 +140,12 @@ def test_only_sentences_are_gathered_and_their_gradient_scattered_once(mesh_of):
     assert found["reduce-scatter"] == 1
     assert 1 <= found["all-gather"] <= 2
     assert found["all-to-all"] == found["collective-permute"] == 0
+
+
+def test_groups_within_a_device_exchange_nothing_but_the_loss(mesh_of):
+    found, _ = collectives(mesh_of(8), "gather", group=4)
+    assert found["all-reduce"] == 1
+    assert sum(found.values()) == 1
 
 
 def test_the_ring_gathers_nothing(mesh_of):

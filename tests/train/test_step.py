@@ -127,6 +127,27 @@ def test_parameters_after_a_step_on_eight_devices_equal_one_device_except_key_bi
             assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_a_step_in_microbatches_with_sentences_around_the_ring_is_the_same_step(
+    one_step, config, changed, mesh_of, random_batch
+):
+    local = dataclasses.replace(config.objective.local_alignment, exchange="ring")
+    parts, mesh = parts_of(changed(config, objective__local_alignment=local)), mesh_of(4)
+    with jax.set_mesh(mesh):
+        state = create_state(parts["model"], parts["optimizer"], 0, mesh, threshold=THRESHOLD)
+        state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
+        step = jit_train_step(state, mesh, **parts, microbatches=2)
+        batch = global_batch(random_batch(1), mesh)
+        text = step.lower(state, batch).compile().as_text()
+        state, metrics = step(state, batch)
+    assert "collective-permute" in text
+    expected_metrics, expected_gradients, _ = one_step("windowed", 1, 1, 1)
+    for name, metric in readable(metrics).items():
+        assert_allclose(metric, expected_metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    for name, gradient in named(state.opt_state[0].gradient).items():
+        scale = 1.0 if name.endswith("attn/key/bias") else np.abs(expected_gradients[name]).max()
+        assert_allclose(gradient, expected_gradients[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+
+
 def test_every_leaf_of_the_state_has_the_sharding_it_is_restored_with(parts, mesh_of):
     mesh = mesh_of(2, 2, 2)
     with jax.set_mesh(mesh):

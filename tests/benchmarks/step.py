@@ -8,6 +8,7 @@ of consecutive steps.
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import platform
@@ -63,19 +64,23 @@ def make_batch(config: Config, vocab_size: int, rows: int, seed: int) -> dict[st
     }
 
 
-def draw(config: Config, model: Model, batch: dict[str, np.ndarray], keys: Keys) -> dict[str, np.ndarray]:
+def draw(model: Model, batch: dict[str, np.ndarray], keys: Keys) -> dict[str, np.ndarray]:
     """What our model draws for a batch: masks, and negatives as if all similarities were equal."""
-    ids, same = jnp.asarray(batch["token_ids"]), batch["study_key"][:, None] == batch["study_key"]
+    drawn = jax.jit(functools.partial(_drawn, model))(batch["token_ids"], batch["study_key"], keys)
+    return {name: np.asarray(value) for name, value in drawn.items()}
+
+
+def _drawn(model: Model, token_ids: jax.Array, study_key: jax.Array, keys: Keys) -> dict[str, jax.Array]:
+    config, same = model.config, study_key[:, None] == study_key
     patches = config.model.vision.grid**2
     visible = encoders.count_visible(patches, config.image.mask_ratio)
-    image = encoders.random_masking(keys.image_mask, len(ids), patches, visible)
+    image = encoders.random_masking(keys.image_mask, len(token_ids), patches, visible)
     rules: Any = {"rate": config.text.mask_rate, "replacement": config.text.mask_replacement}
-    text = encoders.mask_tokens(keys.text_mask, ids, **rules, vocab_size=model.vocab_size, special=model.special)
-    drawn = losses.sample_hard_negatives(jnp.zeros(same.shape), keys.negatives, exclude=jnp.asarray(same))
+    text = encoders.mask_tokens(keys.text_mask, token_ids, **rules, vocab_size=model.vocab_size, special=model.special)
+    drawn = losses.sample_hard_negatives(jnp.zeros(same.shape), keys.negatives, exclude=same)
     found = {"masked_ids": text.token_ids, "positions": text.positions, "targets": text.targets}
     found |= {"token_weights": text.weights, "report": drawn.report, "image_index": drawn.image}
-    found |= {"has_report": drawn.has_report, "has_image": drawn.has_image, **image._asdict()}
-    return {name: np.asarray(value) for name, value in found.items()}
+    return found | {"has_report": drawn.has_report, "has_image": drawn.has_image, **image._asdict()}
 
 
 def benchmark_config(size: str) -> tuple[Config, int]:
@@ -100,7 +105,7 @@ def prepare(folder: Path, config: Config, vocab_size: int, batches: list[int]) -
     save_file(to_format(random_params(model), "msfl", config), folder / "weights.safetensors")
     for rows in {CHECK_ROWS, *batches}:
         batch = make_batch(config, vocab_size, rows, config.seed)
-        drawn = draw(config, model, batch, Keys.at(config.seed, 0))
+        drawn = draw(model, batch, Keys.at(config.seed, 0))
         np.savez(folder / f"batch_{rows}.npz", **batch, **drawn)
 
 

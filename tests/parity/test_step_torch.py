@@ -63,18 +63,18 @@ def test_local_losses_equal_ours_in_value_and_gradient(attention, aggregate, pat
 def small(size):
     """A shipped configuration with narrow, shallow parts and small images: every option as it is."""
     config, _ = step.benchmark_config(size)
-    model, narrow = config.model, {"width": WIDTH, "heads": HEADS, "depth": 2}
+    model, narrow = config.model, {"width": WIDTH, "heads": HEADS, "depth": 1}
     vision = dataclasses.replace(model.vision, **narrow, image_size=4 * model.vision.patch_size)
     model = dataclasses.replace(
         model,
         vision=vision,
-        text=dataclasses.replace(model.text, **narrow | {"depth": 1}, max_tokens=32),
-        pixel_decoder=dataclasses.replace(model.pixel_decoder, **narrow | {"depth": 1}),
+        text=dataclasses.replace(model.text, **narrow, max_tokens=32),
+        pixel_decoder=dataclasses.replace(model.pixel_decoder, **narrow),
         embedding_width=WIDTH,
         region_width=WIDTH,
         matching_width=WIDTH,
         compute_dtype="float32",
-        scan_layers=True,
+        scan_layers=False,
     )
     return random_negatives(dataclasses.replace(config, model=model))
 
@@ -85,7 +85,7 @@ def test_the_whole_step_has_our_loss_and_gradients(size):
     model = Model.create(config, vocab_size=WORDS)
     params, keys = step.random_params(model), Keys.at(config.seed, 0)
     batch = step.make_batch(config, WORDS, ROWS, seed=0)
-    drawn = step.draw(config, model, batch, keys)
+    drawn = step.draw(model, batch, keys)
     loss = functools.partial(objective.total, model=model, weights=objective.Weights.create(config).at(1))
     (value, _), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, keys)
 

@@ -30,6 +30,7 @@ _PROGRAMS = [
     "```python",
     "import numpy",
     "from jax import export",
+    "",
     'weights = dict(numpy.load("stablehlo/weights.npz"))',
     'embed_image = export.deserialize(bytearray(open("stablehlo/embed_image.bin", "rb").read()))',
     "image_embedding, regions = embed_image.call(weights, images)  # uint8 [B, H, W, 1]",

@@ -158,7 +158,7 @@ def labelled_evaluation_batches(
       fraction, seed: where `split` is "train", as for `labelled_records`.
 
     Returns:
-      image uint8 [B, H, W, 1], labels float32 [B, L], valid bool [B], patient_key uint32 [B].
+      image uint8 [B, H, W, 1], labels float32 [B, L], valid bool [B], patient_key and image_key uint32 [B].
 
     Raises:
       UserError, DataError: as `labelled_records`.
@@ -182,6 +182,7 @@ def labelled_evaluation_row(element: tuple[records.Record, bool], *, spec: Batch
         "labels": record.labels,
         "valid": np.asarray(valid),
         "patient_key": np.asarray(records.short_key(record.patient_key), np.uint32),
+        "image_key": np.asarray(records.short_key(record.image_key), np.uint32),
     }
 
 

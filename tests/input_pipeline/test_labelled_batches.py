@@ -172,8 +172,9 @@ def test_evaluation_shows_every_record_once_in_order_and_marks_what_fills_the_la
         rows = list(batches)
     assert [batch["valid"].tolist() for batch in rows] == [[True] * 4, [True, False, False, False]]
     records = list(labelled_records(grey_build, 100, seed=0))[:5]
-    keys = np.concatenate([batch["patient_key"] for batch in rows])[:5]
-    assert_array_equal(keys, [int(record.patient_key[:8], 16) for record in records])
+    for name in ("patient_key", "image_key"):
+        keys = np.concatenate([batch[name] for batch in rows])[:5]
+        assert_array_equal(keys, [int(getattr(record, name)[:8], 16) for record in records])
     assert_array_equal(np.concatenate([batch["labels"] for batch in rows])[:5], [record.labels for record in records])
     levels = np.concatenate([batch["image"] for batch in rows])[:5, 12, 18, 0]
     assert np.abs(levels.astype(int) - 4 * np.arange(5)).max() <= 3

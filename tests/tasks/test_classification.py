@@ -90,11 +90,14 @@ def test_a_finding_without_positives_is_na_with_the_reason_and_the_mean_says_ove
     assert_allclose(outcome.metrics["mean_auc"].value, np.mean(both))
 
 
-def test_numbers_follow_from_the_saved_predictions(finetuned):
+def test_numbers_follow_from_the_saved_predictions_which_name_their_images(finetuned, build):
     outcome, workdir = finetuned
     assert next(found for _, found in load_outcomes([workdir])).name == outcome.name
     saved = Predictions.load(outcome.predictions(workdir))
     assert saved.findings == FINDINGS
+    records = list(open_split(build, "test"))
+    for name in ("patient_key", "image_key"):
+        assert_array_equal(getattr(saved, name), [int(getattr(record, name)[:8], 16) for record in records])
     for column, name in enumerate(FINDINGS[:2]):
         known = ~np.isnan(saved.truth[:, column])
         expected = roc_auc_score(saved.truth[known, column], saved.scores[known, column])

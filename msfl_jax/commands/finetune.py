@@ -79,7 +79,7 @@ def run_sweep(
     """Label efficiency: every fraction, seed and initialisation in a folder of its own below `workdir`; what is finished is kept.
 
     The records of a percentage and a seed are the same for every initialisation. Whether those of a seed are nested, which published lists need not
-    be, stands beneath the table.
+    be and drawn ones (`data.subsets`) are, stands beneath the table.
 
     Args:
       name: of the configuration, whose argument may hold options but no percentage.
@@ -120,7 +120,8 @@ def run_sweep(
         f"mean AUC over {seeds} seeds, {outcomes[0].dataset}, {outcomes[0].split}\n\n{label_efficiency_table(found)}",
         list(dict.fromkeys(caveat for outcome in outcomes for caveat in outcome.caveats)),
     )
-    said = {"images": describe_fractions(directory, fractions, range(seeds)), "runs": workdir, "plot": plot}
+    images = describe_fractions(directory, fractions, range(seeds), subsets=cells[0].data.subsets)
+    said = {"images": images, "runs": workdir, "plot": plot}
     return "\n".join([f"{table}\n", *(f"{name:<8}{words}" for name, words in said.items() if words)])
 
 

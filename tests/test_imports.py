@@ -41,6 +41,7 @@ ALLOWED = {
             "classifier",
             "config",
             "config_build",
+            "config_init",
             "finetune_config",
             "metrics",
             "model",

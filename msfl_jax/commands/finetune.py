@@ -83,7 +83,7 @@ def run_sweep(
     """Label efficiency: every fraction, seed and initialisation in a folder of its own below `workdir`; what is finished is kept.
 
     The records of a percentage and a seed are the same for every initialisation. Whether those of a seed are nested, which published lists need not
-    be, stands beneath the table, and above it what each initialisation gains over random weights at each percentage.
+    be and drawn ones (`data.subsets`) are, stands beneath the table, and above it what each initialisation gains over random weights at each percentage.
 
     Args:
       name: of the configuration, whose argument may hold options but no percentage.
@@ -119,7 +119,8 @@ def run_sweep(
         return ""
     plot = workdir / "label_efficiency.png"
     table = _sweep_table(_sweep_results(cells, workdir), seeds, plot)
-    said = {"images": describe_fractions(directory, fractions, range(seeds)), "runs": workdir, "plot": plot}
+    images = describe_fractions(directory, fractions, range(seeds), subsets=cells[0].data.subsets)
+    said = {"images": images, "runs": workdir, "plot": plot}
     return "\n".join([f"{table}\n", *(f"{name:<8}{words}" for name, words in said.items() if words)])
 
 

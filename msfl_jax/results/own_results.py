@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import UserError
+from input_pipeline.splits import TEST_CLEAN
 from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcomes
 
 OBJECTIVES = ("global", "local", "instance", "modality")
@@ -89,11 +90,12 @@ class Result:
 
     @property
     def variant(self) -> str:
-        """What else was chosen, without fraction and seed: a rule, a protocol as "biovil/minmax", an initialisation and a mode, and what a
-        run was fine-tuned on where that is another build than this one."""
+        """What else was chosen, without fraction and seed: a rule, a protocol as "biovil/minmax", an initialisation and a mode, what a
+        run was fine-tuned on where that is another build than this one, and "test_clean" where the test images are those."""
         given = self.outcome.options
         words = [str(given[name]) for name in _VARIANT.get(self.outcome.task, ()) if name in given]
         words += [f"fine-tuned on {given['fine_tuned_on']}"] if "fine_tuned_on" in given else []
+        words += [TEST_CLEAN] if self.outcome.split == TEST_CLEAN else []
         if self.outcome.task == "grounding":
             return "/".join(word for word in words if word != "own") or self.outcome.variant
         return ", ".join(words) or self.outcome.variant

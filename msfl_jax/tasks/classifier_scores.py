@@ -111,8 +111,16 @@ def frozen_features(
 ) -> Frozen:
     """As `predict`, with the features of the encoder in the place of scores; of "train", the records of the configuration's fraction."""
     encode = functools.partial(_features, classifier=classifier)
-    spec, share = evaluation_view_spec(classifier, config), {"fraction": config.data.fraction, "seed": config.seed}
-    batches = labelled_evaluation_batches(directory, spec, batch_size=BATCH_SIZE, split=split, **share)
+    spec, data = evaluation_view_spec(classifier, config), config.data
+    batches = labelled_evaluation_batches(
+        directory,
+        spec,
+        batch_size=BATCH_SIZE,
+        split=split,
+        fraction=data.fraction,
+        seed=config.seed,
+        subsets=data.subsets,
+    )
     return Frozen(*_scored(encode, params, findings, batches, label_names(directory), config.data.blank)[:3])
 
 

@@ -54,7 +54,9 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
     monkeypatch.setattr(finetune, "open_run", lambda run: pretrained(7))
-    monkeypatch.setattr(finetune, "describe_fractions", lambda directory, fractions, seeds: f"of {fractions} {seeds}")
+    monkeypatch.setattr(
+        finetune, "describe_fractions", lambda directory, fractions, seeds, subsets: f"{subsets}, {fractions} {seeds}"
+    )
     monkeypatch.setattr(finetune, "identify_split", lambda directory, split: ("nih", "h"))
     monkeypatch.setattr(leaks, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
     monkeypatch.setattr(
@@ -73,7 +75,7 @@ def test_every_cell_is_run_once_and_a_second_sweep_runs_only_what_is_new(calls, 
     assert len(calls) == len({name for name, _ in calls}) == 8
     assert "0.601 ± 0.000 (2 seeds)" in text
     assert text.startswith("mean AUC over 2 seeds with its 95 % interval over patients, nih, test; mean of 1 finding\n")
-    assert "images  of (1, 10) range(0, 2)\n" in text
+    assert "images  published, (1, 10) range(0, 2)\n" in text
     assert (tmp_path / "sweep" / "label_efficiency.png").is_file()
     calls.clear()
     sweep(tmp_path, seeds=3)
@@ -100,6 +102,12 @@ def test_every_mean_has_its_interval_and_every_percentage_its_gain_over_random_w
     gains = [line for line in lines if line.startswith("pretrained - random, full, ")]
     assert [line.split(":")[0].split(", ")[-1] for line in gains] == ["1 %", "10 %"]
     assert all("which leaves out 0 (2 seeds, 20 images of 9 patients, paired)" in line for line in gains)
+
+
+def test_the_line_about_the_images_is_of_the_subsets_that_were_asked_for(calls, tmp_path):
+    folders = (tmp_path / "sweep", tmp_path, tmp_path / "build")
+    text = finetune.run_sweep("finetune_nih", ["--config.data.subsets=drawn"], *folders, fractions=(1, 10), seeds=1)
+    assert "images  drawn, (1, 10) range(0, 1)\n" in text
 
 
 def test_a_result_on_another_build_does_not_finish_a_cell(calls, tmp_path):

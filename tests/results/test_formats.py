@@ -48,9 +48,14 @@ def stored(run_directory, save):
         caveats=("50 % & more_or_less",),
     )
     dice = {"dice_per_image_with_empty": (0.8, 0.7, 0.9), "dice_positive_only": (math.nan,) * 3}
-    options = {"init": "random", "head": "upernet", "fraction": 100, "seed": 0, "lists": "clean"}
-    reasons = {"dice_positive_only": "no positives"}
-    save(tuned, "segmentation", "siim_acr", dice, options=options, records=1286, reasons=reasons)
+    options = {"init": "random", "head": "upernet", "fraction": 100, "seed": 0, "lists": "as_published"}
+    clean = {
+        "split": "test_clean",
+        "records": 1286,
+        "patients": 1286,
+        "reasons": {"dice_positive_only": "no positives"},
+    }
+    save(tuned, "segmentation", "siim_acr", dice, options=options, **clean)
     return run.parent
 
 

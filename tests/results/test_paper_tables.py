@@ -146,12 +146,33 @@ def test_segmentation_shows_all_four_dice(run_directory, save):
     run = run_directory("tuned", None)
     names = ("per_image_with_empty", "positive_only", "pooled_foreground", "pooled_with_background")
     metrics = {f"dice_{name}": (0.1 * i, 0.05, 0.5) for i, name in enumerate(names, start=1)}
-    options = {"init": "pretrained", "head": "linear", "fraction": 10, "seed": 0, "lists": "clean"}
-    save(run, "segmentation", "siim_acr", metrics, options=options, records=1286)
+    options = {"init": "pretrained", "head": "linear", "fraction": 10, "seed": 0, "lists": "as_published"}
+    save(run, "segmentation", "siim_acr", metrics, options=options, records=1904)
     rows = ours(paper_table(TABLES[2], find_results([run])))
     assert [texts(row)[1].split()[0] for row in rows] == ["10.0", "20.0", "30.0", "40.0"]
-    assert rows[0].name == "ours, pretrained, linear, clean, per image, empty = 1"
+    assert rows[0].name == "ours, pretrained, linear, as_published, per image, empty = 1"
     assert rows[1].name.endswith("positives only")
+
+
+def test_the_published_test_set_and_its_clean_part_are_rows_of_their_own(run_directory, save):
+    run = run_directory("tuned", None)
+    options = {"init": "pretrained", "head": "linear", "fraction": 10, "seed": 0, "lists": "as_published"}
+    for split, records, value in (("test", 1904, 0.8), ("test_clean", 1286, 0.7)):
+        metrics = {"dice_pooled_foreground": (value, 0.6, 0.9)}
+        images = {"split": split, "split_hash": f"{records}aabbccdd", "records": records, "patients": records}
+        save(run, "segmentation", "siim_acr", metrics, options=options, **images)
+    table = paper_table(TABLES[2], find_results([run]))
+    found = {row.name: row.cells[1] for row in ours(table) if row.name.endswith("pooled foreground")}
+    whole, clean = (f"ours, pretrained, linear, as_published{more}, pooled foreground" for more in ("", ", test_clean"))
+    assert {name: cell.text for name, cell in found.items()} == {
+        whole: "80.0 (60.0 - 90.0)",
+        clean: "70.0 (60.0 - 90.0)",
+    }
+    assert all("*" in cell.marks for cell in found.values())
+    note = dict(table.notes)[found[clean].marks[0]]
+    assert (
+        "siim_acr test_clean (split 1286aabb); 1,286 records of 1,286 patients; the paper's test set has 1,904" in note
+    )
 
 
 PROTOCOL = {"protocol": "biovil", "scaling": "minmax", "geometry": "own", "sigma": 1.5, "shifts": 1}

@@ -83,7 +83,8 @@ def run_sweep(
     """Label efficiency: every fraction, seed and initialisation in a folder of its own below `workdir`; what is finished is kept.
 
     The records of a percentage and a seed are the same for every initialisation. Whether those of a seed are nested, which published lists need not
-    be and drawn ones (`data.subsets`) are, stands beneath the table, and above it what each initialisation gains over random weights at each percentage.
+    be and drawn ones (`data.subsets`) are, stands beneath the table, and above it what each initialisation gains over random weights at each
+    percentage.
 
     Args:
       name: of the configuration, whose argument may hold options but no percentage.

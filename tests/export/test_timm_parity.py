@@ -79,6 +79,10 @@ def timm(monkeypatch):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed: pip install --no-deps timm")
     if importlib.util.find_spec("torchvision") is None:
+        if importlib.util.find_spec(
+            "transformers"
+        ):  # it asks once and remembers: before there seems to be a torchvision
+            importlib.import_module("transformers.utils").is_torchvision_available()
         monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EmptyTorchvision()])
     found = importlib.import_module("timm")
     yield found

@@ -56,6 +56,7 @@ ALLOWED = {
         *(
             "config",
             "config_files",
+            "config_init",
             "export",
             "finetune_config",
             "model",

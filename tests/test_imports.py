@@ -54,6 +54,7 @@ ALLOWED = {
     "commands": {
         *(
             "config",
+            "config_init",
             "config_files",
             "export",
             "finetune_config",

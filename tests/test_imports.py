@@ -55,6 +55,7 @@ ALLOWED = {
     "commands": {
         *(
             "config",
+            "config_init",
             "config_files",
             "config_init",
             "export",

@@ -55,7 +55,6 @@ ALLOWED = {
     "commands": {
         *(
             "config",
-            "config_init",
             "config_files",
             "config_init",
             "export",

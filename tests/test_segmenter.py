@@ -19,7 +19,7 @@ STEPS = [  # with the shapes of the logits and the auxiliary ones, and between h
     ("segment_siim", "mimic_vit_b16", (8, 128, 128, 2), (8, 32, 32, 2), (160, 164)),
     ("segment_siim:1,linear", "mimic_vit_b16", (8, 128, 128, 2), None, (85, 86)),
     ("segment_siim:10", "mimic_vit_l16", (8, 128, 128, 2), (8, 32, 32, 2), (385, 400)),
-    ("segment_siim:1", "mimic_vit_s16", (8, 128, 128, 2), (8, 32, 32, 2), (60, 90)),
+    ("segment_siim:1", "mimic_vit_s16", (8, 128, 128, 2), (8, 32, 32, 2), (86, 89)),
     ("segment_demo:1", "demo", (16, 48, 48, 2), None, (0.6, 0.7)),
     ("segment_demo:10", "demo", (16, 48, 48, 2), None, (0.6, 0.7)),
     ("segment_demo:100", "demo", (16, 48, 48, 2), None, (0.6, 0.7)),

@@ -51,7 +51,10 @@ ALLOWED = {
         ),
         *("segmentation_config", "segmenter"),
     },
-    "results": {"config", "config_build", "metrics", "tasks", "segmenter"},
+    "results": {
+        *("config", "config_build", "config_init", "finetune_config", "metrics", "segmentation_config", "segmenter"),
+        "tasks",
+    },
     "commands": {
         *(
             "config",

@@ -146,7 +146,7 @@ def test_nih_radiographs_go_through_zero_shot_embedding_and_probe(real_data, pai
     assert all(0 <= interval.value <= 1 for interval in probed.values())
 
     lines = again_report(continued).splitlines()
-    assert len(lines) >= 2
+    assert any(line.startswith("zero_shot-nih_chestxray14-test") for line in lines)
     assert all(" agrees " in line for line in lines)
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, from_config_dict, to_dict
-from msfl_jax.export.manifest import MANIFEST, read_manifest
+from msfl_jax.export.manifest import refuse_other_bytes
 from msfl_jax.export.mapping import from_format
 from msfl_jax.export.names import part_of, rows
 from msfl_jax.export.trees import shapes
@@ -108,7 +108,9 @@ def open_export(folder: Path | str) -> Run:
     special = SpecialTokens(tokenizer.mask_id, tokenizer.special_ids)
     model = Model.create(config, vocab_size=tokenizer.vocab_size, special=special)
     like = jax.eval_shape(model.init, jax.random.key(0))
-    tensors = read_tensors(folder / WEIGHTS, sha256=_known_weights(folder))
+    data = _bytes_of(folder / WEIGHTS)
+    refuse_other_bytes(folder / WEIGHTS, hashlib.sha256(data).hexdigest())
+    tensors = _tensors_of(folder / WEIGHTS, data)
     params, diff = from_format(tensors, "msfl", config, like, parts=parts)
     missing = sorted({row.name for row in rows("msfl", shapes(like)) if part_of(row.path)[0] in parts} - tensors.keys())
     if diff or missing:
@@ -130,26 +132,13 @@ def full_precision() -> AbstractContextManager[Any]:
     return jax.default_matmul_precision("highest")
 
 
-def read_tensors(file: Path, *, sha256: str = "") -> dict[str, np.ndarray]:
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file.
 
-    Args:
-      file: the file.
-      sha256: that it must have; "" is any.
-
     Raises:
-      CheckpointError: there is none that can be read, or it is another.
+      CheckpointError: there is none that can be read.
     """
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
-    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
-        raise CheckpointError(f"{file}: changed since it was exported (sha256 differs); export the run again")
-    try:
-        return load(data)
-    except Exception as error:  # safetensors has an exception of its own for each kind of damage
-        raise CheckpointError(f"{file}: no safetensors file ({type(error).__name__})") from None
+    return _tensors_of(file, _bytes_of(file))
 
 
 def write_tensors(file: Path, tensors: Mapping[str, np.ndarray], *, beside: Mapping[str, Any] | None = None) -> None:
@@ -169,9 +158,15 @@ def _tokenizer_of(folder: Path, config: Config) -> ReportTokenizer:
     return tokenizer
 
 
-def _known_weights(folder: Path) -> str:
-    """The sha256 of the weights by the manifest of an export; "" where there is no manifest."""
-    if not (folder / MANIFEST).is_file():
-        return ""
-    entry = read_manifest(folder)["files"].get(WEIGHTS)
-    return str(entry.get("sha256", "")) if isinstance(entry, Mapping) else ""
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _tensors_of(file: Path, data: bytes) -> dict[str, np.ndarray]:
+    try:
+        return load(data)
+    except Exception as error:  # safetensors has an exception of its own for each kind of damage
+        raise CheckpointError(f"{file}: no safetensors file ({type(error).__name__})") from None

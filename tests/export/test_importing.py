@@ -36,16 +36,6 @@ from .runs import SENTENCES
 save_file = pytest.importorskip("safetensors.numpy").save_file
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny(image__target_scale=2)
-
-
-@pytest.fixture(scope="module")
-def small(model):
-    return random_params(model)
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_is_recognised_and_read_bit_by_bit(form, model, small):
     tensors = written(form, small, model.config)

@@ -13,20 +13,10 @@ from msfl_jax.export.importing import read_weights, split_skip
 from msfl_jax.export.mapping import fixed_positions, from_format
 from msfl_jax.export.trees import leaves
 
-from .models import as_file, random_params, shapes, tiny, written
+from .models import as_file, shapes, tiny, written
 from .published import published_clinical_bert, published_cxr_bert, published_maco, published_mrm, published_openai
 
 GUIDE = (Path(__file__).parents[2] / "msfl_jax" / "export" / "README.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny(image__target_scale=2)
-
-
-@pytest.fixture(scope="module")
-def small(model):
-    return random_params(model)
 
 
 def test_macos_names_are_those_of_its_checkpoints(model, small):

@@ -6,9 +6,8 @@ In the folder of an export, or with that folder on sys.path:
     model = Msfl.load()
     heat = model.ground(image, ["opacity in the left lower lobe"])
 
-Images are uint8 arrays or tensors of grey levels, [H, W] or [B, H, W] of any size, or a list of such; none is flipped. A text is one
-sentence, or a list of the sentences of a report; a string with several sentences is refused. B images, N texts, P regions row by row, S sentences,
-D and E the widths of global and local embeddings.
+Images are uint8 arrays or tensors of grey levels, [H, W] or [B, H, W] of any size, or a list of such; none is flipped. A text is one sentence, or a
+list of those of a report. B images, N texts, P regions row by row, S sentences, D and E the widths of global and local embeddings.
 
 Parameters are named by the paths of the JAX model, as `vision.blocks.0.attn.query.weight`. All is computed in float32.
 """

@@ -46,8 +46,9 @@ Lists = Annotated[
 Variant = Annotated[
     str, typer.Option("--variant", help="Of the lists: as_published, or clean (nothing in two splits).")
 ]
-Validation = Annotated[float, typer.Option("--validation", help="Share of train, by patient, to validate on.")]
-Test = Annotated[float, typer.Option("--test", help="Share of train, by patient, to test on.")]
+_BY = "by patient, or by image where these are not told (RSNA, SIIM-ACR),"
+Validation = Annotated[float, typer.Option("--validation", help=f"Share of train, {_BY} to validate on.")]
+Test = Annotated[float, typer.Option("--test", help=f"Share of train, {_BY} to test on.")]
 Fractions = Annotated[str, typer.Option("--fractions", help="Percentages of train that become subsets, nested.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Of the fractions; the first also of the shares.")]
 AllowLeak = Annotated[
@@ -386,6 +387,8 @@ def tokenizer(
         print(found)
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
+    else:
+        print("coverage not checked: give a build, whose words are then looked up")
 
 
 def _coverage(made: Any, directory: Path) -> tuple[str, str]:

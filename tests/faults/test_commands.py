@@ -53,7 +53,8 @@ def test_what_is_printed_for_images_builds_without_them(name, tmp_path, monkeypa
     ran = {code: command for code, command in commands.items() if command.startswith("msfl ")}
     assert "path_outside" in ran
     for code, command in sorted(ran.items()):
-        assert re.search(r"--out \S+", command)[0] in README.read_text()  # so that later commands can be pasted from there
+        # So that later commands can be pasted from there.
+        assert re.search(r"--out \S+", command)[0] in README.read_text()
         status, out, error = run(command, code, msfl)
         assert status == 0, error
         dropped = [split.dropped.get(code, 0) for split in read_manifest(out).splits.values()]
@@ -66,9 +67,8 @@ def test_what_is_printed_for_rows_of_tables_builds_without_them(name, tmp_path, 
     monkeypatch.chdir(tmp_path)
     commands = examined(corpus, tmp_path)
     assert commands.keys() >= CODES_WITH_A_COMMAND & corpus.expected.keys()
-    one_each = {
-        command: code for code, command in commands.items() if command.startswith("msfl ")
-    }  # most are one command
+    # Most are one command.
+    one_each = {command: code for code, command in commands.items() if command.startswith("msfl ")}
     for command, code in sorted(one_each.items()):
         status, out, error = run(command, code, msfl)
         assert status == 0, error

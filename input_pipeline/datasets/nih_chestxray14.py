@@ -15,6 +15,7 @@ from jaxtyping import Bool
 
 from input_pipeline import tables
 from input_pipeline.datasets.labelled import (
+    Box,
     Found,
     LabelledImages,
     SplitPlan,
@@ -146,6 +147,7 @@ class NihBoxes(LabelledImages):
     def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
         paths = _image_paths(self.root, scan)
         groups: dict[tuple[str, str], ImageRow] = {}
+        first: dict[tuple[str, str, Box], int] = {}  # number of the row, by image, finding and box
         for number, (image, name, *values) in scan.counted(
             table, tables.read_fields(table, 6, refuse=scan.skip(table))
         ):
@@ -153,8 +155,9 @@ class NihBoxes(LabelledImages):
             with scan.row(image, part_of(image, _phrase(finding), finding)):
                 known = groups.get((image, finding)) or _box_row(table, number, image, finding, paths)
                 box = parse_box(f"{table.name}: row {number}", values)
-                if box in known.boxes:
-                    raise DataError(f"{table.name}: the box of row {number} is listed twice; expected each box once")
+                if (earlier := first.setdefault((image, finding, box), number)) != number:
+                    found = f"{table.name}: the box of row {number} is listed twice, first in row {earlier}"
+                    raise DataError(f"{found}; expected each box once", code="duplicate_image")
                 groups[image, finding] = dataclasses.replace(known, boxes=(*known.boxes, box))
         yield from (Found(row, "test") for row in groups.values())
 

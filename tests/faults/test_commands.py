@@ -1,5 +1,6 @@
 """The commands that the doctor prints are taken by a shell and by `msfl` as they stand, and do what they are printed for."""
 
+import fnmatch
 import os
 import re
 import shlex
@@ -13,9 +14,11 @@ from input_pipeline.datasets.nih_chestxray14 import LABEL_NAMES
 from input_pipeline.doctor import examine
 from input_pipeline.manifest import read_manifest
 from input_pipeline.sources import SYNTHETIC
+from input_pipeline.tables import column_names
 
 from .corpora import CORPORA, source_of
-from .mimic import write_mimic
+from .files import write_csv
+from .mimic import PREFIX, write_mimic
 
 README = Path(__file__).parents[2] / "README.md"
 PRINTED = re.compile(r"^ {7}command: +(.+)$", re.MULTILINE)
@@ -128,6 +131,35 @@ def test_images_of_a_physionet_release_are_fetched_from_there(tmp_path):
     assert "mimic-cxr-reports.zip" in command_for("no_report", source, tmp_path)
     (corpus.root / SYNTHETIC).touch()
     assert [command_for(code, source, tmp_path) for code in ("missing_image", "no_report")] == ["", ""]
+
+
+@pytest.mark.parametrize("code", ["no_rows", "no_metadata", "not_listed"])
+def test_tables_of_a_physionet_release_are_fetched_from_there_and_nothing_else(code, tmp_path):
+    level = "clean" if code == "no_rows" else "all"
+    corpus = write_mimic(tmp_path / "it's mine" / "2.0.0", 26, level, sums=code != "no_rows")
+    if code == "no_rows":
+        (corpus.root / "IMAGE_FILENAMES").write_text("")
+        for table in corpus.root.glob(f"{PREFIX}*"):
+            write_csv(table, [column_names(table)])
+    words = shlex.split(examined(corpus, tmp_path)[code])
+    kinds = words[words.index("-A") + 1]
+    base = "https://physionet.org/files/mimic-cxr-jpg/2.0.0/"
+    into = ["-nH", "--cut-dirs=3", "-P", str(corpus.root), "--user", "USERNAME", "--ask-password"]
+    assert words == ["wget", "-r", "-l", "1", "-np", "-A", kinds, *into, base]
+    # Of a release's files, these are what wget accepts by their names: all that the doctor read but images and reports.
+    files = {path.name for path in corpus.root.rglob("*") if path.is_file()} | {"LICENSE.txt", "README", "index.html"}
+    accepted = {name for name in files if any(fnmatch.fnmatch(name, kind) for kind in kinds.split(","))}
+    tables = {f"{PREFIX}{role}.csv.gz" for role in ("split", "metadata", "chexpert")} | {"IMAGE_FILENAMES"}
+    assert accepted == tables | ({"SHA256SUMS.txt"} if code != "no_rows" else set())
+
+
+@pytest.mark.parametrize("code", ["no_rows", "no_metadata", "not_listed"])
+def test_tables_that_are_at_no_such_place_are_not_fetched(code, tmp_path):
+    corpus = write_mimic(tmp_path / "mimic", 27, "clean")
+    assert command_for(code, source_of(corpus), tmp_path)
+    (corpus.root / SYNTHETIC).touch()
+    assert command_for(code, source_of(corpus), tmp_path) == ""
+    assert command_for(code, source_of(CORPORA["siim"](tmp_path / "siim", 28, "clean")), tmp_path) == ""
 
 
 def test_reports_in_a_zip_are_tested_by_the_printed_command(tmp_path):

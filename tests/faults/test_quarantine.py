@@ -8,12 +8,13 @@ import pytest
 
 from input_pipeline import quarantine
 from input_pipeline.build import build
+from input_pipeline.datasets.nih_chestxray14 import NihBoxes
 from input_pipeline.doctor import examine
 from input_pipeline.errors import MsflError
-from input_pipeline.reading import open_split
+from input_pipeline.reading import grounding_records, open_split
 
 from .corpora import CORPORA, source_of
-from .files import LOST
+from .files import LOST, encoded, grey, write_csv
 from .mimic import BOX_HEADER, write_ms_cxr
 
 OPTIONS = {"short_side": 32, "workers": 1, "progress": False}
@@ -148,3 +149,27 @@ def test_quarantines_of_before_name_whole_images(tmp_path):
     before = build(source, tmp_path / "root" / "before", quarantine=file, **OPTIONS)
     assert sum(before.counts.values()) <= sum(now.counts.values())
     assert before.input_rows == now.input_rows
+
+
+def test_a_repeated_box_of_nih_is_named_with_its_first_row_and_takes_no_other_finding_with_it(tmp_path):
+    first, second = images = ("00000001_000.png", "00000002_000.png")
+    for place, image in enumerate(images):
+        path = tmp_path / "nih" / "images" / image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(grey(place, height=1024, width=1024), "PNG"))
+    rows = [(first, "Mass", 1, 2, 300, 400), (first, "Nodule", 1, 2, 300, 400), (second, "Mass", 1, 2, 300, 400)]
+    rows += [(first, "Mass", 5, 6, 300, 400), (first, "Mass", 1, 2, 300, 400)]
+    header = ["Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"]
+    write_csv(tmp_path / "nih" / "BBox_List_2017.csv", [header, *rows])
+    source = NihBoxes(tmp_path / "nih")
+    report = examine(source, tmp_path / "doctor", workers=1, progress=False)
+    assert report.counts == {"duplicate_image": 1}
+    file = tmp_path / "doctor" / quarantine.QUARANTINE_NAME
+    named = "BBox_List_2017.csv: the box of row 6 is listed twice, first in row 2; expected each box once"
+    assert json.loads(file.read_text())["message"] == named
+    with pytest.raises(MsflError, match=named):
+        build(source, tmp_path / "root" / "strict", **OPTIONS)
+    made = build(source, tmp_path / "root" / "out", quarantine=file, **OPTIONS)
+    assert made.table_faults == made.splits["test"].dropped == {"duplicate_image": 1}
+    kept = grounding_records(tmp_path / "root" / "out", "test")
+    assert sorted(record.category for record in kept) == ["Mass", "Nodule"]

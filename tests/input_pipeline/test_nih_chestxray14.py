@@ -215,7 +215,7 @@ def test_boxes_on_an_image_of_another_size_are_dropped(root, tmp_path):
         (("00000003_000.png", "Tumour", 1, 2, 3, 4), UserError, "row 2 has an unknown finding"),
         (("3.png", "Mass", 1, 2, 3, 4), UserError, "row 2 has no image name"),
         (("00000003_000.png", "Mass", 1, 2, 3), UserError, "row 2 has 5 fields; expected at least 6"),
-        (BOXES[0], DataError, "the box of row 3 is listed twice"),
+        (BOXES[0], DataError, "the box of row 3 is listed twice, first in row 2; expected each box once"),
     ],
 )
 def test_a_wrong_box_is_named(root, box, kind, message):

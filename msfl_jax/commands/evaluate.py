@@ -1,7 +1,9 @@
 """`msfl eval ...`: evaluates a run directory, saves predictions and figures in it, and says what came out."""
 
 from pathlib import Path
+from typing import TypedDict
 
+from input_pipeline.manifest import read_manifest
 from input_pipeline.reading import open_split
 from msfl_jax.config import GroundingConfig
 from msfl_jax.parallel import distributed
@@ -15,6 +17,17 @@ from msfl_jax.tasks.outcome import Option, identify_split, save_outcome
 from msfl_jax.tasks.run import Run, open_run
 
 REPLICATES = 2000  # of the bootstrap
+_NONE_DRAWN = "none; --overlays N draws N images, and --show-text writes the sentences of their reports beneath"
+OVERLAYS = 8  # of a synthetic study; of patients, as many as are asked for
+
+
+class Drawing(TypedDict):
+    """Arguments of `save_phrase_overlays` and `sentence_overlays`."""
+
+    count: int
+    protocol: GroundingProtocol
+    sigma: float
+    show_text: bool
 
 
 def grounding_report(
@@ -28,12 +41,13 @@ def grounding_report(
     sigma: float | None = None,
     shifts: int = 0,
     seed: int = 0,
-    overlays: int = 8,
+    overlays: int | None = None,
+    show_text: bool = False,
     allow_leak: bool = False,
 ) -> str:
     """Phrase grounding of a build: the table as text, "" in all processes but the lead; result, predictions and overlays go to `workdir`.
 
-    A build without boxes, as of image-report pairs, has nothing to measure: then the sentences of its reports are drawn and that is said.
+    A build without boxes, as of image-report pairs, has nothing to measure: then the sentences of its reports can be drawn, and that is said.
 
     Args:
       workdir: run directory.
@@ -44,7 +58,8 @@ def grounding_report(
       sigma: smoothing in patches; None takes the run's own.
       shifts: looks per axis; 0 takes the run's own.
       seed: of the shuffled phrases and the bootstrap.
-      overlays: images for which heat-maps are drawn.
+      overlays: images for which heat-maps are drawn; None draws some of a synthetic study and none of patients.
+      show_text: writes the sentences into the overlays of patients, too; of a synthetic study they always are.
       allow_leak: see `leak_caveats`.
 
     Raises:
@@ -57,8 +72,11 @@ def grounding_report(
     sigma = run.config.grounding.sigma if sigma is None else sigma
     chosen = known_protocol(protocol or run.config.grounding.protocol, scaling, geometry)
     figures = workdir / "figures"
+    synthetic = read_manifest(directory).settings.get("synthetic") is True
+    count = overlays if overlays is not None else OVERLAYS if synthetic else 0
+    drawing: Drawing = {"count": count, "protocol": chosen, "sigma": sigma, "show_text": show_text or synthetic}
     if not has_boxes(directory, split):
-        return sentence_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
+        return sentence_overlays(run, directory, split, figures, **drawing)
     caveats = leak_caveats(run, directory, split, allow_leak=allow_leak)
     result = evaluate_grounding(run, directory, split, protocol=chosen, sigma=sigma, seed=seed, replicates=REPLICATES)
     if not distributed.is_lead():
@@ -74,9 +92,10 @@ def grounding_report(
     )
     result.scores.save(outcome.predictions(workdir))
     file = save_outcome(outcome, workdir)
-    save_phrase_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
+    save_phrase_overlays(run, directory, split, figures, **drawing)
     table = with_caveats(grounding_table(result, chosen.explanation), outcome.caveats)
-    return f"{table}\n\nresult       {file}\npredictions  {outcome.predictions(workdir)}\noverlays     {figures}"
+    drawn = figures if count else _NONE_DRAWN
+    return f"{table}\n\nresult       {file}\npredictions  {outcome.predictions(workdir)}\noverlays     {drawn}"
 
 
 def _grounding_options(run: Run, protocol: GroundingProtocol, sigma: float, seed: int) -> dict[str, Option]:
@@ -114,6 +133,7 @@ def sentence_overlays(
     count: int,
     protocol: GroundingProtocol | None = None,
     sigma: float | None = None,
+    show_text: bool = False,
 ) -> str:
     """Draws every sentence of the first `count` reports of a split over its own image, and says where; the lead process alone, the others say ""."""
     if not distributed.is_lead():
@@ -122,6 +142,7 @@ def sentence_overlays(
     drawn = min(count, len(records))
     for index in range(drawn):
         file = folder / f"report_{split}_{index:02d}.png"
-        save_record_overlays(run, [records[index]], file, protocol=protocol, sigma=sigma)
-    said = f"{directory} has no boxes: nothing to measure\noverlays     {folder}  ({drawn} reports, one panel per sentence)"
+        save_record_overlays(run, [records[index]], file, protocol=protocol, sigma=sigma, show_text=show_text)
+    overlays = f"{folder}  ({drawn} reports, one panel per sentence)" if drawn else _NONE_DRAWN
+    said = f"{directory} has no boxes: nothing to measure\noverlays     {overlays}"
     return with_caveats(said, run.caveats)

@@ -1,7 +1,7 @@
 """The numbers and the figure of an ablation, from results on disk."""
 
-import itertools
 import dataclasses
+import itertools
 import json
 import math
 

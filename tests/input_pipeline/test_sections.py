@@ -330,7 +330,7 @@ best = [float("inf")] * 3
 gc.disable()
 # In turn, so that a busy moment of the machine does not fall on one size alone, and again while it seems to: noise only adds time, and what
 # is slower than the text has a ratio of 4 however often it is tried.
-for repetition in range(12):
+for repetition in range(60):
     if repetition >= 3 and best[1] < 2.2 * best[0] and best[2] < 2.2 * best[1]:
         break
     for index, text in enumerate(texts):

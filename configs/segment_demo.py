@@ -1,4 +1,4 @@
-"""Segments synthetic pneumothoraces with a light decoder on the demo's encoder, in some five minutes on two CPU cores."""
+"""Segments synthetic pneumothoraces with a light decoder on the demo's encoder, in a few minutes on two CPU cores."""
 
 from ml_collections import ConfigDict
 

@@ -97,29 +97,35 @@ def build(
     keyring = open_keyring(out.parent)
     stored = Stored(short_side, quality, equalize, shard_records)
     options = {**dataclasses.asdict(stored), **source.settings()}
-    inputs, versions = dict(sorted(scan.inputs.items())), versions_of(source)
-    with _claimed(out, {"name": source.name, **options, "inputs": inputs, "key_check": keyring.check}):
+    told, versions = _told(source, scan), versions_of(source)
+    with _claimed(out, {"name": source.name, **options, "inputs": told["inputs"], "key_check": keyring.check}):
         tasks = _tasks(source, scan, out, keyring, stored, versions)
         results = _write_shards(tasks, workers, progress)
-        splits = _split_entries(source.name, scan, results)
         subsets, indices = _subsets(results)
         manifest = Manifest(
             **dataclasses.asdict(stored),
-            name=source.name,
-            label_names=source.label_names(),
-            input_rows=scan.input_rows,
-            splits=splits,
-            settings=dict(source.settings()),
-            inputs=inputs,
-            table_rows=dict(sorted(scan.table_rows.items())),
+            **told,
+            splits=_split_entries(source.name, scan, results),
             key_check=keyring.check,
             versions=versions,
             subsets=subsets,
-            table_faults=dict(sorted(scan.table_faults.items())),
         )
         with written_to(out):
             _publish(manifest, results, indices, out)
     return manifest
+
+
+def _told(source: Source, scan: Scan) -> dict[str, Any]:
+    """What the manifest takes from the source and its tables as it is."""
+    return {
+        "name": source.name,
+        "label_names": source.label_names(),
+        "settings": dict(source.settings()),
+        "input_rows": scan.input_rows,
+        "inputs": dict(sorted(scan.inputs.items())),
+        "table_rows": dict(sorted(scan.table_rows.items())),
+        "table_faults": dict(sorted(scan.table_faults.items())),
+    }
 
 
 def _scan(source: Source, quarantine: Path | None, drop_noted: Collection[str]) -> Scan:

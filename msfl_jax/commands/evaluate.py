@@ -11,9 +11,9 @@ from msfl_jax.results.figures import save_phrase_overlays, save_record_overlays
 from msfl_jax.results.tables import grounding_table, with_caveats
 from msfl_jax.tasks.grounding import evaluate_grounding, with_shifts
 from msfl_jax.tasks.grounding_protocol import GroundingProtocol, known_protocol
-from msfl_jax.tasks.grounding_result import outcome_of
+from msfl_jax.tasks.grounding_result import GroundingResult, outcome_of
 from msfl_jax.tasks.leaks import leak_caveats
-from msfl_jax.tasks.outcome import Option, identify_split, save_outcome
+from msfl_jax.tasks.outcome import Option, Outcome, identify_split, save_outcome
 from msfl_jax.tasks.run import Run, open_run
 
 REPLICATES = 2000  # of the bootstrap
@@ -21,13 +21,18 @@ _NONE_DRAWN = "none; --overlays N draws N images, and --show-text writes the sen
 OVERLAYS = 8  # of a synthetic study; of patients, as many as are asked for
 
 
-class Drawing(TypedDict):
-    """Arguments of `save_phrase_overlays` and `sentence_overlays`."""
+class Drawn(TypedDict):
+    """How many images are drawn, and whether with what their reports say."""
 
     count: int
+    show_text: bool
+
+
+class Drawing(Drawn):
+    """Arguments of `save_phrase_overlays` and `sentence_overlays`."""
+
     protocol: GroundingProtocol
     sigma: float
-    show_text: bool
 
 
 def grounding_report(
@@ -53,10 +58,8 @@ def grounding_report(
       workdir: run directory.
       directory: build with phrases and boxes.
       split: of the build.
-      protocol: "" takes the run's own.
-      scaling, geometry: see `msfl_jax.tasks.grounding_protocol`.
-      sigma: smoothing in patches; None takes the run's own.
-      shifts: looks per axis; 0 takes the run's own.
+      protocol, scaling, geometry: see `msfl_jax.tasks.grounding_protocol`; a protocol of "" is the run's own.
+      sigma, shifts: smoothing in patches, and looks per axis; None and 0 take the run's own.
       seed: of the shuffled phrases and the bootstrap.
       overlays: images for which heat-maps are drawn; None draws some of a synthetic study and none of patients.
       show_text: writes the sentences into the overlays of patients, too; of a synthetic study they always are.
@@ -72,9 +75,7 @@ def grounding_report(
     sigma = run.config.grounding.sigma if sigma is None else sigma
     chosen = known_protocol(protocol or run.config.grounding.protocol, scaling, geometry)
     figures = workdir / "figures"
-    synthetic = read_manifest(directory).settings.get("synthetic") is True
-    count = overlays if overlays is not None else OVERLAYS if synthetic else 0
-    drawing: Drawing = {"count": count, "protocol": chosen, "sigma": sigma, "show_text": show_text or synthetic}
+    drawing: Drawing = {**_drawn(directory, overlays, show_text), "protocol": chosen, "sigma": sigma}
     if not has_boxes(directory, split):
         return sentence_overlays(run, directory, split, figures, **drawing)
     caveats = leak_caveats(run, directory, split, allow_leak=allow_leak)
@@ -90,12 +91,24 @@ def grounding_report(
         options=_grounding_options(run, chosen, sigma, seed),
         caveats=caveats,
     )
-    result.scores.save(outcome.predictions(workdir))
-    file = save_outcome(outcome, workdir)
+    saved = _save(outcome, result, workdir)
     save_phrase_overlays(run, directory, split, figures, **drawing)
     table = with_caveats(grounding_table(result, chosen.explanation), outcome.caveats)
-    drawn = figures if count else _NONE_DRAWN
-    return f"{table}\n\nresult       {file}\npredictions  {outcome.predictions(workdir)}\noverlays     {drawn}"
+    return f"{table}\n\n{saved}\noverlays     {figures if drawing['count'] else _NONE_DRAWN}"
+
+
+def _save(outcome: Outcome, result: GroundingResult, workdir: Path) -> str:
+    """Saves a result beside its predictions, and says where."""
+    predictions = outcome.predictions(workdir)
+    result.scores.save(predictions)
+    return f"result       {save_outcome(outcome, workdir)}\npredictions  {predictions}"
+
+
+def _drawn(directory: Path, overlays: int | None, show_text: bool) -> Drawn:
+    """Of a synthetic study some images and always the text; of patients what was asked for."""
+    synthetic = read_manifest(directory).settings.get("synthetic") is True
+    count = overlays if overlays is not None else OVERLAYS if synthetic else 0
+    return {"count": count, "show_text": show_text or synthetic}
 
 
 def _grounding_options(run: Run, protocol: GroundingProtocol, sigma: float, seed: int) -> dict[str, Option]:

@@ -1,7 +1,6 @@
 """The folder of an export: its files, its `config.json`, and the run that it can be opened as again."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
@@ -13,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.tables import file_hash
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, from_config_dict, to_dict
 from msfl_jax.export.manifest import refuse_other_bytes
@@ -164,8 +164,7 @@ def _tokenizer_of(folder: Path, config: Config) -> ReportTokenizer:
 
 def _sha256_of(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_hash(file)
     except OSError as error:
         raise _unreadable(file, error) from None
 

@@ -31,7 +31,16 @@ CODES_WITH_A_COMMAND = {
 }
 
 
-def examined(corpus, tmp_path):
+def examined(name, seed, kinds, tmp_path, monkeypatch):
+    """A corpus in the folder that commands are run from, and what the doctor prints to type, by code: one for every fault that has a command."""
+    corpus = CORPORA[name](tmp_path / "data of mine", seed, kinds)
+    monkeypatch.chdir(tmp_path)
+    commands = commands_of(corpus, tmp_path)
+    assert commands.keys() >= CODES_WITH_A_COMMAND & corpus.expected.keys()
+    return commands
+
+
+def commands_of(corpus, tmp_path):
     report = examine(source_of(corpus), tmp_path / "the doctor", workers=1, progress=False)
     commands = {found.code: found.command for found in report.findings if found.command}
     assert set(commands.values()) <= set(PRINTED.findall(str(report)))
@@ -49,10 +58,7 @@ def run(command, code, msfl):
 
 @pytest.mark.parametrize("name", ["mimic-cxr tree", "chexpert", "nih", "siim", "rsna", "ms-cxr csv"])
 def test_what_is_printed_for_images_builds_without_them(name, tmp_path, monkeypatch, msfl):
-    corpus = CORPORA[name](tmp_path / "data of mine", 20, "files")
-    monkeypatch.chdir(tmp_path)
-    commands = examined(corpus, tmp_path)
-    assert commands.keys() >= CODES_WITH_A_COMMAND & corpus.expected.keys()
+    commands = examined(name, 20, "files", tmp_path, monkeypatch)
     ran = {code: command for code, command in commands.items() if command.startswith("msfl ")}
     assert "path_outside" in ran
     for code, command in sorted(ran.items()):
@@ -66,10 +72,7 @@ def test_what_is_printed_for_images_builds_without_them(name, tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", WITHOUT_LEAK)
 def test_what_is_printed_for_rows_of_tables_builds_without_them(name, tmp_path, monkeypatch, msfl):
-    corpus = CORPORA[name](tmp_path / "data of mine", 21, "all")
-    monkeypatch.chdir(tmp_path)
-    commands = examined(corpus, tmp_path)
-    assert commands.keys() >= CODES_WITH_A_COMMAND & corpus.expected.keys()
+    commands = examined(name, 21, "all", tmp_path, monkeypatch)
     # Most are one command.
     one_each = {command: code for code, command in commands.items() if command.startswith("msfl ")}
     for command, code in sorted(one_each.items()):
@@ -80,9 +83,7 @@ def test_what_is_printed_for_rows_of_tables_builds_without_them(name, tmp_path, 
 
 @pytest.mark.parametrize("name", ["nih", "chexpert"])
 def test_what_is_printed_for_patients_in_two_splits_builds_with_them(name, tmp_path, monkeypatch, msfl):
-    corpus = CORPORA[name](tmp_path / "data of mine", 22, "all")
-    monkeypatch.chdir(tmp_path)
-    command = examined(corpus, tmp_path)["patient_in_two_splits"]
+    command = examined(name, 22, "all", tmp_path, monkeypatch)["patient_in_two_splits"]
     status, out, error = run(command, "leaky", msfl)
     assert status == 0, error
     assert any("overlap" in caveat for caveat in read_manifest(out).caveats)
@@ -91,7 +92,7 @@ def test_what_is_printed_for_patients_in_two_splits_builds_with_them(name, tmp_p
 def test_nih_without_official_lists_says_that_it_needs_lists(tmp_path, monkeypatch, msfl):
     corpus = CORPORA["nih without lists"](tmp_path / "nih", 23, "files")
     monkeypatch.chdir(tmp_path)
-    command = examined(corpus, tmp_path)["blank_image"]
+    command = commands_of(corpus, tmp_path)["blank_image"]
     assert "# needs --lists DIR" in command
     status, _, error = run(command, "refused", msfl)
     assert status == 2, "there is no folder DIR"
@@ -109,7 +110,7 @@ def test_nih_without_official_lists_says_that_it_needs_lists(tmp_path, monkeypat
 
 def test_checksums_are_compared_by_the_printed_command(tmp_path):
     corpus = CORPORA["mimic-cxr zip and checksums"](tmp_path / "it's mine", 21, "files")
-    command = examined(corpus, tmp_path)["wrong_checksum"]
+    command = commands_of(corpus, tmp_path)["wrong_checksum"]
     found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
     assert found.stdout.count(": FAILED\n") >= corpus.expected["wrong_checksum"]
 
@@ -119,7 +120,7 @@ def test_images_of_a_physionet_release_are_fetched_from_there(tmp_path):
     base = "https://physionet.org/files/mimic-cxr-jpg/2.0.0/"
     into = ["-nH", "--cut-dirs=3", "-P", str(corpus.root), "--user", "USERNAME", "--ask-password"]
     listed = ["wget", "-x", "-N", "-c", *into, "-i", str(corpus.root / "IMAGE_FILENAMES"), "-B", base]
-    commands = examined(corpus, tmp_path)
+    commands = commands_of(corpus, tmp_path)
     assert [shlex.split(commands[code]) for code in ("missing_image", "bad_image")] == [listed, listed]
     # Of an address, wget leaves out the host and three folders: what follows is the path in the release.
     addresses = [f"{base}{path}" for path in (corpus.root / "IMAGE_FILENAMES").read_text().split()]
@@ -141,7 +142,7 @@ def test_tables_of_a_physionet_release_are_fetched_from_there_and_nothing_else(c
         (corpus.root / "IMAGE_FILENAMES").write_text("")
         for table in corpus.root.glob(f"{PREFIX}*"):
             write_csv(table, [column_names(table)])
-    words = shlex.split(examined(corpus, tmp_path)[code])
+    words = shlex.split(commands_of(corpus, tmp_path)[code])
     kinds = words[words.index("-A") + 1]
     base = "https://physionet.org/files/mimic-cxr-jpg/2.0.0/"
     into = ["-nH", "--cut-dirs=3", "-P", str(corpus.root), "--user", "USERNAME", "--ask-password"]
@@ -164,9 +165,9 @@ def test_tables_that_are_at_no_such_place_are_not_fetched(code, tmp_path):
 
 def test_reports_in_a_zip_are_tested_by_the_printed_command(tmp_path):
     corpus = CORPORA["mimic-cxr zip and checksums"](tmp_path / "data", 25, "files")
-    assert examined(corpus, tmp_path)["bad_report"] == f"unzip -tq {tmp_path / 'data' / 'mimic-cxr-reports.zip'}"
+    assert commands_of(corpus, tmp_path)["bad_report"] == f"unzip -tq {tmp_path / 'data' / 'mimic-cxr-reports.zip'}"
 
 
 def test_nothing_is_printed_where_no_command_helps(tmp_path):
     corpus = CORPORA["rsna"](tmp_path / "data", 22, "all")
-    assert not {"missing_image", "bad_image", "clipped_box"} & examined(corpus, tmp_path).keys()
+    assert not {"missing_image", "bad_image", "clipped_box"} & commands_of(corpus, tmp_path).keys()

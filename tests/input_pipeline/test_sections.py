@@ -328,11 +328,11 @@ unit, size = sys.stdin.read(), int(sys.argv[1])
 texts = [unit * (factor * size // len(unit)) for factor in (1, 2, 4)]
 best = [float("inf")] * 3
 gc.disable()
-# In turn, so that a busy moment of the machine does not fall on one size alone, and again while it seems to: noise only adds time, and what
-# is slower than the text has a ratio of 4 however often it is tried.
-for repetition in range(60):
-    if repetition >= 3 and best[1] < 2.2 * best[0] and best[2] < 2.2 * best[1]:
-        break
+# In turn, so that a busy moment of the machine does not fall on one size alone, and again for a while if it seems to: noise only adds time, and
+# what is slower than the text has a ratio of 4 however often it is tried.
+end, repetition = time.monotonic() + 60, 0
+while repetition < 3 or (max(best[1] / best[0], best[2] / best[1]) >= 2.2 and time.monotonic() < end):
+    repetition += 1
     for index, text in enumerate(texts):
         start = time.process_time()
         report_sentences(text)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -321,23 +322,28 @@ def test_joined_sentences_come_apart_again(originals):
 
 
 TIMING = """
-import gc, sys, time
+import gc, re, sys, time
 from input_pipeline.sections import report_sentences
+
+def scan(text):
+    return [match.group() for match in re.finditer(r"\\S{1,8}|\\s", text)]
 
 unit, size = sys.stdin.read(), int(sys.argv[1])
 texts = [unit * (factor * size // len(unit)) for factor in (1, 2, 4)]
-best = [float("inf")] * 3
+best = {"sentences": [float("inf")] * 3, "scan": [float("inf")] * 3}
+report_sentences(texts[0][:50_000])
 gc.disable()
 # In turn, so that a busy moment of the machine does not fall on one size alone, and again for a while if it seems to: noise only adds time, and
 # what is slower than the text has a ratio of 4 however often it is tried.
 end, repetition = time.monotonic() + 60, 0
-while repetition < 3 or (max(best[1] / best[0], best[2] / best[1]) >= 2.2 and time.monotonic() < end):
+while repetition < 1 or (max(best["sentences"][i + 1] / best["sentences"][i] for i in (0, 1)) >= 2.2 and time.monotonic() < end):
     repetition += 1
     for index, text in enumerate(texts):
-        start = time.process_time()
-        report_sentences(text)
-        best[index] = min(best[index], time.process_time() - start)
-print(*best)
+        for name, function in (("sentences", report_sentences), ("scan", scan)):
+            start = time.process_time()
+            function(text)
+            best[name][index] = min(best[name][index], time.process_time() - start)
+print(*best["sentences"], *best["scan"])
 """
 MEGABYTE = 1_000_000
 UNITS = {
@@ -358,11 +364,12 @@ def test_time_grows_no_faster_than_the_text(kind):
     command = [sys.executable, "-c", TIMING, str(MEGABYTE)]
     root = Path(sections_module.__file__).parents[1]
     result = subprocess.run(command, input=UNITS[kind], capture_output=True, text=True, check=True, cwd=root)
-    times = [float(line) for line in result.stdout.split()]
+    times = np.array(result.stdout.split(), float).reshape(2, 3)
+    # On a busy machine twice the text takes even a plain scan over twice the time: caches and new pages of memory are shared.
+    growth, plain = (row[1:] / row[:-1] for row in times)
     # Below 20 ms the noise of the timer decides.
-    assert times[1] < max(2.5 * times[0], 0.02)
-    assert times[2] < max(2.5 * times[1], 0.04)
-    print(kind, [f"{1000 * seconds / size:.0f} ms per MB" for seconds, size in zip(times, (1, 2, 4), strict=True)])
+    assert all((growth < 2.5 * np.maximum(plain / 2, 1)) | (times[0, 1:] < [0.02, 0.04])), times
+    print(kind, [f"{1000 * seconds / size:.0f} ms per MB" for seconds, size in zip(times[0], (1, 2, 4), strict=True)])
 
 
 @pytest.mark.parametrize("kind", UNITS)

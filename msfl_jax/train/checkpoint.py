@@ -248,10 +248,8 @@ def read_meta(workdir: Path, *, step: int | str | None = None) -> dict[str, Any]
 def _open(directory: Path, *, keep: int = 0, pinned: _Pinned | None = None) -> ocp.CheckpointManager:
     """A manager that writes where `pinned` is given, else one that only reads."""
     policies = [checkpoint_managers.LatestN(keep), pinned] if pinned else [checkpoint_managers.LatestN(None)]
-    handlers: dict[str, Any] = {
-        "params": ocp.PyTreeCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-    }  # it can read a part
+    # This handler of parameters can read some of them.
+    handlers: dict[str, Any] = {"params": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     if pinned is not None:  # nobody who only reads looks at the optimizer
         handlers |= {"params": ocp.StandardCheckpointHandler(), "opt_state": ocp.StandardCheckpointHandler()}
     with _errors_alone() if pinned is None else contextlib.nullcontext():

@@ -11,10 +11,10 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
-from msfl_jax import gradient_cache, objective
+from msfl_jax import encoders, gradient_cache, objective
 from msfl_jax.model import Keys, Model
 from msfl_jax.objective import Batch, Tally, Weights
-from msfl_jax.parallel.mesh import batch_sharding, replicated
+from msfl_jax.parallel.mesh import BATCH_AXES, batch_sharding, devices_along, replicated
 from msfl_jax.train.state import TrainState
 
 
@@ -96,10 +96,14 @@ def train_step(
     else:
         loss = functools.partial(objective.total, model=model, weights=weights)
         (value, tallies), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, keys)
+    useful = encoders.useful_tokens(
+        batch["token_ids"], buckets=model.config.text.buckets, parts=devices_along(BATCH_AXES)
+    )
     norm = optax.global_norm(gradients)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     state = apply_if_finite(state, gradients, finite, optimizer)
-    return state, collect(tallies | {"gradient_norm": Tally(norm, jnp.float32(1.0))}, finite, state.skipped)
+    tallies |= {"gradient_norm": Tally(norm, jnp.float32(1.0)), "tokens/useful": Tally(*useful)}
+    return state, collect(tallies, finite, state.skipped)
 
 
 def apply_if_finite(

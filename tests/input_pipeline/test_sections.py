@@ -321,7 +321,11 @@ unit, size = sys.stdin.read(), int(sys.argv[1])
 texts = [unit * (factor * size // len(unit)) for factor in (1, 2, 4)]
 best = [float("inf")] * 3
 gc.disable()
-for repetition in range(3):  # in turn, so that a busy moment of the machine does not fall on one size alone
+# In turn, so that a busy moment of the machine does not fall on one size alone, and again while it seems to: noise only adds time, and what
+# is slower than the text has a ratio of 4 however often it is tried.
+for repetition in range(12):
+    if repetition >= 3 and best[1] < 2.2 * best[0] and best[2] < 2.2 * best[1]:
+        break
     for index, text in enumerate(texts):
         start = time.process_time()
         report_sentences(text)

@@ -127,11 +127,13 @@ def test_parameters_after_a_step_on_eight_devices_equal_one_device_except_key_bi
             assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_a_step_in_microbatches_with_sentences_around_the_ring_is_the_same_step(
+def test_a_step_in_microbatches_with_reports_around_the_ring_is_the_same_step(
     one_step, config, changed, mesh_of, random_batch
 ):
     local = dataclasses.replace(config.objective.local_alignment, exchange="ring")
-    parts, mesh = parts_of(changed(config, objective__local_alignment=local)), mesh_of(4)
+    whole = dataclasses.replace(config.objective.global_alignment, exchange="ring")
+    around = changed(config, objective__local_alignment=local, objective__global_alignment=whole)
+    parts, mesh = parts_of(around), mesh_of(4)
     with jax.set_mesh(mesh):
         state = create_state(parts["model"], parts["optimizer"], 0, mesh, threshold=THRESHOLD)
         state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
@@ -148,11 +150,56 @@ def test_a_step_in_microbatches_with_sentences_around_the_ring_is_the_same_step(
         assert_allclose(gradient, expected_gradients[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
 
 
-def test_every_leaf_of_the_state_has_the_sharding_it_is_restored_with(parts, mesh_of):
-    mesh = mesh_of(2, 2, 2)
+def test_a_step_with_moments_split_over_replicas_is_the_same_step(one_step, parts, mesh_of, random_batch):
+    """Each device holds an eighth of the large moments and whole parameters, before and after."""
+    mesh = mesh_of(8)
     with jax.set_mesh(mesh):
-        state = create_state(parts["model"], parts["optimizer"], 0, mesh, threshold=THRESHOLD)
-    like = abstract_state(parts["model"], parts["optimizer"], mesh, threshold=THRESHOLD)
+        state = create_state(parts["model"], parts["optimizer"], 0, mesh, threshold=THRESHOLD, shard_moments=True)
+        state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
+        state, metrics = jit_train_step(state, mesh, **parts)(state, global_batch(random_batch(1), mesh))
+    expected_metrics, _, expected = one_step("windowed", 1, 1, 1)
+    for name, metric in readable(metrics).items():
+        assert_allclose(metric, expected_metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    for name, value in named(state.params).items():
+        if not name.endswith("attn/key/bias"):
+            assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    moments = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]}
+    split = [leaf for leaf in moments.values() if "data" in leaf.sharding.spec]
+    assert sum(leaf.size for leaf in split) > 0.9 * sum(leaf.size for leaf in moments.values())
+    assert all(8 * shard.data.size == leaf.size for leaf in split for shard in leaf.addressable_shards)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_a_step_that_reads_short_reports_at_fewer_tokens_is_the_same_step(
+    one_step, config, changed, mesh_of, random_batch, shape
+):
+    """Reports have 8 to 15 tokens of 16: half a device's fit into 15, and none into 8."""
+    expected_metrics, expected_gradients, _ = one_step("windowed", 1, 1, 1)
+    mesh, batch = mesh_of(*shape), random_batch(1)
+    useful = (batch["token_ids"] != 0).sum() / batch["token_ids"].size
+    for buckets, computed in (("15:0.5", 31 / 32), ("8:0.5", 1.0)):
+        parts = parts_of(changed(config, text__length_buckets=buckets))
+        with jax.set_mesh(mesh):
+            state = create_state(parts["model"], parts["optimizer"], 0, mesh, threshold=THRESHOLD)
+            state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
+            state, metrics = jit_train_step(state, mesh, **parts)(state, global_batch(batch, mesh))
+        found = readable(metrics)
+        assert_allclose(found.pop("tokens/useful"), useful / computed, rtol=1e-6)
+        for name, metric in found.items():
+            assert_allclose(metric, expected_metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        for name, gradient in named(state.opt_state[0].gradient).items():
+            scale = 1.0 if name.endswith("attn/key/bias") else np.abs(expected_gradients[name]).max()
+            assert_allclose(gradient, expected_gradients[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("shard_moments", [False, True])
+def test_every_leaf_of_the_state_has_the_sharding_it_is_restored_with(parts, mesh_of, shard_moments):
+    mesh = mesh_of(2, 2, 2)
+    options = {"threshold": THRESHOLD, "shard_moments": shard_moments}
+    with jax.set_mesh(mesh):
+        state = create_state(parts["model"], parts["optimizer"], 0, mesh, **options)
+    like = abstract_state(parts["model"], parts["optimizer"], mesh, **options)
     same = jax.tree.map(lambda leaf, shape: leaf.sharding == shape.sharding and leaf.dtype == shape.dtype, state, like)
     assert all(jax.tree.leaves(same))
     assert state.step.sharding.is_fully_replicated

@@ -9,7 +9,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The tiny encoder at 96 px, half as much again as it was pretrained at.
 
     Args:
-      arg: percentage of the labels, 1, 10 or 100 (default), and options: "scratch" (see configs/README.md).
+      arg: percentage of the labels, 1, 10 or 100 (default), and options: "scratch", "imported" (see configs/README.md).
     """
     recipes = {1: (150, 15, 3e-3, 50), 10: (300, 30, 3e-3, 50), 100: (300, 30, 3e-3, 50)}
     config = segmentation_presets.segmenting("segment_demo", ",".join([*arg.split(","), "linear"]), recipes)

@@ -19,6 +19,8 @@ _BY_FOLDER = {
     "rsna_pneumonia": "rsna",
     "siim_acr": "siim",
 }
+# Folders of builds as the README calls them, where that is not the name of the data set.
+_FOLDERS = {"nih_chestxray14": "nih", "rsna_pneumonia": "rsna", "siim_acr": "siim"}
 
 
 def command_for(code: str, source: Source, out: Path) -> str:
@@ -56,7 +58,7 @@ def _build(source: Any) -> str:
     elif source.name in _BY_FOLDER:
         table = getattr(source, "table", None)
         words = f"{_BY_FOLDER[source.name]} {_quoted(source.root)}" + (f" --table {_quoted(table)}" if table else "")
-    return f"msfl data build {words} --out data/{source.name}" if words else ""
+    return f"msfl data build {words} --out data/{_FOLDERS.get(source.name, source.name)}" if words else ""
 
 
 def _quoted(path: Path) -> str:

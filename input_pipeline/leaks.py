@@ -8,7 +8,7 @@ from pathlib import Path
 from input_pipeline.build_keys import keys_file, read_keys
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.manifest import read_manifest
-from input_pipeline.splits import PatientOf, PublishedSplits, keys_of
+from input_pipeline.splits import PatientOf, PublishedSplits, keys_of, split_of_subset
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ def published_overlaps(published: PublishedSplits, *, patient_of: PatientOf | No
     Raises:
       DataError: as in `find_overlaps`.
     """
-    overlaps = find_overlaps({**published.splits, **published.subsets}, patient_of=patient_of)
-    training = {"train", *published.subsets}
+    subsets = {name: names for name, names in published.subsets.items() if split_of_subset(name) == "train"}
+    overlaps = find_overlaps({**published.splits, **subsets}, patient_of=patient_of)
+    training = {"train", *subsets}
     return Overlaps(tuple(pair for pair in overlaps.pairs if not {pair.first, pair.second} <= training))
 
 

@@ -135,7 +135,7 @@ def _images(task: ShardTask, row: ImageRow) -> tuple[UInt8[np.ndarray, "H W"], b
         own = bare_jpeg(data) if min(image.shape) == task.short_side and not task.equalize else None
         if own is not None:
             return image, own, True
-        stored = cv2.equalizeHist(image) if task.equalize else image
+        stored = images.equalize(image) if task.equalize else image
         return image, images.encode_jpeg(images.resize_short_side(stored, task.short_side), task.quality), False
     except DataError:
         raise Dropped("bad_image") from None

@@ -350,7 +350,9 @@ def ablate(
     finetuning: Annotated[
         str, typer.Option("--finetune", help="Configuration of fine-tuning, as finetune_rsna:1, or none.")
     ] = "",
-    labels: Annotated[Path | None, typer.Option(help="Build to fine-tune on; default the one to train on.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Build to classify, zero-shot and fine-tuned; default the one to train on.")
+    ] = None,
 ) -> None:
     """Pretrain and evaluate combinations of the objectives with several seeds: the paper's table 5.
 

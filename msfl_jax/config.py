@@ -28,6 +28,7 @@ NOT_HASHED = (
     "data.workers",
     "grounding.directory",
     "zero_shot.in_loop",
+    "zero_shot.directory",
 )
 NOT_HASHED += ("retrieval", "probe", "train.microbatches", "model.attention", "mesh.shard_moments")
 NOT_HASHED += ("text.length_buckets",)
@@ -265,13 +266,17 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotConfig:
-    """How prompts become a score, and what is evaluated in the loop (`records` 0 is all) unless `in_loop` is False."""
+    """How prompts become a score, and what is evaluated in the loop unless `in_loop` is False.
+
+    Of it, `directory` is the build with labels ("" is the training build), and `records` 0 is all.
+    """
 
     rule: Literal["cosine", "maco", "chexzero", "gloria"]
     prompts: str
     split: str
     records: int
     in_loop: bool = True
+    directory: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

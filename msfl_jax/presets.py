@@ -147,6 +147,7 @@ def pretraining(name: str, sizes: ConfigDict) -> ConfigDict:
     config.zero_shot.split = "validate"  # (ours) split evaluated in the loop
     config.zero_shot.records = 0  # (ours) how many records are evaluated in the loop; 0 is all
     config.zero_shot.in_loop = True  # (ours) whether it is evaluated in the loop
+    config.zero_shot.directory = ""  # (ours) build with labels, evaluated in the loop; "" is the training build
     config.grounding = ConfigDict()
     config.grounding.protocol = "biovil"  # (ours) cosine; "maco" and "afloc" use raw products and their margins
     config.grounding.sigma = 1.5  # (BioViL) smoothing of the heat-map, in patches

@@ -41,6 +41,7 @@ ALLOWED = {
             "classifier",
             "config",
             "config_build",
+            "config_init",
             "finetune_config",
             "metrics",
             "model",
@@ -50,11 +51,15 @@ ALLOWED = {
         ),
         *("segmentation_config", "segmenter"),
     },
-    "results": {"config", "config_build", "metrics", "tasks", "segmenter"},
+    "results": {
+        *("config", "config_build", "config_init", "finetune_config", "metrics", "segmentation_config", "segmenter"),
+        "tasks",
+    },
     "commands": {
         *(
             "config",
             "config_files",
+            "config_init",
             "export",
             "finetune_config",
             "model",

@@ -14,6 +14,7 @@ from input_pipeline.errors import DataError, UserError
 from input_pipeline.leaks import Overlaps, find_overlaps
 from input_pipeline.patient_splits import nested_fractions, seeded_splits
 from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, ImageRow, ImagesOnly, Scan, read_image
+from input_pipeline.splits import split_of_subset
 
 Box = tuple[float, float, float, float]
 
@@ -121,13 +122,13 @@ def distribute(scan: Scan, found: Iterable[Found], plan: SplitPlan, key: Callabl
     for row, official, reason in found:
         missing.pop(row.image, None)
         for split in (official,) if plan.splits is None else listed.get(row.image, [plan.rest]):
-            own = tuple(name for name in subsets.get(row.image, ()) if _split_of_subset(name) == split)
+            own = tuple(name for name in subsets.get(row.image, ()) if split_of_subset(name) == split)
             strays.difference_update((name, row.image) for name in own)
             _place(scan, row, split, reason, own)
     for image, splits in missing.items():
         for split in splits:
             scan.drop(split, "not_in_table")
-            strays.difference_update((name, image) for name in plan.subsets if _split_of_subset(name) == split)
+            strays.difference_update((name, image) for name in plan.subsets if split_of_subset(name) == split)
     if strays:
         name = min(strays)[0]
         count = sum(name == other for other, _ in strays)
@@ -147,14 +148,10 @@ def _check_plan(plan: SplitPlan) -> None:
         if split not in SPLITS:
             raise UserError(f"found split '{split}'; expected one of {', '.join(SPLITS)}")
     for name in plan.subsets:
-        if _split_of_subset(name) not in SPLITS or name in SPLITS:
+        if split_of_subset(name) not in SPLITS or name in SPLITS:
             raise UserError(
                 f"found subset '{name}'; expected the name of its split and an underscore, as in 'train_10'"
             )
-
-
-def _split_of_subset(name: str) -> str:
-    return name.partition("_")[0]
 
 
 def _lists_of_images(lists: Mapping[str, Collection[str]], key: Callable[[str], str]) -> dict[str, list[str]]:

@@ -64,6 +64,25 @@ def refuse_changes(folder: Path) -> int:
     return len(known)
 
 
+def refuse_other_bytes(file: Path, sha256: str) -> None:
+    """Compares a file with the manifest of the export that it lies in, at its top or one folder below; other files pass.
+
+    Args:
+      file: of weights.
+      sha256: of its bytes.
+
+    Raises:
+      CheckpointError: the manifest knows the file with other bytes, or is damaged.
+    """
+    file = file.absolute()
+    for folder in (file.parent, file.parent.parent):
+        if not _is_manifest(folder / MANIFEST):
+            continue
+        known = read_manifest(folder)["files"].get(file.relative_to(folder).as_posix())
+        if isinstance(known, Mapping) and known.get("sha256") != sha256:
+            raise CheckpointError(f"{file}: changed since it was exported (sha256 differs); export the run again")
+
+
 def files_in(folder: Path) -> list[str]:
     """Paths of all files below a folder, sorted, without the manifest; links are files too."""
     found = [
@@ -83,6 +102,15 @@ def _entry(file: Path) -> dict[str, Any]:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _is_manifest(file: Path) -> bool:
+    """Whether a file of that name is an export's: other programs write a `manifest.json` too."""
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and {"files", "digest"} <= values.keys()
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -10,10 +10,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # A tensor of fewer elements costs more to gather than it saves: 2^18 float32 are 1 MiB.
 FSDP_THRESHOLD = 2**18
 
-# The axis that goes over `tensor`, counted from the end, so that layers stacked by a scan, which have one axis more in front, need no rule of their
-# own. Heads and hidden units are split where they are made and joined where they are consumed: one sum over devices per block (Megatron-LM).
 MOMENTS = re.compile(r"(^|/)opt_state/")
 
+# The axis that goes over `tensor`, counted from the end, so that layers stacked by a scan, which have one axis more in front, need no rule of their
+# own. Heads and hidden units are split where they are made and joined where they are consumed: one sum over devices per block (Megatron-LM).
 TENSOR_RULES: tuple[tuple[str, int], ...] = (
     (r"/attn/(query|key|value)/(kernel|bias)$", -1),
     (r"/attn/out/kernel$", -2),

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from input_pipeline.manifest import read_manifest
 
 from .corpora import CORPORA, source_of
 
+README = Path(__file__).parents[2] / "README.md"
 PRINTED = re.compile(r"^ {7}command: +(.+)$", re.MULTILINE)
 
 
@@ -30,7 +32,9 @@ def test_what_is_printed_for_images_builds_without_them(name, tmp_path, monkeypa
         program, *words = shlex.split(commands[code])
         more = [] if name in ("nih", "siim") else ["--views", "all"]  # as the doctor looks at them
         more += ["--keep-grounding-patients"] if "mimic-cxr" in words else []
-        words[words.index("--out") + 1] = f"data/{code}"
+        place = words.index("--out") + 1
+        assert f"--out {words[place]}" in README.read_text()  # so that later commands can be pasted from there
+        words[place] = f"data/{code}"
         status, *_ = msfl(*words, *more, "--workers", 1, "--short-side", 32)
         assert (program, status) == ("msfl", 0)
         dropped = [split.dropped.get(code, 0) for split in read_manifest(f"data/{code}").splits.values()]

@@ -86,6 +86,13 @@ def test_a_subset_may_lie_in_the_training_split_and_nowhere_else():
         overlaps.between("train", "train_1")
 
 
+def test_the_clean_part_of_a_test_split_is_no_published_list_of_its_own():
+    lists = published(train="abc", validate="cde", test="afg", subset="ab")
+    assert lists.with_clean_test().subsets.keys() == {"train_1", "test_clean"}
+    plain, more = (published_overlaps(one, patient_of=None) for one in (lists, lists.with_clean_test()))
+    assert more == plain
+
+
 def counts(overlaps, second, firsts=("validate", "test"), *, kind="images"):
     return [getattr(overlaps.between(first, second), kind) for first in firsts]
 

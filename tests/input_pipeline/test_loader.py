@@ -232,6 +232,7 @@ def test_evaluation_shows_every_record_once_in_order_and_marks_the_padding(mimic
         np.testing.assert_array_equal(joined["labels"][index], record.labels)
         np.testing.assert_array_equal(joined["original_size"][index], record.original_size)
         assert joined["patient_key"][index] == int(record.patient_key[:8], 16)
+        assert joined["image_key"][index] == int(record.image_key[:8], 16)
         np.testing.assert_array_equal(joined["image"][index, ..., 0], evaluation_view(decode_gray(record.image), 24))
     assert np.isnan(joined["labels"][12:]).all()
     assert not joined["image"][12:].any()
@@ -244,6 +245,7 @@ def test_evaluation_shows_every_record_once_in_order_and_marks_the_padding(mimic
         "labels": "float32",
         "valid": "bool",
         "patient_key": "uint32",
+        "image_key": "uint32",
         "original_size": "int32",
     }
 

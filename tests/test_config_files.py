@@ -85,6 +85,8 @@ def test_how_the_same_numbers_are_computed_does_not_make_another_experiment():
         "train.microbatches=4",
         "objective.local_alignment.exchange=ring",
         "objective.global_alignment.exchange=ring",
+        "text.length_buckets=20:0.5",
+        "mesh.shard_moments=True",
     )
     assert config_hash(load_config("demo", [f"--config.{word}" for word in words])) == "fa51e783bb421479"
     negatives = "--config.objective.local_alignment.negatives=group(8)"

@@ -9,7 +9,7 @@ import optax
 from clu import metrics as clu_metrics
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from msfl_jax import encoders, gradient_cache, objective
 from msfl_jax.model import Keys, Model
@@ -96,14 +96,19 @@ def train_step(
     else:
         loss = functools.partial(objective.total, model=model, weights=weights)
         (value, tallies), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, keys)
-    useful = encoders.useful_tokens(
-        batch["token_ids"], buckets=model.config.text.buckets, parts=devices_along(BATCH_AXES)
-    )
     norm = optax.global_norm(gradients)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     state = apply_if_finite(state, gradients, finite, optimizer)
-    tallies |= {"gradient_norm": Tally(norm, jnp.float32(1.0)), "tokens/useful": Tally(*useful)}
+    useful = useful_tokens(batch["token_ids"], model.config.text.buckets, microbatches)
+    tallies |= {"gradient_norm": Tally(norm, jnp.float32(1.0)), "tokens/useful": useful}
     return state, collect(tallies, finite, state.skipped)
+
+
+def useful_tokens(token_ids: Int[Array, "B T"], buckets: encoders.Buckets, microbatches: int) -> Tally:
+    """Tokens of reports over those that one pass over the global batch computes, padding included, on the mesh that is set."""
+    count = functools.partial(encoders.useful_tokens, buckets=buckets, parts=devices_along(BATCH_AXES))
+    useful, computed = jax.vmap(count)(gradient_cache.split(token_ids, microbatches))
+    return Tally(useful.sum(), computed.sum())
 
 
 def apply_if_finite(

@@ -17,7 +17,7 @@ from msfl_jax.parallel.distributed import global_batch
 from msfl_jax.parallel.sharding import path_name
 from msfl_jax.train.optimizer import make_optimizer, updates_taken
 from msfl_jax.train.state import abstract_state, create_state
-from msfl_jax.train.step import jit_train_step, merge, readable
+from msfl_jax.train.step import jit_train_step, merge, readable, useful_tokens
 
 MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
 THRESHOLD = 64  # so that even this model is sharded
@@ -170,27 +170,36 @@ def test_a_step_with_moments_split_over_replicas_is_the_same_step(one_step, part
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
 def test_a_step_that_reads_short_reports_at_fewer_tokens_is_the_same_step(
-    one_step, config, changed, mesh_of, random_batch, shape
+    one_step, config, changed, mesh_of, random_batch
 ):
-    """Reports have 8 to 15 tokens of 16: half a device's fit into 15, and none into 8."""
-    expected_metrics, expected_gradients, _ = one_step("windowed", 1, 1, 1)
-    mesh, batch = mesh_of(*shape), random_batch(1)
+    """Reports have 8 to 15 tokens of 16: half of each device's fit into 15."""
+    mesh, batch = mesh_of(2, 2, 2), random_batch(1)
+    parts = parts_of(changed(config, text__length_buckets="15:0.5"))
+    with jax.set_mesh(mesh):
+        state = create_state(parts["model"], parts["optimizer"], 0, mesh, threshold=THRESHOLD)
+        state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
+        state, metrics = jit_train_step(state, mesh, **parts)(state, global_batch(batch, mesh))
+    found, (expected_metrics, expected_gradients, _) = readable(metrics), one_step("windowed", 1, 1, 1)
     useful = (batch["token_ids"] != 0).sum() / batch["token_ids"].size
-    for buckets, computed in (("15:0.5", 31 / 32), ("8:0.5", 1.0)):
-        parts = parts_of(changed(config, text__length_buckets=buckets))
-        with jax.set_mesh(mesh):
-            state = create_state(parts["model"], parts["optimizer"], 0, mesh, threshold=THRESHOLD)
-            state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
-            state, metrics = jit_train_step(state, mesh, **parts)(state, global_batch(batch, mesh))
-        found = readable(metrics)
-        assert_allclose(found.pop("tokens/useful"), useful / computed, rtol=1e-6)
-        for name, metric in found.items():
-            assert_allclose(metric, expected_metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
-        for name, gradient in named(state.opt_state[0].gradient).items():
-            scale = 1.0 if name.endswith("attn/key/bias") else np.abs(expected_gradients[name]).max()
-            assert_allclose(gradient, expected_gradients[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+    assert_allclose(expected_metrics["tokens/useful"], useful, rtol=1e-6)
+    assert_allclose(found.pop("tokens/useful"), useful / (31 / 32), rtol=1e-6)
+    for name, metric in found.items():
+        assert_allclose(metric, expected_metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    for name, gradient in named(state.opt_state[0].gradient).items():
+        scale = 1.0 if name.endswith("attn/key/bias") else np.abs(expected_gradients[name]).max()
+        assert_allclose(gradient, expected_gradients[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+
+
+def test_useful_tokens_are_counted_as_each_microbatch_is_read(mesh_of):
+    """Of two devices with four reports of at most 16 tokens, two microbatches, and half of the rows read at 8 tokens where they fit."""
+    lengths = np.array([8, 12, 9, 9, 3, 16, 2, 4])
+    token_ids = jnp.asarray(np.arange(16) < lengths[:, None], jnp.int32)
+    with jax.set_mesh(mesh_of(2)):
+        apart, whole = (useful_tokens(token_ids, ((8, 0.5),), parts) for parts in (2, 1))
+    assert apart.total == whole.total == lengths.sum()
+    assert apart.count == 2 * (8 + 16) + 4 * 16, "the first reports of both devices fit, the others of the first do not"
+    assert whole.count == 8 * 16, "of the first device, the second shortest has 9"
 
 
 @pytest.mark.parametrize("shard_moments", [False, True])

@@ -212,7 +212,7 @@ def load(path: Path | str, *, step: int | str | None = None, mesh: Mesh | None =
             raise UserError(f"{path}: is a step itself; found step '{step}' as well; expected one of them")
         path, step = path.absolute().parent.parent, int(path.name)
     if not is_export(path):
-        return LoadedModel(open_run(path, step=step, mesh=mesh, decoders=False))
+        return LoadedModel(open_run(path, step=step, mesh=mesh))
     if step is not None:
         raise UserError(f"{path}: is an export, of one step; found step '{step}' as well; expected none")
     run = open_export(path)

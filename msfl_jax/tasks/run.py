@@ -27,7 +27,7 @@ from msfl_jax.train.provenance import read_training_data
 
 CONFIG_FILE = "config.json"
 TOKENIZER_DIRECTORY = "tokenizer"
-DECODERS = ("pixel_decoder", "heads/language")  # which reconstruct: only training and exports need them
+DECODERS = ("pixel_decoder", "heads/language")  # which reconstruct: only training, and exports that ask, need them
 BATCH_SIZES = (1, 4, 16, 64)  # what is encoded on request is padded to one of these, each compiled once
 
 
@@ -72,7 +72,7 @@ class Texts(NamedTuple):
 
 
 def open_run(
-    workdir: Path | str, *, step: int | str | None = None, mesh: Mesh | None = None, decoders: bool = True
+    workdir: Path | str, *, step: int | str | None = None, mesh: Mesh | None = None, decoders: bool = False
 ) -> Run:
     """Opens a run directory of `msfl pretrain` or `msfl demo`; reads parameters alone, without the optimizer.
 
@@ -80,7 +80,7 @@ def open_run(
       workdir: holds config.json, tokenizer/ and checkpoints/.
       step: a step with a checkpoint, "best", or None for the latest.
       mesh: over which the parameters are sharded as they are read, as in training; None puts them on this process's first device.
-      decoders: whether the parameters of `DECODERS` are read too.
+      decoders: whether the parameters of `DECODERS` are read too; they only reconstruct what training has hidden.
 
     Raises:
       UserError: not a run directory.

@@ -94,7 +94,7 @@ def main() -> None:
     if not (workdir / "checkpoints").exists():
         write_run(workdir)
     if not (workdir / "export").exists():
-        export_run(open_run(workdir, decoders=False), workdir / "export")
+        export_run(open_run(workdir), workdir / "export")
     for path in (workdir, workdir / "export"):
         print(f"\n{'export' if path.name == 'export' else 'run directory'}")
         print_times(path, options.repeats)

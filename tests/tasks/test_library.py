@@ -194,7 +194,7 @@ def export_folder(workdir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer.parity, "has_torch", lambda: False)
         patch.setattr(writer, "make_golden", lambda run: {"inputs.image": np.zeros(1, np.uint8)})
-        writer.export_run(tasks_run.open_run(workdir), folder, decoders=True, mlm_head=True)
+        writer.export_run(tasks_run.open_run(workdir, decoders=True), folder, decoders=True, mlm_head=True)
     return folder
 
 
@@ -249,7 +249,7 @@ def test_images_are_equalised_where_those_of_training_were(model, workdir, tmp_p
 
 
 def test_what_only_reconstruction_needs_is_not_read(model, workdir, tmp_path):
-    whole = tasks_run.open_run(workdir).params
+    whole = tasks_run.open_run(workdir, decoders=True).params
     assert {"pixel_decoder", "vision"} < whole.keys()
     kept = model.run.params
     assert kept.keys() == whole.keys() - {"pixel_decoder"}

@@ -21,6 +21,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.batch_size = 16  # (ours)
     config.data.shift = 0.0625  # (ours) as in pretraining
     if config.encoder.init == "pretrained":  # (ours) a random encoder has nothing in its first layers to keep
-        config.optimizer.layer_decay = 0.8  # (ours) three blocks: .65 is made for twelve
+        # (ours) by validation images: .8 undoes what the decoder is to read, Dice 0 after 225 steps, and after 300 at a third of the rate; with
+        # .3 it is .71
+        config.optimizer.layer_decay = 0.3
     config.train.log_every = 10  # (ours)
     return config

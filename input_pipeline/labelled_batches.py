@@ -53,7 +53,8 @@ def labelled_records(
     """
     if name := list_of(directory, fraction, seed=seed, subsets=subsets):
         return open_split(directory, name)
-    return SplitRecords(Path(directory), TRAIN, _drawn(open_split(directory, TRAIN), fraction, seed))
+    whole = open_split(directory, TRAIN)
+    return whole.at(_drawn(whole, fraction, seed))
 
 
 def list_of(directory: Path | str, fraction: int, *, seed: int, subsets: Subsets = "published") -> str:

@@ -22,7 +22,7 @@ from msfl_jax.results.label_efficiency import (
 from msfl_jax.results.own_results import Result, find_results
 from msfl_jax.results.paper_tables import findings_text
 from msfl_jax.results.pooling import pooled_interval
-from msfl_jax.results.tables import number, with_caveats
+from msfl_jax.results.tables import number, seeds_text, with_caveats
 from msfl_jax.tasks.classification import finetune_classification, refuse_other_encoder, variant
 from msfl_jax.tasks.leaks import finetuning_caveats
 from msfl_jax.tasks.outcome import identify_split, load_outcomes
@@ -184,7 +184,7 @@ def _sweep_table(results: Sequence[Result], seeds: int, plot: Path) -> str:
     outcomes, cells = [one.outcome for one in results], label_efficiency(results, pooled_interval)
     first = outcomes[0]
     save_label_efficiency(cells, plot, title=f"{first.dataset}, {first.split}: {first.records:,} images")
-    title = f"mean AUC over {seeds} seeds with its 95 % interval over patients, {first.dataset}, {first.split}"
+    title = f"mean AUC over {seeds_text(seeds)} with its 95 % interval over patients, {first.dataset}, {first.split}"
     title = "; ".join(filter(None, (title, findings_text(outcomes))))
     parts = [title, label_efficiency_table(cells), "\n".join(map(str, advantages(results)))]
     caveats = dict.fromkeys(caveat for outcome in outcomes for caveat in outcome.caveats)

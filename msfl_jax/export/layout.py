@@ -1,7 +1,6 @@
 """The folder of an export: its files, its `config.json`, and the run that it can be opened as again."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
@@ -10,9 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import load_file, save
 
 from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.tables import file_hash
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, from_config_dict, to_dict
 from msfl_jax.export.manifest import refuse_other_bytes
@@ -108,9 +108,8 @@ def open_export(folder: Path | str) -> Run:
     special = SpecialTokens(tokenizer.mask_id, tokenizer.special_ids)
     model = Model.create(config, vocab_size=tokenizer.vocab_size, special=special)
     like = jax.eval_shape(model.init, jax.random.key(0))
-    data = _bytes_of(folder / WEIGHTS)
-    refuse_other_bytes(folder / WEIGHTS, hashlib.sha256(data).hexdigest())
-    tensors = _tensors_of(folder / WEIGHTS, data)
+    refuse_other_bytes(folder / WEIGHTS, _sha256_of(folder / WEIGHTS))
+    tensors = read_tensors(folder / WEIGHTS)
     params, diff = from_format(tensors, "msfl", config, like, parts=parts)
     missing = sorted({row.name for row in rows("msfl", shapes(like)) if part_of(row.path)[0] in parts} - tensors.keys())
     if diff or missing:
@@ -138,7 +137,12 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
     Raises:
       CheckpointError: there is none that can be read.
     """
-    return _tensors_of(file, _bytes_of(file))
+    try:
+        return load_file(file)  # maps the file: bytes in memory would be one copy more
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    except Exception as error:  # safetensors has an exception of its own for each kind of damage
+        raise CheckpointError(f"{file}: no safetensors file ({type(error).__name__})") from None
 
 
 def write_tensors(file: Path, tensors: Mapping[str, np.ndarray], *, beside: Mapping[str, Any] | None = None) -> None:
@@ -158,15 +162,12 @@ def _tokenizer_of(folder: Path, config: Config) -> ReportTokenizer:
     return tokenizer
 
 
-def _bytes_of(file: Path) -> bytes:
+def _sha256_of(file: Path) -> str:
     try:
-        return file.read_bytes()
+        return file_hash(file)
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
+        raise _unreadable(file, error) from None
 
 
-def _tensors_of(file: Path, data: bytes) -> dict[str, np.ndarray]:
-    try:
-        return load(data)
-    except Exception as error:  # safetensors has an exception of its own for each kind of damage
-        raise CheckpointError(f"{file}: no safetensors file ({type(error).__name__})") from None
+def _unreadable(file: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{file}: cannot be read ({error.strerror or type(error).__name__})")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.tables import file_hash
 
 MANIFEST = "manifest.json"
 _LISTED = 5  # names in an error, at most
-_CHUNK = 1 << 20
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -97,11 +97,7 @@ def _entry(file: Path) -> dict[str, Any]:
     """Size and hash of a file; those of a link are no export's."""
     if not file.is_file() or file.is_symlink():
         return {"bytes": -1, "sha256": ""}
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": file_hash(file)}
 
 
 def _is_manifest(file: Path) -> bool:

@@ -11,7 +11,7 @@ from msfl_jax.results.files import save_figure
 from msfl_jax.results.own_results import Result
 from msfl_jax.results.paper_tables import Pool, findings_text, number_text, summarise_seeds
 from msfl_jax.results.pooling import pooled_gain
-from msfl_jax.results.tables import MISSING, format_table, interval, number
+from msfl_jax.results.tables import MISSING, format_table, interval, number, seeds_text
 from msfl_jax.tasks.outcome import Outcome
 
 DPI = 200
@@ -70,7 +70,7 @@ class Advantage:
         significant = "" if self.gain.low <= 0 <= self.gain.high else ", which leaves out 0"
         return (
             f"{name}: mean AUC {number(self.gain.value, 3)}, 95 % interval {interval(self.gain, 3)}{significant} "
-            f"({self.seeds} seeds, {self.images:,} images of {self.patients:,} patients, paired)"
+            f"({seeds_text(self.seeds)}, {self.images:,} images of {self.patients:,} patients, paired)"
         )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from input_pipeline.errors import UserError
-from input_pipeline.leaks import compare_builds, refuse_shared
+from input_pipeline.leaks import common_origin, compare_builds, refuse_shared
 from input_pipeline.manifest import Manifest, read_manifest
 from input_pipeline.splits import TEST_CLEAN
 from msfl_jax.finetune_config import FinetuneConfig
@@ -112,6 +112,9 @@ def _caveats(trained: Training, manifest: Manifest, directory: Path, split: str,
         found.append(f"{split} holds the test images that no other split has")
     unknown = f"not checked: whether it was {trained.verb} on these patients"
     build = _build_of(trained)
+    dataset = trained.data.dataset if trained.data else build.dataset if build else ""
+    if origin := common_origin(dataset, manifest.dataset):
+        found.append(f"{unknown}; {origin}")
     if build == manifest or _holds(manifest, trained):
         seen = manifest.split_of(split) == manifest.split_of(trained.split)
         return [*found, f"these are the images that it was {trained.verb} on"] if seen else found

@@ -30,7 +30,9 @@ NOT_HASHED = (
     "zero_shot.in_loop",
     "zero_shot.directory",
 )
-NOT_HASHED += ("retrieval", "probe", "train.microbatches", "objective.local_alignment.exchange", "model.attention")
+NOT_HASHED += ("retrieval", "probe", "train.microbatches", "model.attention", "mesh.shard_moments")
+NOT_HASHED += ("text.length_buckets",)
+NOT_HASHED += ("objective.global_alignment.exchange", "objective.local_alignment.exchange")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,11 @@ class ImageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """How reports are masked and pooled."""
+    """How reports are masked and pooled.
+
+    `length_buckets`, as "64:0.5,96:0.3", reads the shortest half of a device's reports at 64 tokens, the next three in ten at 96 and the others at
+    `model.text.max_tokens`, which changes nothing that is computed.
+    """
 
     passes: Literal["two", "shared"]
     mask_rate: float
@@ -116,6 +122,13 @@ class TextConfig:
     sentence_pool: Literal["mean", "sum", "separate"]
     subset_probability: float
     max_sentences: int
+    length_buckets: str = ""
+
+    @property
+    def buckets(self) -> tuple[tuple[int, float], ...]:
+        """(tokens, share of the rows) of each length below the largest, as the rules of configurations have let them pass."""
+        pairs = [word.split(":") for word in self.length_buckets.split(",") if word]
+        return tuple((int(tokens), float(share)) for tokens, share in pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +142,12 @@ class RegionsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GlobalAlignmentConfig:
-    """Options of eq. 1."""
+    """Options of eq. 1; `exchange` is how report embeddings reach other devices, which changes nothing that is computed ("xla" leaves it to XLA)."""
 
     direction: Direction
     temperature: float
     learn_temperature: bool
+    exchange: Literal["xla", "gather", "ring"] = "xla"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +253,15 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 takes what is left, for one axis at most."""
+    """Devices along each mesh axis; -1 takes what is left, for one axis at most.
+
+    `shard_moments` splits the optimizer's moments over data as well, which changes nothing that is computed.
+    """
 
     data: int
     fsdp: int
     tensor: int
+    shard_moments: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What the types of a configuration cannot say: ranges of single values, and values that must fit each other."""
 
+import itertools
 import math
 import operator
 import re
@@ -160,9 +161,22 @@ def _choices(config: Any) -> Iterator[Rule]:
     local = config.objective.local_alignment
     known = re.fullmatch(r"global|group\([1-9][0-9]{0,8}\)", local.negatives)
     yield bool(known), "objective.local_alignment.negatives", "global, or group(N) of N rows"
+    yield from _buckets(config)
     fits = local.negatives == "global" or config.data.batch_size % local.group == 0
     yield fits, "objective.local_alignment.negatives", f"groups that divide data.batch_size, {config.data.batch_size}"
     yield from of_runs(config)
+
+
+def _buckets(config: Any) -> Iterator[Rule]:
+    """Lengths below the largest, in rising order, each with a share of the rows."""
+    form, most = r"([1-9][0-9]{0,5}:(0?\.[0-9]+)(,|$))*", config.model.text.max_tokens
+    expected = (
+        f"TOKENS:SHARE,... with lengths from 3 to {most - 1} in rising order and shares that add up to less than 1"
+    )
+    fits = re.fullmatch(form, config.text.length_buckets) and not config.text.length_buckets.endswith(",")
+    lengths, shares = zip(*config.text.buckets, strict=True) if fits and config.text.buckets else ((), ())
+    rising = all(low < high for low, high in itertools.pairwise((2, *lengths, most)))
+    yield bool(fits) and rising and sum(shares) < 1 and all(shares), "text.length_buckets", expected
 
 
 def of_runs(config: Any) -> Iterator[Rule]:

@@ -51,6 +51,7 @@ def finetuning(name: str, arg: str, recipes: Mapping[int, Recipe], mrm: Mapping[
     config.mesh.data = -1  # (ours) replicas; -1 takes all devices that are left
     config.mesh.fsdp = 1  # (ours) devices over which parameters are sharded
     config.mesh.tensor = 1  # (ours) devices over which single matrices are split
+    config.mesh.shard_moments = False  # (ours) moments over data as well
     return config
 
 

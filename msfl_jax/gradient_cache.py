@@ -42,7 +42,7 @@ def value_and_grad(
       ((loss, metrics), gradients), which differ from those of the whole batch by rounding alone.
     """
     masks = model.draw_masks(batch, keys)
-    parts = jax.tree.map(partial(_split, microbatches=microbatches), (dict(batch), masks))
+    parts = jax.tree.map(partial(split, microbatches=microbatches), (dict(batch), masks))
 
     def embed(part: tuple[Batch, Masks]) -> tuple[Embeddings, Array]:
         features = model.features_behind(params, *part, reconstruct=False)
@@ -56,10 +56,16 @@ def value_and_grad(
         return objective.across_studies(params, features, study_key, keys.negatives, model=model, weights=weights)
 
     (value, metrics), (gradients, cached) = jax.value_and_grad(across, argnums=(0, 1), has_aux=True)(params, embeddings)
-    cached = jax.tree.map(partial(_split, microbatches=microbatches), cached)
+    cached = jax.tree.map(partial(split, microbatches=microbatches), cached)
     within, more, gradients = _second_pass(params, parts, masks, cached, gradients, model, weights)
     value = value + within
     return (value, metrics | more | {"loss/total": objective.per_batch(value)}), gradients
+
+
+def split(rows: Array, microbatches: int) -> Array:
+    """Rows [B, ...] as [microbatches, b, ...]: of each device's rows one part to each microbatch, so that nothing moves between devices."""
+    parts = rows.reshape(devices_along(BATCH_AXES), microbatches, -1, *rows.shape[1:]).swapaxes(0, 1)
+    return _placed(parts.reshape(microbatches, -1, *rows.shape[1:]), PartitionSpec(None, BATCH_AXES))
 
 
 def _second_pass(
@@ -89,14 +95,8 @@ def _embeddings(features: Features) -> Embeddings:
     return Embeddings(*(getattr(features, name) for name in Embeddings._fields))
 
 
-def _split(rows: Array, microbatches: int) -> Array:
-    """Rows [B, ...] as [microbatches, b, ...]: of each device's rows one part to each microbatch, so that nothing moves between devices."""
-    parts = rows.reshape(devices_along(BATCH_AXES), microbatches, -1, *rows.shape[1:]).swapaxes(0, 1)
-    return _placed(parts.reshape(microbatches, -1, *rows.shape[1:]), PartitionSpec(None, BATCH_AXES))
-
-
 def _join(parts: Array) -> Array:
-    """The inverse of `_split`."""
+    """The inverse of `split`."""
     rows = parts.reshape(len(parts), devices_along(BATCH_AXES), -1, *parts.shape[2:]).swapaxes(0, 1)
     return _placed(rows.reshape(-1, *parts.shape[2:]), PartitionSpec(BATCH_AXES))
 

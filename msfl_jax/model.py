@@ -9,6 +9,7 @@
 import dataclasses
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt8
 from msfl_jax import encoders, heads, model_rules
 from msfl_jax.config import Config
 from msfl_jax.encoders import TRAINED_HERE, BlockSpec, PatchMasking, SpecialTokens, TokenMasking, VisionTokens
+from msfl_jax.parallel.mesh import BATCH_AXES, devices_along
 from msfl_jax.vectors import unit
 
 Params = Mapping[str, Any]
@@ -340,9 +342,11 @@ class Model:
         self, params: Params, token_ids: Array, masking: TokenMasking, reconstruct: bool
     ) -> tuple[Any, Any]:
         """States for alignment, and states of the masked pass, None if there is none."""
+        where = {"buckets": self.config.text.buckets, "parts": devices_along(BATCH_AXES)}
+        read = partial(encoders.read_by_length, partial(self._read, params), **where)
         shared = self.config.text.passes == "shared"
-        masked = self._read(params, masking.token_ids) if shared or reconstruct else None
-        return masked if shared else self._read(params, token_ids), masked
+        masked = read(masking.token_ids) if shared or reconstruct else None
+        return masked if shared else read(token_ids), masked
 
     def _project_report(
         self, params: Params, states: Array, token_ids: Array, sentence_ids: Array

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Key, UInt32
 from msfl_jax import losses
 from msfl_jax.config import Config, ObjectiveConfig
 from msfl_jax.model import Features, Keys, Model
+from msfl_jax.parallel.global_alignment import global_alignment
 from msfl_jax.parallel.local_alignment import local_alignment
 from msfl_jax.vectors import unit
 
@@ -117,7 +119,10 @@ def within_studies(
 
 def _global(features: Features, same_study: Bool[Array, "B B"], objective: ObjectiveConfig, metrics: Metrics) -> Array:
     options = objective.global_alignment
-    loss = _reduced(options.direction, objective.reduction) * losses.global_alignment(
+    alignment = losses.global_alignment
+    if options.exchange != "xla":
+        alignment = partial(global_alignment, exchange=options.exchange)
+    loss = _reduced(options.direction, objective.reduction) * alignment(
         features.image_embedding,
         features.report_embedding,
         temperature=features.temperature,

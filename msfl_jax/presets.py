@@ -141,6 +141,7 @@ def pretraining(name: str, sizes: ConfigDict) -> ConfigDict:
     config.mesh.data = -1  # (ours) replicas; -1 takes all devices that are left
     config.mesh.fsdp = 1  # (ours) devices over which parameters are sharded
     config.mesh.tensor = 1  # (ours) devices over which heads and MLPs are sharded
+    config.mesh.shard_moments = False  # (ours) the optimizer's moments over data as well, where parameters are whole
     config.zero_shot = ConfigDict()
     config.zero_shot.rule = "cosine"  # (ours) unit prompts, averaged, positive minus negative; "maco", "chexzero", "gloria" are the siblings'
     config.zero_shot.prompts = "chexpert"  # (ours) a shipped prompt set or a JSON file
@@ -216,6 +217,7 @@ def _text() -> ConfigDict:
     )
     text.subset_probability = 0.5  # (MaCo) share of reports of which a random subset of sentences is shown
     text.max_sentences = 16  # (ours) units per report; 99 % of MIMIC has fewer
+    text.length_buckets = ""  # (ours) "64:0.5" reads the shortest half of a device's reports at 64 tokens
     return text
 
 
@@ -230,6 +232,7 @@ def _objective() -> ConfigDict:
     objective.global_alignment.direction = "symmetric"  # (MaCo) eq. 1 prints image_to_report
     objective.global_alignment.temperature = 0.07  # (CLIP) MaCo .03
     objective.global_alignment.learn_temperature = True  # (MaCo) clamped to at least .01
+    objective.global_alignment.exchange = "xla"  # (ours) over devices; "gather" and "ring" move report embeddings alone
     objective.local_alignment = ConfigDict()
     objective.local_alignment.attention = "gloria"  # (GLoRIA) the siblings' code; "regions" is what the papers print
     objective.local_alignment.region_scale = 4.0  # (GLoRIA)

@@ -77,14 +77,18 @@ def test_how_the_same_numbers_are_computed_does_not_make_another_experiment():
     """The hashes of runs begun before these keys existed."""
     for name, expected in (("demo", "fa51e783bb421479"), ("mimic_vit_b16:global,local", "70a6a5410a256664")):
         values = to_dict(load_config(name))
-        del values["train"]["microbatches"], values["model"]["attention"]
-        del values["objective"]["local_alignment"]["exchange"]
+        del values["train"]["microbatches"], values["model"]["attention"], values["mesh"]["shard_moments"]
+        del values["text"]["length_buckets"]
+        del values["objective"]["local_alignment"]["exchange"], values["objective"]["global_alignment"]["exchange"]
         assert config_hash(from_config_dict(values)) == expected
     words = (
         "train.microbatches=4",
         "objective.local_alignment.exchange=ring",
         "model.attention=cudnn",
         "model.remat=dots",
+        "objective.global_alignment.exchange=ring",
+        "text.length_buckets=20:0.5",
+        "mesh.shard_moments=True",
     )
     assert config_hash(load_config("demo", [f"--config.{word}" for word in words])) == "fa51e783bb421479"
     negatives = "--config.objective.local_alignment.negatives=group(8)"
@@ -121,6 +125,12 @@ def test_a_configuration_without_the_later_keys_is_refused_by_name():
         ("demo", "--config.objective.local_alignment.negatives=group(5)", ["group(5)", "divide data.batch_size, 32"]),
         ("demo", "--config.train.microbatches=0", ["train.microbatches", "at least 1"]),
         ("demo", "--config.model.attention=cudn", ["model.attention", "'cudn'", "cudnn"]),
+        ("demo", "--config.text.length_buckets=20", ["text.length_buckets", "TOKENS:SHARE,..."]),
+        ("demo", "--config.text.length_buckets=20:1.5", ["text.length_buckets", "TOKENS:SHARE,..."]),
+        ("demo", "--config.text.length_buckets=20:0.5,", ["text.length_buckets", "TOKENS:SHARE,..."]),
+        ("demo", "--config.text.length_buckets=20:0.2,10:0.2", ["text.length_buckets", "in rising order"]),
+        ("demo", "--config.text.length_buckets=900:0.5", ["text.length_buckets", "lengths from 3 to"]),
+        ("demo", "--config.text.length_buckets=10:0.5,20:0.5", ["text.length_buckets", "add up to less than 1"]),
         ("demo", "--config.model.vision.patch_size=0", ["patch_size", "at least 1"]),
         ("demo", "--config.model.text.heads=0", ["text.heads", "at least 1"]),
         ("demo", "--config.optimizer.peak_rate=nan", ["peak_rate", "at least 0"]),

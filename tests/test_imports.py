@@ -27,11 +27,11 @@ ALLOWED = {
     "metrics": set(),
     "heads": {"encoders"},
     "model_rules": {"config", "encoders"},
-    "model": {"config", "encoders", "heads", "model_rules", "vectors"},
+    "model": {"config", "encoders", "heads", "model_rules", "parallel", "vectors"},
     "classifier": {"config", "encoders", "model"},
     "objective": {"config", "losses", "model", "parallel", "vectors"},
     "gradient_cache": {"model", "objective", "parallel"},
-    "parallel": {"config", "losses"},
+    "parallel": {"config", "losses", "vectors"},
     "export": {"classifier", "config", "config_init", "encoders", "heads", "metrics", "model", "tasks", "train"},
     "train": {
         *("config", "config_init", "encoders", "finetune_config", "gradient_cache", "model", "objective", "parallel"),

@@ -1,6 +1,7 @@
 """Pure functional encoders (Flax Linen): arrays in, arrays out, parameters in a plain nested dictionary."""
 
 from msfl_jax.encoders.layers import BlockSpec, stack_layers, unstack_layers
+from msfl_jax.encoders.length_buckets import Buckets, read_by_length, useful_tokens
 from msfl_jax.encoders.patches import (
     PatchMasking,
     count_visible,
@@ -23,6 +24,7 @@ from msfl_jax.encoders.vision import VisionTokens, VisionTransformer
 __all__ = [
     "TRAINED_HERE",
     "BlockSpec",
+    "Buckets",
     "Masks",
     "PatchMasking",
     "PixelDecoder",
@@ -43,6 +45,7 @@ __all__ = [
     "pool_report",
     "pool_sentences",
     "random_masking",
+    "read_by_length",
     "separate_sentences",
     "shrink",
     "sincos_positions",
@@ -50,5 +53,6 @@ __all__ = [
     "stack_layers",
     "take",
     "unstack_layers",
+    "useful_tokens",
     "window_mask",
 ]

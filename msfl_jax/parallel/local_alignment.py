@@ -1,32 +1,14 @@
-"""Local alignment over the devices of a mesh: each keeps the rows of its own images, sentences travel, patches never do.
+"""Local alignment over the devices of a mesh: each keeps the regions of its own images, sentences travel, patches never do.
 
-A report's sentences are a twelfth to a twenty-fifth of what its image has in patches, so sentences are what is exchanged: gathered once ("gather"),
-or passed on from device to device ("ring"), which never holds those of the global batch. Nor are the [B, B] scores gathered: a device normalises its
-rows alone, and columns by a maximum and a sum over devices.
+A report's sentences are a twelfth to a twenty-fifth of what its image has in patches.
 """
 
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from msfl_jax import losses
-from msfl_jax.parallel.collectives import Devices, Scores, gathered_scores, ring_scores
-from msfl_jax.parallel.mesh import AXES, BATCH_AXES, devices_along
-
-Exchange = Literal["gather", "ring"]
-
-
-class _Rows(NamedTuple):
-    """What lies row by row over the devices; a row of `same_study` has the columns of its own group, N of them."""
-
-    regions: Float[Array, "b P E"]
-    sentences: Float[Array, "b S E"]
-    mask: Bool[Array, "b S"]
-    same_study: Bool[Array, "b N"]
+from msfl_jax.parallel.contrast import Exchange, contrast
 
 
 def local_alignment(
@@ -45,93 +27,18 @@ def local_alignment(
 
     Args:
       regions, sentences, sentence_mask, same_study, logit_scale, direction: as in `losses.local_alignment`.
-      group: so many consecutive rows are each other's only negatives; all rows are where None.
-      exchange: how sentences reach other devices.
+      group, exchange: as in `contrast`.
       **form: the other options of `losses.local_scores`.
 
     Returns:
-      The mean over the batch in nats: the same on any mesh, and the mean over groups of what each alone would give. Where neither a device has
-      whole groups nor a group whole devices, it is computed in the global view, and XLA decides what travels.
+      The mean over the batch in nats: the same on any mesh, and the mean over groups of what each alone would give.
 
     Raises:
       ValueError: groups do not divide the batch.
     """
-    batch = len(regions)
-    group = batch if group is None else group
-    if group < 1 or batch % group:
-        raise ValueError(f"groups of {group} negatives; expected a divisor of the batch size {batch}")
-    axes, devices = _row_axes(batch, group)
-    if same_study is None:
-        same_study = jnp.zeros((batch, batch), bool)
-    rows = _Rows(regions, sentences, sentence_mask, _own_columns(same_study, group))
-    scores = partial(losses.local_scores, **form)
-    if batch // devices % group == 0:
-        total = partial(_of_own_groups, scores, group, logit_scale, direction)
-    else:
-        team = Devices(axes, devices, group * devices // batch)
-        total = partial(_of_shared_groups, scores, team, exchange, logit_scale, direction)
-    if devices == 1:
-        return total(rows) / batch
 
-    def over_devices(rows: _Rows) -> Array:
-        return jax.lax.psum(total(rows), axes)
+    def logits(regions: Array, sentences: Array, mask: Array) -> Array:
+        return logit_scale * losses.local_scores(regions, sentences, mask, **form)
 
-    by_row = PartitionSpec(axes)
-    # Sums over devices are the same everywhere, which JAX cannot see through the backward pass written by hand.
-    return jax.shard_map(over_devices, in_specs=by_row, out_specs=PartitionSpec(), check_vma=False)(rows) / batch
-
-
-def _row_axes(batch: int, group: int) -> tuple[tuple[str, ...], int]:
-    """The mesh axes that rows are laid over, and the devices along them: all axes, or those of the batch, where rows and groups fit."""
-    for axes in (AXES, BATCH_AXES):
-        devices = devices_along(axes)
-        rows, left = divmod(batch, devices)
-        if not left and (rows % group == 0 or group % rows == 0):
-            return axes, devices
-    return (), 1
-
-
-def _own_columns(matrix: Bool[Array, "B B"], group: int) -> Bool[Array, "B N"]:
-    """Of each row the columns of its own group."""
-    groups = len(matrix) // group
-    blocks = matrix.reshape(groups, group, groups, group)
-    own = jax.vmap(lambda rows, index: jax.lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False))
-    return own(blocks, jnp.arange(groups)).reshape(-1, group)
-
-
-def _of_own_groups(
-    scores: Scores, group: int, logit_scale: float, direction: losses.Direction, rows: _Rows
-) -> Float[Array, ""]:
-    """The sum over rows where no group leaves the device."""
-
-    def mean(rows: _Rows) -> Array:
-        logits = logit_scale * scores(rows.regions, rows.sentences, rows.mask)
-        return losses.contrast(logits, direction, rows.same_study)
-
-    groups = jax.tree.map(lambda rows: rows.reshape(-1, group, *rows.shape[1:]), rows)
-    return group * jnp.sum(jax.lax.map(mean, groups))
-
-
-def _of_shared_groups(
-    scores: Scores,
-    team: Devices,
-    exchange: Exchange,
-    logit_scale: float,
-    direction: losses.Direction,
-    rows: _Rows,
-) -> Float[Array, ""]:
-    """The sum over this device's rows and columns where groups consist of several devices."""
-    exchanged = ring_scores if exchange == "ring" else gathered_scores
-    logits = logit_scale * exchanged(scores, team, rows.regions, rows.sentences, rows.mask)
-    count, width = logits.shape
-    first = team.rank() * count
-    matched = jnp.arange(width) == first + jnp.arange(count)[:, None]
-    logits = jnp.where(rows.same_study & ~matched, -jnp.inf, logits)
-    positive = jnp.sum(jnp.where(matched, logits, 0), axis=1)
-    by_image = jax.nn.logsumexp(logits, axis=1) - positive
-    by_report = jax.lax.dynamic_slice_in_dim(team.logsumexp(logits), first, count) - positive
-    return {
-        "image_to_report": by_image.sum(),
-        "report_to_image": by_report.sum(),
-        "symmetric": (by_image + by_report).sum() / 2,
-    }[direction]
+    options: dict[str, Any] = {"same_study": same_study, "group": group, "exchange": exchange, "direction": direction}
+    return contrast(logits, regions, sentences, sentence_mask, **options)

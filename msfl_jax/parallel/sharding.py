@@ -10,6 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # A tensor of fewer elements costs more to gather than it saves: 2^18 float32 are 1 MiB.
 FSDP_THRESHOLD = 2**18
 
+MOMENTS = re.compile(r"(^|/)opt_state/")
+
 # The axis that goes over `tensor`, counted from the end, so that layers stacked by a scan, which have one axis more in front, need no rule of their
 # own. Heads and hidden units are split where they are made and joined where they are consumed: one sum over devices per block (Megatron-LM).
 TENSOR_RULES: tuple[tuple[str, int], ...] = (
@@ -20,7 +22,7 @@ TENSOR_RULES: tuple[tuple[str, int], ...] = (
 )
 
 
-def shardings(tree: Any, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD) -> Any:
+def shardings(tree: Any, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD, shard_moments: bool = False) -> Any:
     """A NamedSharding for every leaf, scalars and moments included.
 
     Moments end in the name of their parameter, so the same patterns find them. A leaf without a sharding would lie on one device and stop the first
@@ -30,27 +32,36 @@ def shardings(tree: Any, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD) -> Any:
       tree: arrays or shapes: parameters, or a state that holds them.
       mesh: has the axes `fsdp` and `tensor`.
       threshold: elements from which a tensor is sharded over fsdp.
+      shard_moments: shards what lies below `opt_state` over data as well (ZeRO, stage 1): each replica then updates its own part of a parameter.
     """
+    options = {"threshold": threshold, "shard_moments": shard_moments}
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh, threshold=threshold)), tree
+        lambda path, leaf: NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh, **options)), tree
     )
 
 
-def sharded_shapes(tree: Any, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD) -> Any:
+def sharded_shapes(tree: Any, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD, shard_moments: bool = False) -> Any:
     """The shapes and dtypes of a tree with the `shardings` of its leaves: what a checkpoint is restored into."""
-    placed = shardings(tree, mesh, threshold=threshold)
+    placed = shardings(tree, mesh, threshold=threshold, shard_moments=shard_moments)
     return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, placed)
 
 
-def partition(name: str, shape: tuple[int, ...], mesh: Mesh, *, threshold: int = FSDP_THRESHOLD) -> PartitionSpec:
-    """Mesh axes of one parameter: `tensor` where a rule matches its name, then `fsdp` on the largest axis that is free and divides evenly."""
+def partition(
+    name: str, shape: tuple[int, ...], mesh: Mesh, *, threshold: int = FSDP_THRESHOLD, shard_moments: bool = False
+) -> PartitionSpec:
+    """Mesh axes of one parameter or moment: `tensor` where a rule matches its name, then `fsdp` on the largest axis that is free and divides evenly.
+
+    With `shard_moments`, a moment has `data` on the largest axis that is still free.
+    """
     axes: list[str | None] = [None] * len(shape)
     for pattern, axis in TENSOR_RULES:
         if re.search(pattern, name) and _fits(shape[axis], mesh, "tensor"):
             axes[axis] = "tensor"
-    free = [axis for axis, size in enumerate(shape) if axes[axis] is None and _fits(size, mesh, "fsdp")]
-    if free and math.prod(shape) >= threshold:
-        axes[max(free, key=lambda axis: shape[axis])] = "fsdp"
+    split = ("fsdp", "data") if shard_moments and MOMENTS.search(name) else ("fsdp",)
+    for mesh_axis in split if math.prod(shape) >= threshold else ():
+        free = [axis for axis, size in enumerate(shape) if axes[axis] is None and _fits(size, mesh, mesh_axis)]
+        if free:
+            axes[max(free, key=lambda axis: shape[axis])] = mesh_axis
     return PartitionSpec(*axes)
 
 

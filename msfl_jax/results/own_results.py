@@ -29,6 +29,7 @@ _NOT_THE_MODEL = frozenset(
     {
         *("seed", "directory", "tokenizer", "workers", "mesh", "test", "zero_shot", "grounding"),
         *("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"),
+        *("microbatches", "exchange", "length_buckets"),
     }
 )
 # Of fine-tuning, what the siblings' recipes choose anew for each data set and share of the labels: the same row, though never the same mean.

@@ -261,7 +261,7 @@ def _first_state(run: _Run, checkpoints: Checkpoints, may_change: Sequence[str])
         return TrainState(jnp.int32(0), params, run.task.optimizer.init(params), jnp.int32(0))
 
     shapes = jax.eval_shape(initial, run.task.params)
-    placed = shardings(shapes, run.mesh)
+    placed = shardings(shapes, run.mesh, shard_moments=run.config.mesh.shard_moments)
     like = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed)
     if checkpoints.steps:
         refuse_other_config(run.config, run.workdir, may_change=may_change)

@@ -4,6 +4,7 @@ A multiply-add counts 2, training 3 times the forward pass, and only products of
 layers once, so it must not be used.
 """
 
+import dataclasses
 import math
 
 from msfl_jax.config import Config, PixelDecoderSize, TextSize, VisionSize
@@ -108,10 +109,19 @@ def _report_flops(config: Config, vocab_size: int) -> float:
     """Forward FLOPs of the report passes and the masked-language head."""
     text, model = config.model.text, config.model
     modeled = bool(config.objective.lambda_modality)
-    total = text_flops(text) * (2 if modeled and config.text.passes == "two" else 1)
+    total = _reading_flops(config) * (2 if modeled and config.text.passes == "two" else 1)
     if modeled:
         total += mlm_head_flops(text, vocab_size, predicted=math.ceil(config.text.mask_rate * text.max_tokens))
     return total + 2.0 * text.width * (_sentences(config) * model.region_width + model.embedding_width)
+
+
+def _reading_flops(config: Config) -> float:
+    """Forward FLOPs of one pass over the mean report: at the lengths that reports are grouped by."""
+    text, buckets = config.model.text, config.text.buckets
+    shares = (*(share for _, share in buckets), 1.0 - sum(share for _, share in buckets))
+    lengths = (*(tokens for tokens, _ in buckets), text.max_tokens)
+    sizes = [dataclasses.replace(text, max_tokens=tokens) for tokens in lengths]
+    return sum(share * text_flops(size) for share, size in zip(shares, sizes, strict=True))
 
 
 def _alignment_flops(config: Config) -> float:

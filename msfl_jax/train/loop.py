@@ -50,7 +50,8 @@ MAY_CHANGE = (
         "train.evaluate_every",
         "train.max_skipped_steps",
     ),
-    *("train.microbatches", "objective.local_alignment.exchange", "model.attention"),
+    *("train.microbatches", "model.attention", "text.length_buckets"),
+    *("objective.global_alignment.exchange", "objective.local_alignment.exchange"),
 )
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
@@ -268,7 +269,8 @@ def first_state(
       UserError: the configuration names weights and nothing reads them.
       CheckpointError: see `pretrain`.
     """
-    like = abstract_state(run.model, run.optimizer, run.mesh)
+    shard_moments = run.config.mesh.shard_moments
+    like = abstract_state(run.model, run.optimizer, run.mesh, shard_moments=shard_moments)
     if checkpoints.steps:
         refuse_other_config(run.config, run.workdir)
     if restored := checkpoints.restore(like):
@@ -280,7 +282,7 @@ def first_state(
             "config: 'init_from' names weights; expected `msfl pretrain` without --init-from, which reads them"
         )
     imported, caveats = initial(like.params) if initial and run.config.init_from else ({}, ())
-    state = create_state(run.model, run.optimizer, run.config.seed, run.mesh)
+    state = create_state(run.model, run.optimizer, run.config.seed, run.mesh, shard_moments=shard_moments)
     if init_from is None:
         return dataclasses.replace(state, params=place_imported(state.params, imported)), Inherited(caveats)
     params, meta = restore_parameters(init_from, like.params)

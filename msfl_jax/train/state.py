@@ -33,7 +33,13 @@ class TrainState:
 
 
 def create_state(
-    model: Model, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    *,
+    threshold: int = FSDP_THRESHOLD,
+    shard_moments: bool = False,
 ) -> TrainState:
     """The state before the first step; each device computes only its own shards.
 
@@ -42,19 +48,24 @@ def create_state(
       optimizer: gives the shapes of the moments.
       seed: of the initial parameters.
       mesh: where the state lies.
-      threshold: elements from which a tensor is sharded over fsdp.
+      threshold, shard_moments: as in `shardings`.
     """
     initial = _initializer(model, optimizer, seed)
-    placed = shardings(jax.eval_shape(initial), mesh, threshold=threshold)
+    placed = shardings(jax.eval_shape(initial), mesh, threshold=threshold, shard_moments=shard_moments)
     return jax.jit(initial, out_shardings=placed)()
 
 
 def abstract_state(
-    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, *, threshold: int = FSDP_THRESHOLD
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    threshold: int = FSDP_THRESHOLD,
+    shard_moments: bool = False,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without computing it: what a checkpoint is restored into."""
     shapes = jax.eval_shape(_initializer(model, optimizer, seed=0))
-    return sharded_shapes(shapes, mesh, threshold=threshold)
+    return sharded_shapes(shapes, mesh, threshold=threshold, shard_moments=shard_moments)
 
 
 def place_imported(params: Any, found: Mapping[str, Any]) -> Any:

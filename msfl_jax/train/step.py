@@ -9,12 +9,12 @@ import optax
 from clu import metrics as clu_metrics
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
-from msfl_jax import gradient_cache, objective
+from msfl_jax import encoders, gradient_cache, objective
 from msfl_jax.model import Keys, Model
 from msfl_jax.objective import Batch, Tally, Weights
-from msfl_jax.parallel.mesh import batch_sharding, replicated
+from msfl_jax.parallel.mesh import BATCH_AXES, batch_sharding, devices_along, replicated
 from msfl_jax.train.state import TrainState
 
 
@@ -99,7 +99,16 @@ def train_step(
     norm = optax.global_norm(gradients)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     state = apply_if_finite(state, gradients, finite, optimizer)
-    return state, collect(tallies | {"gradient_norm": Tally(norm, jnp.float32(1.0))}, finite, state.skipped)
+    useful = useful_tokens(batch["token_ids"], model.config.text.buckets, microbatches)
+    tallies |= {"gradient_norm": Tally(norm, jnp.float32(1.0)), "tokens/useful": useful}
+    return state, collect(tallies, finite, state.skipped)
+
+
+def useful_tokens(token_ids: Int[Array, "B T"], buckets: encoders.Buckets, microbatches: int) -> Tally:
+    """Tokens of reports over those that one pass over the global batch computes, padding included, on the mesh that is set."""
+    count = functools.partial(encoders.useful_tokens, buckets=buckets, parts=devices_along(BATCH_AXES))
+    useful, computed = jax.vmap(count)(gradient_cache.split(token_ids, microbatches))
+    return Tally(useful.sum(), computed.sum())
 
 
 def apply_if_finite(

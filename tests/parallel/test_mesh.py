@@ -52,3 +52,8 @@ def test_a_batch_lies_over_data_and_fsdp(mesh_of):
 
 def test_a_mesh_of_some_devices_leaves_the_others_alone():
     assert make_mesh(MeshConfig(-1, 1, 1), devices=jax.devices()[:2]).size == 2
+
+
+def test_parameters_are_shared_by_neighbouring_devices_so_that_a_machine_can_be_a_group(mesh_of):
+    replicas = [[device.id for device in replica.ravel()] for replica in mesh_of(2, 4).devices]
+    assert replicas == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -46,6 +46,25 @@ def test_a_mesh_of_replicas_shards_no_parameter(mesh_of):
     )
 
 
+@pytest.mark.parametrize(
+    ("shape", "name", "size", "spec"),
+    [
+        ((8, 1, 1), "text/word_embeddings/embedding", (61, 32), (None, "data")),
+        ((2, 4, 1), "text/blocks_1/mlp/kernel", (32, 128), ("data", "fsdp")),
+        ((2, 2, 2), "text/blocks/attn/key/kernel", (12, 32, 32), ("data", "fsdp", "tensor")),
+        ((2, 4, 1), "text/blocks_1/mlp/bias", (128,), ("fsdp",)),  # one axis: data would find nothing left
+        ((8, 1, 1), "text/odd/kernel", (7, 9), (None, None)),
+    ],
+)
+def test_moments_are_split_over_replicas_on_request_and_parameters_never(mesh_of, shape, name, size, spec):
+    mesh = mesh_of(*shape)
+    moment = partition(f"opt_state/0/mu/{name}", size, mesh, threshold=1, shard_moments=True)
+    assert moment == PartitionSpec(*spec)
+    parameter = partition(f"params/{name}", size, mesh, threshold=1, shard_moments=True)
+    assert parameter == partition(f"params/{name}", size, mesh, threshold=1)
+    assert "data" not in parameter
+
+
 def test_every_leaf_is_placed_and_moments_lie_with_their_parameter(mesh_of):
     params = {"vision": {"blocks_0": {"fc1": {"kernel": jnp.zeros((16, 64)), "bias": jnp.zeros(64)}}}}
     state = optax.adamw(optax.cosine_decay_schedule(1.0, 9)).init(params)

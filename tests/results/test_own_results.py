@@ -153,6 +153,9 @@ def test_where_and_how_a_run_computed_makes_it_no_other_model(run_directory, sav
         config = json.loads((run / "config.json").read_text())
         config["data"]["workers"] = workers
         config["mesh"] = {"data": workers}
+        config["train"] = {"microbatches": 1 + workers}
+        config["text"] = {"length_buckets": "20:0.5" if workers else ""}
+        config["objective"]["global_alignment"] = {"exchange": "ring" if workers else "xla"}
         (run / "config.json").write_text(json.dumps(config))
         save(run, "zero_shot", "rsna_pneumonia", {"mean_auc": (0.8, 0.7, 0.9)}, **ZERO_SHOT)
     one, other = find_results([run.parent])

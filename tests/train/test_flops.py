@@ -142,6 +142,16 @@ def test_each_pass_that_a_configuration_runs_is_counted(changed):
     assert flops_per_pair(shared, 30000) == pytest.approx(3 * (expected - vit_flops(B16) - text_flops(BERT6)), rel=1e-3)
 
 
+def test_reports_grouped_by_length_are_counted_at_the_lengths_of_their_groups(changed):
+    config = from_config_dict(presets.pretraining("b16", presets.vit_b16(report_layers=6)))
+    grouped = changed(config, text__length_buckets="32:0.5,64:0.25")
+    text = config.model.text
+    at = {tokens: text_flops(dataclasses.replace(text, max_tokens=tokens)) for tokens in (32, 64, text.max_tokens)}
+    saved = at[text.max_tokens] - (0.5 * at[32] + 0.25 * at[64] + 0.25 * at[text.max_tokens])
+    passes = 2  # one for alignment, one masked
+    assert flops_per_pair(config, 30000) - flops_per_pair(grouped, 30000) == pytest.approx(3 * passes * saved)
+
+
 def test_the_local_loss_grows_with_the_batch():
     """Gram form at 196 patches, 768 values, 17 units: forward 2PCBS + 2PPBS per pair, as much again twice for the backward pass."""
     config = from_config_dict(presets.pretraining("b16", presets.vit_b16()))

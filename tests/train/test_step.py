@@ -17,7 +17,7 @@ from msfl_jax.parallel.distributed import global_batch
 from msfl_jax.parallel.sharding import path_name
 from msfl_jax.train.optimizer import make_optimizer, updates_taken
 from msfl_jax.train.state import abstract_state, create_state
-from msfl_jax.train.step import jit_train_step, merge, readable
+from msfl_jax.train.step import jit_train_step, merge, readable, useful_tokens
 
 MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
 THRESHOLD = 64  # so that even this model is sharded
@@ -95,6 +95,16 @@ def named(tree):
     return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def assert_same(metrics, gradients, expected):
+    """Metrics and gradients as those of `one_step`, up to rounding."""
+    for name, metric in metrics.items():
+        assert_allclose(metric, expected[0][name], rtol=1e-5, atol=1e-5, err_msg=name)
+    for name, gradient in gradients.items():
+        # Sums of terms as large as a tensor's largest entry are rounded relative to those; a key bias has nothing but rounding.
+        scale = 1.0 if name.endswith("attn/key/bias") else np.abs(expected[1][name]).max()
+        assert_allclose(gradient, expected[1][name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+
+
 @pytest.mark.parametrize("shape", MESHES, ids=["data 8", "data 2 fsdp 4", "data 2 fsdp 2 tensor 2"])
 @pytest.mark.parametrize("kind", ["windowed", "paper"])
 def test_a_step_on_eight_devices_equals_one_device_in_every_loss_metric_and_gradient(one_step, kind, shape):
@@ -109,12 +119,7 @@ def test_a_step_on_eight_devices_equals_one_device_in_every_loss_metric_and_grad
     }
     assert {f"loss/{name}" for name in losses} <= metrics.keys()
     assert metrics.keys() == expected_metrics.keys()
-    for name, metric in metrics.items():
-        assert_allclose(metric, expected_metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
-    for name, gradient in gradients.items():
-        # Sums of terms as large as a tensor's largest entry are rounded relative to those; a key bias has nothing but rounding.
-        scale = 1.0 if name.endswith("attn/key/bias") else np.abs(expected_gradients[name]).max()
-        assert_allclose(gradient, expected_gradients[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+    assert_same(metrics, gradients, (expected_metrics, expected_gradients))
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=["data 8", "data 2 fsdp 4", "data 2 fsdp 2 tensor 2"])
@@ -127,11 +132,13 @@ def test_parameters_after_a_step_on_eight_devices_equal_one_device_except_key_bi
             assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_a_step_in_microbatches_with_sentences_around_the_ring_is_the_same_step(
+def test_a_step_in_microbatches_with_reports_around_the_ring_is_the_same_step(
     one_step, config, changed, mesh_of, random_batch
 ):
     local = dataclasses.replace(config.objective.local_alignment, exchange="ring")
-    parts, mesh = parts_of(changed(config, objective__local_alignment=local)), mesh_of(4)
+    whole = dataclasses.replace(config.objective.global_alignment, exchange="ring")
+    around = changed(config, objective__local_alignment=local, objective__global_alignment=whole)
+    parts, mesh = parts_of(around), mesh_of(4)
     with jax.set_mesh(mesh):
         state = create_state(parts["model"], parts["optimizer"], 0, mesh, threshold=THRESHOLD)
         state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
@@ -140,12 +147,45 @@ def test_a_step_in_microbatches_with_sentences_around_the_ring_is_the_same_step(
         text = step.lower(state, batch).compile().as_text()
         state, metrics = step(state, batch)
     assert "collective-permute" in text
-    expected_metrics, expected_gradients, _ = one_step("windowed", 1, 1, 1)
-    for name, metric in readable(metrics).items():
-        assert_allclose(metric, expected_metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
-    for name, gradient in named(state.opt_state[0].gradient).items():
-        scale = 1.0 if name.endswith("attn/key/bias") else np.abs(expected_gradients[name]).max()
-        assert_allclose(gradient, expected_gradients[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+    assert_same(readable(metrics), named(state.opt_state[0].gradient), one_step("windowed", 1, 1, 1))
+
+
+def test_a_step_with_split_moments_that_reads_short_reports_at_fewer_tokens_is_the_same_step(
+    one_step, config, changed, mesh_of, random_batch
+):
+    """Four devices: a quarter of the large moments on each, whole parameters, and half of its reports fit into 15 of 16 tokens."""
+    mesh, batch, options = mesh_of(4), random_batch(1), {"threshold": THRESHOLD, "shard_moments": True}
+    parts = parts_of(changed(config, text__length_buckets="15:0.5"))
+    with jax.set_mesh(mesh):
+        state = create_state(parts["model"], parts["optimizer"], 0, mesh, **options)
+        state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
+        state, metrics = jit_train_step(state, mesh, **parts)(state, global_batch(batch, mesh))
+    metrics, expected = readable(metrics), one_step("windowed", 1, 1, 1)
+    useful = (batch["token_ids"] != 0).sum() / batch["token_ids"].size
+    assert_allclose(metrics.pop("tokens/useful"), useful / (31 / 32), rtol=1e-6)
+    assert_allclose(expected[0]["tokens/useful"], useful, rtol=1e-6)
+    assert_same(metrics, named(state.opt_state[0].gradient), expected)
+    for name, value in named(state.params).items():
+        if not name.endswith("attn/key/bias"):
+            assert_allclose(value, expected[2][name], rtol=1e-5, atol=1e-5, err_msg=name)
+    moments = jax.tree.leaves(state.opt_state)
+    split = [leaf for leaf in moments if "data" in leaf.sharding.spec]
+    assert sum(leaf.size for leaf in split) > 0.9 * sum(leaf.size for leaf in moments)
+    assert all(4 * shard.data.size == leaf.size for leaf in split for shard in leaf.addressable_shards)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+    like = abstract_state(parts["model"], parts["optimizer"], mesh, **options)
+    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, shape: leaf.sharding == shape.sharding, state, like)))
+
+
+def test_useful_tokens_are_counted_as_each_microbatch_is_read(mesh_of):
+    """Of two devices with four reports of at most 16 tokens, two microbatches, and half of the rows read at 8 tokens where they fit."""
+    lengths = np.array([8, 12, 9, 9, 3, 16, 2, 4])
+    token_ids = jnp.asarray(np.arange(16) < lengths[:, None], jnp.int32)
+    with jax.set_mesh(mesh_of(2)):
+        apart, whole = (useful_tokens(token_ids, ((8, 0.5),), parts) for parts in (2, 1))
+    assert apart.total == whole.total == lengths.sum()
+    assert apart.count == 2 * (8 + 16) + 4 * 16, "the first reports of both devices fit, the others of the first do not"
+    assert whole.count == 8 * 16, "of the first device, the second shortest has 9"
 
 
 def test_every_leaf_of_the_state_has_the_sharding_it_is_restored_with(parts, mesh_of):

@@ -11,7 +11,7 @@ def get_config(arg: str = "") -> ConfigDict:
     For the published protocol, build with `--views all --uncertain published --blank absent` and the published lists.
 
     Args:
-      arg: percentage of the labels, 1, 10 or 100 (default), and options: "mrm", "probe", "scratch" (see configs/README.md).
+      arg: percentage of the labels, 1, 10 or 100 (default), and options: "mrm", "probe", "scratch", "imported" (see configs/README.md).
     """
     maco = {1: (2000, 50, 8e-4), 10: (60_000, 1500, 1e-4), 100: (200_000, 15_000, 1e-5)}
     mrm = {1: (2000, 150, 3e-3), 10: (60_000, 1500, 5e-4), 100: (200_000, 15_000, 5e-4)}

@@ -9,7 +9,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The tiny encoder at 64 px; rates and lengths chosen on validation images.
 
     Args:
-      arg: percentage of the labels, 1, 10 or 100 (default), and options: "probe", "scratch" (see configs/README.md).
+      arg: percentage of the labels, 1, 10 or 100 (default), and options: "probe", "scratch", "imported" (see configs/README.md).
     """
     recipes = {1: (60, 6, 3e-4), 10: (150, 15, 5e-4), 100: (300, 30, 1e-3)}
     config = finetune_presets.finetuning("finetune_demo", arg, recipes, recipes)

@@ -9,7 +9,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The siblings' recipe: mean of patch tokens, SGD, cosine, all weights trained.
 
     Args:
-      arg: percentage of the labels, 1, 10 or 100 (default), and options: "mrm", "probe", "scratch" (see configs/README.md).
+      arg: percentage of the labels, 1, 10 or 100 (default), and options: "mrm", "probe", "scratch", "imported" (see configs/README.md).
     """
     maco = {1: (2000, 50, 8.5e-3), 10: (30_000, 500, 3e-3), 100: (200_000, 5000, 3e-3)}
     mrm = {1: (3000, 50, 3e-2), 10: (30_000, 500, 3e-3), 100: (200_000, 5000, 3e-3)}

@@ -17,7 +17,6 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     config = presets.pretraining("mimic_vit_l16", presets.vit_l16())
     presets.select_objectives(config, arg)
-    config.model.remat = "dots"  # (ours) keeps the products of matrices, recomputes the rest
     config.data.batch_size = 4096  # (MaCo)
     config.optimizer.peak_rate = 1.5e-4  # (MAE) larger models want smaller steps
     config.train.steps = 2800  # (MaCo) 51 epochs

@@ -10,7 +10,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     Args:
       arg: percentage of the labels, 1, 10 or 100 (default), and options: "clean" or "as_published" (the lists the build must have), "scratch",
-        "linear" (see configs/README.md).
+        "imported", "linear" (see configs/README.md).
     """
     recipes = {1: (1000, 100, 5e-6, 50), 10: (5000, 100, 2e-5, 50), 100: (160_000, 1500, 1.5e-5, 500)}
     return segmentation_presets.segmenting("segment_siim", arg, recipes)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline import progress
 from input_pipeline.compact import Names
 from input_pipeline.errors import DataError
 from input_pipeline.scratch import Rows
@@ -105,7 +106,7 @@ def open_archive(path: Path, pattern: re.Pattern[str], prefixes: Sequence[str]) 
     """
     archives = [Archive(path, prefix) for prefix in prefixes]
     try:
-        for entry in _checked(path):
+        for entry in progress.counted(_checked(path), path.name, "members"):
             for archive in archives:
                 if entry.name.startswith(archive.prefix) and pattern.fullmatch(entry.name, len(archive.prefix)):
                     archive.members[archive.names.add(entry.name[len(archive.prefix) :])] = Member.of(entry)
@@ -119,14 +120,13 @@ def _checked(path: Path) -> Iterator[Entry]:
     hashes = array("q")  # of names, seeded anew in every process: equal ones of two names are as good as impossible
     total, packed, count, length = 0, 0, 0, path.stat().st_size
     for count, entry in enumerate(read_entries(path), 1):
+        if count > MAX_MEMBERS:
+            raise DataError(f"{path.name}: {count} members or more; expected at most {MAX_MEMBERS}")
         for fault in _faults(entry, length):
             raise DataError(f"{path.name}: member {count} {fault}; use the original file")
         hashes.append(hash(entry.name))
         total, packed = total + entry.size, packed + entry.packed
-        if count <= MAX_MEMBERS:
-            yield entry
-    if count > MAX_MEMBERS:
-        raise DataError(f"{path.name}: {count} members; expected at most {MAX_MEMBERS}")
+        yield entry
     if len(np.unique(np.frombuffer(hashes, np.int64))) < count:
         raise DataError(f"{path.name}: two members have one name; use the original file")
     if total > MAX_TOTAL_BYTES:

@@ -3,23 +3,24 @@
 import contextlib
 import dataclasses
 import fcntl
-import importlib.metadata
 import itertools
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.core import splits as tfds_splits
 
 from input_pipeline import images, records
+from input_pipeline.checksums import ABSENT
 from input_pipeline.compact import Part
-from input_pipeline.errors import DataError, RetryError, UserError
+from input_pipeline.errors import DataError, RetryError, UserError, written_to
 from input_pipeline.keys import Keyring, open_keyring
 from input_pipeline.manifest import (
     MANIFEST_NAME,
@@ -31,17 +32,17 @@ from input_pipeline.manifest import (
     write_manifest,
 )
 from input_pipeline.pool import run_tasks
-from input_pipeline.progress import Progress
-from input_pipeline.quarantine import leave_out
-from input_pipeline.shards import ShardResult, ShardTask, set_hash, write_shard
+from input_pipeline.progress import Progress, showing_counts
+from input_pipeline.quarantine import QUARANTINE_NAME, leave_out
+from input_pipeline.shards import ShardResult, ShardTask, quarantine_file, set_hash, write_shard
 from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, Scan, Source
 from input_pipeline.subsets import write_subsets
+from input_pipeline.versions import FEATURES, versions_of
 
 __all__ = ["Manifest", "build", "read_manifest"]
 
 _STATE = ".build"  # sidecars of finished shards, drafts, the lock
 _TRIED = 8  # first images of a split; those that are missing or damaged are counted later
-_VERSION = "1.1.0"  # of the record's features
 
 
 @dataclass(frozen=True)
@@ -91,38 +92,49 @@ def build(
     """
     _check_options(short_side, quality, workers, shard_records)
     out = out.absolute()
-    scan = _scan(source, quarantine, drop_noted)
+    with showing_counts(progress):
+        scan = _scan(source, quarantine, drop_noted)
     keyring = open_keyring(out.parent)
     stored = Stored(short_side, quality, equalize, shard_records)
     options = {**dataclasses.asdict(stored), **source.settings()}
-    with _claimed(out, {"name": source.name, **options, "inputs": scan.inputs, "key_check": keyring.check}):
-        results = _write_shards(_tasks(source, scan, out, keyring, stored), workers, progress)
-        splits = _split_entries(source.name, scan, results)
+    told, versions = _told(source, scan), versions_of(source)
+    with _claimed(out, {"name": source.name, **options, "inputs": told["inputs"], "key_check": keyring.check}):
+        tasks = _tasks(source, scan, out, keyring, stored, versions)
+        results = _write_shards(tasks, workers, progress)
         subsets, indices = _subsets(results)
         manifest = Manifest(
             **dataclasses.asdict(stored),
-            name=source.name,
-            label_names=source.label_names(),
-            input_rows=scan.input_rows,
-            splits=splits,
-            settings=dict(source.settings()),
-            inputs=dict(sorted(scan.inputs.items())),
-            table_rows=dict(sorted(scan.table_rows.items())),
+            **told,
+            splits=_split_entries(source.name, scan, results),
             key_check=keyring.check,
-            versions=_versions(),
+            versions=versions,
             subsets=subsets,
         )
-        _publish(manifest, results, indices, out)
+        with written_to(out):
+            _publish(manifest, results, indices, out)
     return manifest
+
+
+def _told(source: Source, scan: Scan) -> dict[str, Any]:
+    """What the manifest takes from the source and its tables as it is."""
+    return {
+        "name": source.name,
+        "label_names": source.label_names(),
+        "settings": dict(source.settings()),
+        "input_rows": scan.input_rows,
+        "inputs": dict(sorted(scan.inputs.items())),
+        "table_rows": dict(sorted(scan.table_rows.items())),
+        "table_faults": dict(sorted(scan.table_faults.items())),
+    }
 
 
 def _scan(source: Source, quarantine: Path | None, drop_noted: Collection[str]) -> Scan:
     """The source's rows without those that the doctor's files leave out; what decodes the others is installed."""
-    scan = source.scan()
+    if drop_noted and quarantine is None:
+        raise UserError("found reasons to drop and no quarantine; expected the doctor's file as well")
+    scan = source.scan() if quarantine is None else source.scan(lenient=True)
     if quarantine is not None:
         leave_out(scan, quarantine, drop_noted)
-    elif drop_noted:
-        raise UserError("found reasons to drop and no quarantine; expected the doctor's file as well")
     _check_decoders(source, scan)
     return scan
 
@@ -148,26 +160,33 @@ def _check_decoders(source: Source, scan: Scan) -> None:
 def _claimed(out: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     """Holds `out` for this build alone; the lock ends with the process, however it ends."""
     state = out / _STATE
-    if out.exists() and not state.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: holds something that is no build; expected a new or empty folder for --out")
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RetryError(f"{out}: another command is building here; wait for it, or use another --out") from None
-        _check_identity(out, identity)
-        for draft in state.glob("*.tmp"):
-            draft.unlink()
+    with written_to(out):
+        if out.exists() and not state.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: holds something that is no build; expected a new or empty folder for --out")
+        state.mkdir(parents=True, exist_ok=True)
+        lock = (state / "lock").open("w")
+    with lock:
+        with written_to(out):
+            _lock(lock, out)
+            _check_identity(out, identity)
+            for draft in state.glob("*.tmp"):
+                draft.unlink()
         yield
 
 
-def _check_identity(out: Path, identity: Mapping[str, Any]) -> None:
-    """Refuses to mix two builds in one folder."""
-    path = out / _STATE / "build.json"
-    wanted = json.loads(json.dumps(identity))
+def _lock(file: IO[str], out: Path) -> None:
     try:
-        found = json.loads(path.read_text())
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RetryError(f"{out}: another command is building here; wait for it, or use another --out") from None
+
+
+def _check_identity(out: Path, identity: Mapping[str, Any]) -> None:
+    """Refuses to mix two builds in one folder; a table that is absent is none, whether it was noted as such or not."""
+    path = out / _STATE / "build.json"
+    wanted = _present(json.loads(json.dumps(identity)))
+    try:
+        found = _present(json.loads(path.read_text()))
     except (OSError, ValueError):
         draft = path.with_suffix(".tmp")
         draft.write_text(json.dumps(wanted, sort_keys=True))
@@ -180,10 +199,16 @@ def _check_identity(out: Path, identity: Mapping[str, Any]) -> None:
             raise UserError(f"{out}: holds another build: {shown}; use another --out, or delete this one")
 
 
-def _tasks(source: Source, scan: Scan, out: Path, keyring: Keyring, stored: "Stored") -> dict[str, list[ShardTask]]:
+def _present(identity: dict[str, Any]) -> dict[str, Any]:
+    return {**identity, "inputs": {role: told for role, told in identity.get("inputs", {}).items() if told != ABSENT}}
+
+
+def _tasks(
+    source: Source, scan: Scan, out: Path, keyring: Keyring, stored: Stored, versions: Mapping[str, str]
+) -> dict[str, list[ShardTask]]:
     """Per split, the shards: `shard_records` rows each, the last one fewer."""
     tasks: dict[str, list[ShardTask]] = {}
-    how = (keyring, stored.short_side, stored.quality, stored.equalize, source.settings(), _versions())
+    how = (keyring, stored.short_side, stored.quality, stored.equalize, source.settings(), dict(versions))
     light = source.for_workers()
     for split in SPLITS:
         rows = scan.rows.get(split, [])
@@ -210,7 +235,7 @@ def _write_shards(
 def _split_entries(
     name: str, scan: Scan, results: Mapping[str, Sequence[tuple[str, ShardResult]]]
 ) -> dict[str, SplitEntry]:
-    """Adds up what the tables and the workers dropped; a DataError where no row of data set `name` became a record."""
+    """Adds up what the tables and the workers dropped; a DataError where that is not the input, or no row of data set `name` became a record."""
     entries = {}
     for split in (*SPLITS, NO_SPLIT):
         shards = [result for _, result in results.get(split, [])]
@@ -225,6 +250,12 @@ def _split_entries(
             flags=dict(sorted(sum((Counter(shard.flags) for shard in shards), Counter()).items())),
             members=set_hash(shard.members for shard in shards),
             shards=tuple(ShardEntry(file, r.records, r.bytes, r.sha256) for file, r in results.get(split, [])),
+        )
+    told = sum(entry.input_rows for entry in entries.values())
+    if told != scan.input_rows:
+        found = f"{name}: {told} rows are accounted for and {scan.input_rows} were read"
+        raise DataError(
+            f"{found}; what is noted of finished shards is damaged: delete the build's folder and build again"
         )
     if not any(entry.records for entry in entries.values()):
         raise DataError(f"{name}: none of {scan.input_rows} input rows became a record ({_reasons(entries)})")
@@ -258,12 +289,6 @@ def _reasons(splits: Mapping[str, SplitEntry]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in total.most_common()) or "the tables are empty"
 
 
-def _versions() -> dict[str, str]:
-    """Versions of the packages that decide the bytes of a shard."""
-    packages = ("array_record", "numpy", "opencv-python-headless", "tensorflow-datasets")
-    return {"features": _VERSION, **{name: importlib.metadata.version(name) for name in packages}}
-
-
 def _publish(
     manifest: Manifest,
     results: Mapping[str, Sequence[tuple[str, ShardResult]]],
@@ -274,9 +299,10 @@ def _publish(
     draft = out / _STATE / "metadata"
     draft.mkdir(exist_ok=True)
     _tfds_info(manifest, out).write_to_directory(str(draft))
-    quarantined = [line for shards in results.values() for _, shard in shards for line in shard.quarantined]
-    lines = [json.dumps({"image": image, "reason": reason}) + "\n" for image, reason in quarantined]
-    (draft / "quarantine.jsonl").write_text("".join(lines))
+    with (draft / QUARANTINE_NAME).open("wb") as whole:
+        for name, _ in (shard for shards in results.values() for shard in shards):
+            with quarantine_file(out / _STATE / name).open("rb") as part:
+                shutil.copyfileobj(part, whole)
     write_subsets(subsets, draft)
     write_manifest(manifest, draft)
     for path in sorted(draft.iterdir(), key=lambda path: path.name == MANIFEST_NAME):
@@ -286,7 +312,7 @@ def _publish(
 
 def _tfds_info(manifest: Manifest, out: Path) -> tfds.core.DatasetInfo:
     identity = dataset_info.DatasetIdentity(
-        name=manifest.name, version=tfds.core.Version(_VERSION), data_dir=str(out), module_name=__name__
+        name=manifest.name, version=tfds.core.Version(FEATURES), data_dir=str(out), module_name=__name__
     )
     info = tfds.core.DatasetInfo(
         builder=identity, features=records.features(manifest.label_names), disable_shuffling=True

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from input_pipeline import tables
+from input_pipeline import progress, tables
 from input_pipeline.compact import Digests, Names
 from input_pipeline.errors import DataError, UserError
 
@@ -87,7 +87,7 @@ def read_checksums(path: Path, images: Names | None = None) -> Checksums:
     files: dict[str, str] = {}
     digests = Digests(Names() if images is None else images)
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(progress.counted(lines, path.name, "lines"), 1):
             if not line.strip():
                 continue
             found = _LINE.fullmatch(line.strip())

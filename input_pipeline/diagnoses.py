@@ -1,8 +1,12 @@
-"""What each reason and flag of a build means to a user: whether the row is unusable, what was expected, and what to do."""
+"""What each reason and flag of a build means to a user: whether the row is unusable, what was expected, and what to do; and the doctor's report."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from input_pipeline.prevalence import Prevalence
+from input_pipeline.quarantine import NOTES_NAME, QUARANTINE_NAME
 
 _KINDS_SHOWN = 5
 
@@ -52,6 +56,74 @@ class Finding:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Report:
+    """What the doctor found.
+
+    Attributes:
+      name: of the data set.
+      input_rows: rows of its tables that could be read, kept or left out.
+      looked_at: rows whose image and text were read; fewer than the rows kept where only a sample was asked for.
+      records: rows that a build would turn into records, of those that were looked at.
+      findings: first those that stop a build, then others that make rows unusable; of these the most frequent first.
+      prevalence: of each label, beside the published one.
+      unchecked: what no SHA256SUMS.txt vouches for; "" where it vouches for all.
+      threshold: share of unusable rows above which `refused` is true.
+      repeated: how many findings are of rows that are unusable for another reason already.
+    """
+
+    name: str
+    input_rows: int
+    looked_at: int
+    records: int
+    findings: tuple[Finding, ...]
+    prevalence: tuple[Prevalence, ...]
+    unchecked: str
+    threshold: float
+    repeated: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each fault was found."""
+        counts: Counter[str] = Counter()
+        for finding in self.findings:
+            counts[finding.code] += finding.count
+        return dict(counts)
+
+    @property
+    def unusable(self) -> int:
+        """Rows that were found unusable, each once."""
+        return sum(finding.count for finding in self.findings if finding.diagnosis.unusable) - self.repeated
+
+    @property
+    def unusable_share(self) -> float:
+        """Share of unusable rows, each kind of fault as a share of what was looked at for it."""
+        shares = (finding.count / max(1, finding.of) for finding in self.findings if finding.diagnosis.unusable)
+        return sum(shares, 0.0) - self.repeated / max(1, self.looked_at)
+
+    @property
+    def refused(self) -> bool:
+        """Whether more rows are unusable than the threshold allows."""
+        return self.unusable_share > self.threshold
+
+    def __str__(self) -> str:
+        """Counts, one block per finding, and the prevalence of labels."""
+        lines = [
+            f"{self.name:<16}{self.input_rows:,} input rows, {self.looked_at:,} looked at, {self.records:,} would be records",
+            f"{'unusable':<16}{self.unusable:,} ({self.unusable_share:.2%}; limit {self.threshold:.2%})",
+        ]
+        stopping = dict.fromkeys(finding.code for finding in self.findings if finding.stops)
+        if stopping:
+            lines.append(f"{'a build stops':<16}at {', '.join(stopping)}: correct these first")
+        if self.unchecked:
+            lines.append(f"{'not checked':<16}{self.unchecked}: damage that still decodes would not be found")
+        if self.findings:
+            files = f"{QUARANTINE_NAME} (stop, fault) and {NOTES_NAME} (note)"
+            lines.append(f"{'each by its key':<16}in {files}; --reveal KEY prints the file behind a key")
+        blocks = ["\n".join(lines), *map(str, self.findings), "\n".join(map(str, self.prevalence))]
+        return "\n\n".join(block for block in blocks if block)
+
+
 def _fault(expected: str, advice: str) -> Diagnosis:
     return Diagnosis(True, expected, advice)
 
@@ -72,6 +144,8 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "wrong_checksum": _fault("the file that SHA256SUMS.txt names", _FETCH),
     "wrong_size": _fault("images in their released size, in which boxes and masks are given", "use the original files"),
     "not_listed": _fault("every image of the tables in IMAGE_FILENAMES", "use tables and lists of one release"),
+    "file_in_no_table": _note("every image file in a table", "use tables and files of one release; a build reads none"),
+    "two_files": _note("one file for each image", "remove all but one: the first folder's is read"),
     "stored_as_released": _note("nothing", "nothing: a grey JPEG of the wanted size is stored as it is"),
     "blank_image": _note("more than one grey level", _LOOK),
     "nearly_blank_image": _note("more than 1 % of the pixels unlike the rest", _LOOK),
@@ -114,6 +188,8 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "clipped_box": _note("boxes inside the image", "nothing: a build cuts them at the edge"),
     "bad_runs": _fault("pairs of start and length inside the image, or -1", _TABLE),
     # choices of the build
+    "no_view": _note("a view in ViewPosition, or in the meaning of its code", "nothing, or --views all"),
+    "view_from_code": _note("nothing", "nothing: the view is that of ViewCodeSequence_CodeMeaning"),
     "not_frontal": _note("PA and AP views", "nothing, or --views all"),
     "not_lateral": _note("lateral views", "nothing, or --views all"),
     "grounding_image": _note("images outside MS-CXR in train", "nothing: they are kept for testing"),

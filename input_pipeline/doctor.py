@@ -1,16 +1,17 @@
 """`msfl data doctor`: reads a data set as a build would, stops at nothing, and says everything that is wrong with it.
 
-Tables are scanned leniently, every image is decoded, every report read, and pixels are compared. What is found is counted by reason, named by a keyed
-hash, and comes with what to do about it.
+Tables are scanned leniently, every image is decoded, whatever is wrong with its report, every report read, and pixels are compared. What is found is
+counted by reason, named by a keyed hash, and comes with what to do about it.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,16 @@ from input_pipeline import images
 from input_pipeline.checksums import ABSENT
 from input_pipeline.commands import command_for
 from input_pipeline.compact import Part
-from input_pipeline.diagnoses import DIAGNOSES, Finding
-from input_pipeline.errors import DataError, UserError
+from input_pipeline.diagnoses import DIAGNOSES, Finding, Report
+from input_pipeline.errors import DataError, UserError, written_to
 from input_pipeline.keys import Keyring, open_keyring
-from input_pipeline.pool import run_tasks
-from input_pipeline.prevalence import Prevalence, compare_prevalence
-from input_pipeline.progress import Progress
+from input_pipeline.manifest import dataset_name
+from input_pipeline.pool import Advance, run_tasks
+from input_pipeline.prevalence import compare_prevalence
+from input_pipeline.progress import Progress, showing_counts
 from input_pipeline.quarantine import NOTES_NAME, QUARANTINE_NAME
-from input_pipeline.shards import ShardTask, make_record
-from input_pipeline.sources import NO_SPLIT, Dropped, ImageRow, Scan, Source
+from input_pipeline.shards import ShardTask, record_of
+from input_pipeline.sources import NO_SPLIT, Dropped, ImageRow, Scan, Sentences, Source
 
 THRESHOLD = 0.005  # share of unusable rows above which a data set is refused
 _ROWS_PER_TASK = 256
@@ -37,72 +39,7 @@ _QUALITY = 50  # nothing is stored
 _SAME_LEVELS = 8  # apart at most: what JPEG adds to a constant
 _SAME_SHARE = 0.99  # of the pixels, in an image that shows nothing to speak of
 _SHARED_PATIENT = "patient_in_two_splits"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the doctor found.
-
-    Attributes:
-      name: of the data set.
-      input_rows: rows of its tables that could be read, kept or left out.
-      looked_at: rows whose image and text were read; fewer than the rows kept where only a sample was asked for.
-      records: rows that a build would turn into records, of those that were looked at.
-      findings: first those that stop a build, then others that make rows unusable; of these the most frequent first.
-      prevalence: of each label, beside the published one.
-      unchecked: what no SHA256SUMS.txt vouches for; "" where it vouches for all, or where the release never had one.
-      threshold: share of unusable rows above which `refused` is true.
-    """
-
-    name: str
-    input_rows: int
-    looked_at: int
-    records: int
-    findings: tuple[Finding, ...]
-    prevalence: tuple[Prevalence, ...]
-    unchecked: str
-    threshold: float
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How often each fault was found."""
-        counts: Counter[str] = Counter()
-        for finding in self.findings:
-            counts[finding.code] += finding.count
-        return dict(counts)
-
-    @property
-    def unusable(self) -> int:
-        """Rows that were found unusable."""
-        return sum(finding.count for finding in self.findings if finding.diagnosis.unusable)
-
-    @property
-    def unusable_share(self) -> float:
-        """Share of unusable rows, each kind of fault as a share of what was looked at for it."""
-        shares = (finding.count / max(1, finding.of) for finding in self.findings if finding.diagnosis.unusable)
-        return sum(shares, 0.0)
-
-    @property
-    def refused(self) -> bool:
-        """Whether more rows are unusable than the threshold allows."""
-        return self.unusable_share > self.threshold
-
-    def __str__(self) -> str:
-        """Counts, one block per finding, and the prevalence of labels."""
-        lines = [
-            f"{self.name:<16}{self.input_rows:,} input rows, {self.looked_at:,} looked at, {self.records:,} would be records",
-            f"{'unusable':<16}{self.unusable:,} ({self.unusable_share:.2%}; limit {self.threshold:.2%})",
-        ]
-        stopping = dict.fromkeys(finding.code for finding in self.findings if finding.stops)
-        if stopping:
-            lines.append(f"{'a build stops':<16}at {', '.join(stopping)}: correct these first")
-        if self.unchecked:
-            lines.append(f"{'not checked':<16}{self.unchecked}: damage that still decodes would not be found")
-        if self.findings:
-            files = f"{QUARANTINE_NAME} (stop, fault) and {NOTES_NAME} (note)"
-            lines.append(f"{'each by its key':<16}in {files}; --reveal KEY prints the file behind a key")
-        blocks = ["\n".join(lines), *map(str, self.findings), "\n".join(map(str, self.prevalence))]
-        return "\n\n".join(block for block in blocks if block)
+_AS_IT_SHOULD_BE = frozenset({"stored_as_released", "view_from_code"})  # flags of a build that are no oddities
 
 
 def examine(
@@ -128,11 +65,13 @@ def examine(
       UserError, DataError: a table is missing or cannot be read as one.
     """
     keyring = open_keyring(out)
-    scan = source.scan(lenient=True)
+    with showing_counts(progress):
+        scan = source.scan(lenient=True)
     looked = _look(source, _sampled(scan, sample), keyring, workers, progress)
     in_tables = [*_table_faults(scan, keyring)]
-    in_files = [*_row_faults(looked), *_shared_pixels(looked)]
-    _write_faults([*in_tables, *in_files], out)
+    in_files = [*(fault for check in looked for fault in check.faults), *_shared_pixels(looked)]
+    with written_to(out):
+        _write_faults([*in_tables, *in_files], out)
     total = max(1, scan.input_rows + len(scan.problems))  # a row with a problem is mostly lost to the scan
     findings = [*_count(in_tables, total), *_count(in_files, len(looked)), *_count_dropped(scan, total)]
     findings = [dataclasses.replace(found, command=command_for(found.code, source, out)) for found in findings]
@@ -141,11 +80,12 @@ def examine(
         name=source.name,
         input_rows=scan.input_rows,
         looked_at=len(looked),
-        records=sum(not check.reason for check in looked),
+        records=sum(check.usable for check in looked),
         findings=tuple(findings),
-        prevalence=compare_prevalence(source.name, source.label_names(), scan.rows),
+        prevalence=compare_prevalence(dataset_name(source.name, source.settings()), source.label_names(), scan.rows),
         unchecked=_unchecked(scan),
         threshold=threshold,
+        repeated=sum(max(0, sum(DIAGNOSES[fault.code].unusable for fault in check.faults) - 1) for check in looked),
     )
 
 
@@ -158,6 +98,7 @@ def reveal(source: Source, out: Path, key: str) -> str | None:
         return None
     keyring, scan = open_keyring(out), source.scan(lenient=True)
     found = [p.message for p in scan.problems if p.identifier and keyring.key("image", p.identifier) == key]
+    found += [str(note.path) for note in scan.notes if keyring.key("image", note.identifier) == key]
     rows = (row for part in scan.rows.values() for row in part)
     named = (row for row in rows if key in (keyring.key("image", row.image), keyring.key("patient", row.patient)))
     found += [str(source.files(row)[0]) for row in itertools.islice(named, 1)]
@@ -166,25 +107,25 @@ def reveal(source: Source, out: Path, key: str) -> str | None:
 
 @dataclass(frozen=True)
 class _Fault:
-    """Attributes: `key` of an image, or of a patient; `same_as` of an equal image; `message` says more; `stops` as in `Finding`."""
+    """Attributes: `key` of an image, or of a patient; `part` of one row of the image, where it has several; `same_as` of an equal image;
+    `message` says more; `stops` as in `Finding`."""
 
     code: str
     key: str = ""
     message: str = ""
     stops: bool = False
     same_as: str = ""
+    part: str = ""
 
 
 @dataclass(frozen=True)
 class _Check:
-    """What reading one row gave: why it would be no record, if it would not, and the key of its pixels."""
+    """What reading one row gave: whether it would be a record, why not, what is odd about it, and the key of its pixels where those were read."""
 
     key: str
     split: str
-    reason: str = ""
-    message: str = ""
-    stops: bool = False
-    flags: tuple[str, ...] = ()
+    usable: bool
+    faults: tuple[_Fault, ...]
     pixels: str = ""
 
 
@@ -221,7 +162,7 @@ def _look(
         return [check for checks in run_tasks(_look_at, tasks, workers, progress) for check in checks] if tasks else []
 
 
-def _look_at(task: _Task, advance: Callable[[int], None]) -> list[_Check]:
+def _look_at(task: _Task, advance: Advance) -> list[_Check]:
     checks = []
     for row in task.task.rows:
         checks.append(_check(task.task, task.split, row))
@@ -230,21 +171,41 @@ def _look_at(task: _Task, advance: Callable[[int], None]) -> list[_Check]:
 
 
 def _check(task: ShardTask, split: str, row: ImageRow) -> _Check:
-    """Makes a record as a build would and keeps what the doctor asks for."""
-    key = task.keyring.key("image", row.image)
+    """Makes a record as a build would, and looks at the image where its text is wanting as well; keeps what the doctor asks for."""
+    faults: list[_Fault] = []
+    sentences, made = Sentences(()), None
+    with _noting(faults, task, row):
+        sentences = task.source.sentences(row)
+    with _noting(faults, task, row):
+        made = record_of(task, row, sentences)
+    usable, (record, flags) = not faults, made or (None, ())
+    flags = tuple(flag for flag in flags if flag not in _AS_IT_SHOULD_BE)
+    if record is not None and "blank_image" not in flags and _shows_nothing(record.image):
+        flags = (*flags, "nearly_blank_image")
+    key, part = _keys(task.keyring, row)
+    faults += [_Fault(flag, key, part=part) for flag in flags]
+    pixels = "" if record is None or "blank_image" in flags else record.pixel_key
+    return _Check(key, split, usable, tuple(faults), pixels)
+
+
+@contextlib.contextmanager
+def _noting(faults: list[_Fault], task: ShardTask, row: ImageRow) -> Iterator[None]:
+    """What makes a row unusable becomes a fault of it."""
+    key, part = _keys(task.keyring, row)
     try:
-        record, flags = make_record(task, row)
+        yield
     except Dropped as dropped:
         message = _decoding_error(task, row) if dropped.reason == "bad_image" else ""
-        return _Check(key, split, dropped.reason, message)
+        faults.append(_Fault(dropped.reason, key, message, part=part))
     except UserError as error:
         if error.code != "path_outside":  # pydicom is missing, for all rows alike
             raise
-        return _Check(key, split, "path_outside", str(error), stops=True)
-    flags = tuple(flag for flag in flags if flag != "stored_as_released")  # of no concern before a build
-    if "blank_image" not in flags and _shows_nothing(record.image):
-        flags = (*flags, "nearly_blank_image")
-    return _Check(key, split, flags=flags, pixels=record.pixel_key)
+        faults.append(_Fault("path_outside", key, str(error), stops=True, part=part))
+
+
+def _keys(keyring: Keyring, row: ImageRow) -> tuple[str, str]:
+    """Of the image, and of its row where it has several."""
+    return keyring.key("image", row.image), keyring.key("part", row.part) if row.part else ""
 
 
 def _decoding_error(task: ShardTask, row: ImageRow) -> str:
@@ -276,23 +237,18 @@ def _table_faults(scan: Scan, keyring: Keyring) -> Iterator[_Fault]:
     for problem in scan.problems:
         if problem.code != _SHARED_PATIENT or not shared:
             key = keyring.key("image", problem.identifier) if problem.identifier else ""
-            yield _Fault(problem.code, key, problem.message, stops=True)
+            part = keyring.key("part", problem.part) if problem.part else ""
+            yield _Fault(problem.code, key, problem.message, stops=True, part=part)
+    yield from (_Fault(note.code, keyring.key("image", note.identifier)) for note in scan.notes)
     if not scan.input_rows and not scan.problems:
         yield _Fault("no_rows", stops=True)
 
 
-def _row_faults(looked: Iterable[_Check]) -> Iterator[_Fault]:
-    for check in looked:
-        if check.reason:
-            yield _Fault(check.reason, check.key, check.message, check.stops)
-        yield from (_Fault(flag, check.key) for flag in check.flags)
-
-
 def _shared_pixels(looked: Iterable[_Check]) -> Iterator[_Fault]:
-    """The same picture under several identifiers; blank ones are all alike."""
+    """The same picture under several identifiers; blank ones, which are all alike, have no key."""
     groups: dict[str, dict[str, str]] = {}
     for check in looked:
-        if check.pixels and "blank_image" not in check.flags:
+        if check.pixels:
             groups.setdefault(check.pixels, {})[check.key] = check.split
     for members in groups.values():
         code = "duplicate_pixels_across_splits" if len(set(members.values())) > 1 else "duplicate_pixels"
@@ -378,5 +334,6 @@ def _write_faults(faults: Sequence[_Fault], out: Path) -> None:
 
 def _line(fault: _Fault) -> str:
     whose = "patient" if fault.code == _SHARED_PATIENT and not fault.message else "image"
-    values = {"reason": fault.code, whose: fault.key, "same_as": fault.same_as, "message": fault.message}
+    values = {"reason": fault.code, whose: fault.key, "part": fault.part, "same_as": fault.same_as}
+    values["message"] = fault.message
     return json.dumps({name: value for name, value in values.items() if value}) + "\n"

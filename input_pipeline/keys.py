@@ -19,7 +19,7 @@ class Keyring:
 
     salt: bytes = field(repr=False)
 
-    def key(self, kind: Literal["patient", "study", "image", "pixels"], identifier: str) -> str:
+    def key(self, kind: Literal["patient", "study", "image", "part", "pixels"], identifier: str) -> str:
         """32 hex digits: BLAKE2b of 128 bits, keyed by the salt, with `kind` as personalisation (RFC 7693)."""
         return hashlib.blake2b(identifier.encode(), digest_size=16, key=self.salt, person=kind.encode()).hexdigest()
 

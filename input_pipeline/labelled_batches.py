@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -23,34 +23,41 @@ from input_pipeline.streams import BatchSpec, PaddedRecords, Positions, ProcessR
 
 TRAIN = "train"
 
+Subsets = Literal["published", "drawn"]
+"""Whether the list "train_<fraction>" of a build is taken where it has one, or passed over for what a seed draws."""
+
 
 def view_spec(image_size: int, **options: object) -> BatchSpec:
     """A specification of views without reports; `options` are the other fields of a `BatchSpec`."""
     return BatchSpec(tokenizer="", image_size=image_size, max_tokens=0, max_sentences=0, **options)  # pyright: ignore[reportArgumentType]
 
 
-def labelled_records(directory: Path | str, fraction: int, *, seed: int) -> SplitRecords:
+def labelled_records(
+    directory: Path | str, fraction: int, *, seed: int, subsets: Subsets = "published"
+) -> SplitRecords:
     """The training records of a build, or a percentage of them.
 
-    The subset is "train_<fraction>" where the build has a published list of that name, "train_<fraction>_seed<seed>" where it was drawn when
-    the build was made, and else drawn here: whole patients, a smaller fraction inside every larger one of the same seed (`nested_fractions`).
-    Patients are told by the order in which they first appear, as their keys depend on the salt of the build.
+    The subset is "train_<fraction>" where the build has a published list of that name (and `subsets` is not "drawn"), "train_<fraction>_seed<seed>"
+    where it was drawn when the build was made, and else drawn here: whole patients, a smaller fraction inside every larger one of the same seed
+    (`nested_fractions`). Patients are told by the order in which they first appear, as their keys depend on the salt of the build.
 
     Args:
       directory: a build.
       fraction: percentage, 1 to 100.
-      seed: of fractions that were not published.
+      seed: of fractions that are drawn.
+      subsets: published lists need be neither nested nor different for each seed; "drawn" ones are both.
 
     Raises:
       UserError: no finished build, or no training split in it.
       DataError: a shard is missing or has another size than the manifest says.
     """
-    if name := list_of(directory, fraction, seed=seed):
+    if name := list_of(directory, fraction, seed=seed, subsets=subsets):
         return open_split(directory, name)
-    return SplitRecords(Path(directory), TRAIN, _drawn(open_split(directory, TRAIN), fraction, seed))
+    whole = open_split(directory, TRAIN)
+    return whole.at(_drawn(whole, fraction, seed))
 
 
-def list_of(directory: Path | str, fraction: int, *, seed: int) -> str:
+def list_of(directory: Path | str, fraction: int, *, seed: int, subsets: Subsets = "published") -> str:
     """Name of the split or subset of a build that `labelled_records` takes; "" where it draws the records itself.
 
     Raises:
@@ -59,11 +66,14 @@ def list_of(directory: Path | str, fraction: int, *, seed: int) -> str:
     if fraction == 100:
         return TRAIN
     names = read_manifest(directory).readable_splits()
-    known = (f"{TRAIN}_{fraction}", f"{TRAIN}_{fraction}_seed{seed}")
+    published = (f"{TRAIN}_{fraction}",) if subsets == "published" else ()
+    known = (*published, f"{TRAIN}_{fraction}_seed{seed}")
     return next((name for name in known if name in names), "")
 
 
-def describe_fractions(directory: Path | str, fractions: Collection[int], seeds: Collection[int]) -> str:
+def describe_fractions(
+    directory: Path | str, fractions: Collection[int], seeds: Collection[int], *, subsets: Subsets = "published"
+) -> str:
     """What a learning curve over some percentages has to say of their records: which are published lists, and whether the smaller are in the larger.
 
     Those of one seed are, where all are drawn; published lists need not be. "" where there is nothing to say.
@@ -71,19 +81,24 @@ def describe_fractions(directory: Path | str, fractions: Collection[int], seeds:
     Args:
       directory: a build.
       fractions: percentages.
-      seeds: of what is not published.
+      seeds: of what is drawn.
+      subsets: as for `labelled_records`.
 
     Raises:
       UserError, DataError: as `labelled_records`.
     """
     parts = sorted(set(fractions) - {100})
-    published = [f"{TRAIN}_{part}" for part in parts if f"{TRAIN}_{part}" in read_manifest(directory).subsets]
+    lists = read_manifest(directory).subsets if subsets == "published" else {}
+    published = [f"{TRAIN}_{part}" for part in parts if f"{TRAIN}_{part}" in lists]
     same = f"{' and '.join(published)}: the build's own, the same for every seed" if published else ""
     for seed, (small, large) in itertools.product(seeds, itertools.pairwise(parts)):
-        names = [list_of(directory, part, seed=seed) or f"{part} % of seed {seed}" for part in (small, large)]
-        if not any(list_of(directory, part, seed=seed) for part in (small, large)):
+        named = [list_of(directory, part, seed=seed, subsets=subsets) for part in (small, large)]
+        if not any(named):
             continue  # drawn here: one inside the other
-        inner, outer = (labelled_records(directory, part, seed=seed).indices for part in (small, large))
+        names = [name or f"{part} % of seed {seed}" for name, part in zip(named, (small, large), strict=True)]
+        inner, outer = (
+            labelled_records(directory, part, seed=seed, subsets=subsets).indices for part in (small, large)
+        )
         if missing := int((~np.isin(inner, outer)).sum()):
             apart = (
                 f"not nested: {missing:,} of the {len(inner):,} images of {names[0]} are not among those of {names[1]}"
@@ -146,7 +161,14 @@ def endless_rows(
 
 
 def labelled_evaluation_batches(
-    directory: Path | str, spec: BatchSpec, *, batch_size: int, split: str, fraction: int = 100, seed: int = 0
+    directory: Path | str,
+    spec: BatchSpec,
+    *,
+    batch_size: int,
+    split: str,
+    fraction: int = 100,
+    seed: int = 0,
+    subsets: Subsets = "published",
 ) -> Batches:
     """All records of a split once, in order, without augmentation; every process gets all of them.
 
@@ -155,15 +177,16 @@ def labelled_evaluation_batches(
       spec: size and fit.
       batch_size: rows; those that only fill the last batch have valid False and NaN labels.
       split: of the build.
-      fraction, seed: where `split` is "train", as for `labelled_records`.
+      fraction, seed, subsets: where `split` is "train", as for `labelled_records`.
 
     Returns:
-      image uint8 [B, H, W, 1], labels float32 [B, L], valid bool [B], patient_key uint32 [B].
+      image uint8 [B, H, W, 1], labels float32 [B, L], valid bool [B], patient_key and image_key uint32 [B].
 
     Raises:
       UserError, DataError: as `labelled_records`.
     """
-    source = labelled_records(directory, fraction, seed=seed) if split == TRAIN else open_split(directory, split)
+    share = functools.partial(labelled_records, directory, fraction, seed=seed, subsets=subsets)
+    source = share() if split == TRAIN else open_split(directory, split)
     padded = PaddedRecords(source, -(-len(source) // batch_size) * batch_size, len(label_names(directory)))
     stream = grain.MapDataset.source(padded).map(functools.partial(labelled_evaluation_row, spec=spec))
     return start_batches(stream, batch_size, workers=0)
@@ -182,6 +205,7 @@ def labelled_evaluation_row(element: tuple[records.Record, bool], *, spec: Batch
         "labels": record.labels,
         "valid": np.asarray(valid),
         "patient_key": np.asarray(records.short_key(record.patient_key), np.uint32),
+        "image_key": np.asarray(records.short_key(record.image_key), np.uint32),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from input_pipeline.build_keys import keys_file, read_keys
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.manifest import read_manifest
-from input_pipeline.splits import PatientOf, PublishedSplits, keys_of
+from input_pipeline.splits import PatientOf, PublishedSplits, keys_of, split_of_subset
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ def published_overlaps(published: PublishedSplits, *, patient_of: PatientOf | No
     Raises:
       DataError: as in `find_overlaps`.
     """
-    overlaps = find_overlaps({**published.splits, **published.subsets}, patient_of=patient_of)
-    training = {"train", *published.subsets}
+    subsets = {name: names for name, names in published.subsets.items() if split_of_subset(name) == "train"}
+    overlaps = find_overlaps({**published.splits, **subsets}, patient_of=patient_of)
+    training = {"train", *subsets}
     return Overlaps(tuple(pair for pair in overlaps.pairs if not {pair.first, pair.second} <= training))
 
 
@@ -129,17 +130,36 @@ class BuildComparison:
       comparable: whether patients and images have the same keys in both builds; where not, nothing was counted.
       pixels: whether both builds hold hashes of the pixels, so that one image under two identifiers counts as shared.
       overlaps: one pair per split of the other build; the first of each is called "pretraining", or as `compare_builds` was told.
+      origin: what no hash can see, see `common_origin`; "" where there is nothing.
     """
 
     comparable: bool
     pixels: bool
     overlaps: Overlaps
+    origin: str = ""
 
     def __str__(self) -> str:
         """One line per split of the other build, and what could not be compared."""
-        if not self.comparable:
-            return _NOT_COMPARABLE
-        return str(self.overlaps) + ("" if self.pixels else "\n" + _NO_PIXELS)
+        lines = [str(self.overlaps) if self.comparable else _NOT_COMPARABLE]
+        lines += [_NO_PIXELS] if self.comparable and not self.pixels else []
+        lines += [f"not checked: {self.origin}"] if self.origin else []
+        return "\n".join(lines)
+
+
+# Data sets made of images of NIH ChestX-ray14, by whose identifiers they are called: RSNA's and SIIM-ACR's have names and files of their own.
+_FROM_NIH = {"nih_chestxray14": "nih", "nih_boxes": "nih", "rsna_pneumonia": "rsna", "siim_acr": "siim"}
+
+
+def common_origin(first: str, second: str) -> str:
+    """What must be said of two data sets whose images come from one place under names that cannot be compared, or "".
+
+    Args:
+      first, second: names of the data sets, as `Manifest.dataset` gives them.
+    """
+    names = _FROM_NIH.get(first), _FROM_NIH.get(second)
+    if None in names or names[0] == names[1]:
+        return ""
+    return f"images of {first} and of {second} come from NIH ChestX-ray14, whose patients may be in both"
 
 
 _NOT_COMPARABLE = (
@@ -176,8 +196,9 @@ def compare_builds(
       UserError, DataError: as in `reading.open_split`.
     """
     manifests = read_manifest(pretraining), read_manifest(other)
+    origin = common_origin(manifests[0].dataset, manifests[1].dataset)
     if manifests[0].key_check != manifests[1].key_check:
-        return BuildComparison(comparable=False, pixels=False, overlaps=Overlaps(()))
+        return BuildComparison(comparable=False, pixels=False, overlaps=Overlaps(()), origin=origin)
     trained = read_keys(pretraining, train, keys_file(pretraining, manifests[0], train), progress=progress)
     pixels = bool(trained.pixels)
     pairs = []
@@ -185,7 +206,7 @@ def compare_builds(
         keys = read_keys(other, split, keys_file(other, manifests[1], split), progress=progress)
         pixels = pixels and bool(keys.pixels)
         pairs.append(Overlap(name, split, keys.images_in(trained), len(keys.patients & trained.patients)))
-    return BuildComparison(comparable=True, pixels=pixels, overlaps=Overlaps(tuple(pairs)))
+    return BuildComparison(comparable=True, pixels=pixels, overlaps=Overlaps(tuple(pairs)), origin=origin)
 
 
 def refuse_shared(

@@ -134,8 +134,8 @@ def evaluation_batches(
     """All records of a split once, in order, without augmentation; the same number of batches on every process.
 
     Returns:
-      As `train_batches`, with labels float32 [b, L], valid bool [b], patient_key uint32 [b], original_size int32 [b, 2]. Rows that
-      only fill the last batch have valid False, NaN labels, a black image and a report without sentences.
+      As `train_batches`, with labels float32 [b, L], valid bool [b], patient_key and image_key uint32 [b], original_size int32 [b, 2].
+      Rows that only fill the last batch have valid False, NaN labels, a black image and a report without sentences.
 
     Raises:
       UserError, DataError: as `train_batches`.

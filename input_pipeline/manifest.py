@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from input_pipeline.checksums import ABSENT
 from input_pipeline.errors import DataError, UserError
 
 MANIFEST_NAME = "manifest.json"
@@ -64,10 +65,12 @@ class Manifest:
       settings: options of the source.
       inputs: SHA-256 of the tables, and of the zip file of reports.
       key_check: equal for builds whose patient, study and image keys can be compared.
-      versions: of the packages that decide the bytes.
+      versions: of the packages that decide the bytes; "code" is a hash of our own modules that do.
       table_rows: rows of every table that was read, by its file name; several may be about one image.
       equalize: whether histograms were equalised before images were stored.
       subsets: named parts of splits; `subsets.json` holds their records' indices.
+      table_faults: rows of tables that are wrong, that the doctor's quarantine names, and that the build went on without, by reason. They are
+        counted in `table_rows`, and as input rows only where something else tells of them.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Manifest:
     table_rows: dict[str, int] = field(default_factory=dict)
     equalize: bool = False
     subsets: dict[str, SubsetEntry] = field(default_factory=dict)
+    table_faults: dict[str, int] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
@@ -105,7 +109,7 @@ class Manifest:
         return tuple(caveat for caveat, holds in known.items() if holds)
 
     def __str__(self) -> str:
-        """One aligned line per split: records kept, rows dropped by reason, records flagged."""
+        """One aligned line per split: records kept, rows dropped by reason, records flagged; then what the build went on without."""
         lines = [f"{self.name:<12}{self.input_rows:>10,} input rows, short side {self.short_side}"]
         for name, split in self.splits.items():
             dropped = ", ".join(f"{reason} {count:,}" for reason, count in split.dropped.items())
@@ -115,6 +119,11 @@ class Manifest:
             )
         for name, subset in self.subsets.items():
             lines.append(f"{name:<16}{subset.records:>6,} records of {subset.split}")
+        if self.table_faults:
+            faults = ", ".join(f"{reason} {count:,}" for reason, count in self.table_faults.items())
+            lines.append(f"{'tables':<12}{sum(self.table_faults.values()):>10,} wrong rows left out; {faults}")
+        if absent := sorted(role for role, told in self.inputs.items() if told == ABSENT):
+            lines.append(f"{'absent':<12}{', '.join(absent)}")
         return "\n".join(lines)
 
     def readable_splits(self) -> tuple[str, ...]:

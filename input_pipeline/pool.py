@@ -6,14 +6,22 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from input_pipeline.errors import RetryError
 from input_pipeline.progress import Progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Advance = Callable[[int], None]
+
+
+@runtime_checkable
+class Advance(Protocol):
+    """How a task says that it goes on."""
+
+    def __call__(self, count: int, *, kept: bool = False) -> None:
+        """Takes the number of items done since the last call; `kept` says that they were done by an earlier run."""
+        ...
 
 
 def run_tasks(
@@ -22,7 +30,7 @@ def run_tasks(
     """Results in the order of the tasks.
 
     Args:
-      work: a function of a module, called with a task and with a function that takes the number of items done since its last call.
+      work: a function of a module, called with a task and with an `Advance`.
       tasks: pickled to the workers.
       workers: processes; 1 works in this one.
       progress: shows the items of all tasks.
@@ -35,12 +43,13 @@ def run_tasks(
 
 
 def _here(work: Callable[[Task, Advance], Result], tasks: Sequence[Task], progress: Progress) -> Iterator[Result]:
-    done = 0
+    done = earlier = 0
 
-    def advance(count: int) -> None:
-        nonlocal done
+    def advance(count: int, *, kept: bool = False) -> None:
+        nonlocal done, earlier
         done += count
-        progress.update(done)
+        earlier += count if kept else 0
+        progress.update(done, kept=earlier)
 
     for task in tasks:
         yield work(task, advance)
@@ -51,8 +60,8 @@ def _in_processes(
 ) -> list[Result]:
     """Spawned, not forked: the caller may hold threads and an accelerator."""
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (counter,))
+    done_count, kept_count = context.Value("q", 0), context.Value("q", 0)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (done_count, kept_count))
     try:
         futures = [pool.submit(_work, work, task) for task in tasks]
         pending = set(futures)
@@ -60,7 +69,7 @@ def _in_processes(
             done, pending = concurrent.futures.wait(
                 pending, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION
             )
-            progress.update(counter.value)
+            progress.update(done_count.value, kept=kept_count.value)
             for future in done:
                 future.result()
         return [future.result() for future in futures]
@@ -70,21 +79,22 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-_counter: Any = None
+_counters: tuple[Any, ...] = ()
 
 
-def _start_worker(counter: Any) -> None:
-    """Keeps the shared counter, and ends the worker when its parent is killed: it would wait for work for ever."""
-    global _counter
-    _counter = counter
+def _start_worker(*counters: Any) -> None:
+    """Keeps the shared counters, and ends the worker when its parent is killed: it would wait for work for ever."""
+    global _counters
+    _counters = counters
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _work(work: Callable[[Task, Advance], Result], task: Task) -> Result:
-    def advance(count: int) -> None:
-        with _counter.get_lock():
-            _counter.value += count
+    def advance(count: int, *, kept: bool = False) -> None:
+        for counter in _counters[: 1 + kept]:
+            with counter.get_lock():
+                counter.value += count
 
     return work(task, advance)

@@ -21,8 +21,8 @@ class Prevalence:
 
     Attributes:
       label: its name.
-      positive: images with the label, or studies where the release labels those.
-      units: images or studies in all.
+      positive: images with the label, or studies where the release labels those, or phrases where each has a finding.
+      units: images, studies or phrases in all.
       published: share of positive ones in the whole release, NaN where it is not known.
       judged: whether this is the most of the release.
     """
@@ -52,7 +52,7 @@ class Prevalence:
 def compare_prevalence(
     name: str, labels: Sequence[str], rows: Mapping[str, Sequence[ImageRow]]
 ) -> tuple[Prevalence, ...]:
-    """Counts each label over all splits, each image or study once.
+    """Counts each label over all splits, each image or study once; of rows with a finding of their own, each image, phrase and finding.
 
     Args:
       name: of the data set, as in `published_prevalence.json`; of others nothing is published.
@@ -61,7 +61,7 @@ def compare_prevalence(
     """
     published = _published().get(name, {"unit": "image", "units": 0, "positive": {}})
     by_study = published["unit"] == "study"
-    values = {row.study if by_study else row.image: row.labels for part in rows.values() for row in part}
+    values = {row.study if by_study else row.part or row.image: row.labels for part in rows.values() for row in part}
     whole = published["units"]
     return tuple(
         Prevalence(

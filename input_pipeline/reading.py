@@ -1,33 +1,46 @@
 """Reading the records of a build: whole splits for training, texts for the tokenizer, boxes for grounding."""
 
-from collections.abc import Iterator
+import itertools
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from jaxtyping import Int64
 from tensorflow_datasets.proto import tf_example_pb2
 
 from input_pipeline import records
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.manifest import Manifest, SplitEntry, read_manifest
+from input_pipeline.manifest import Manifest, ShardEntry, SplitEntry, read_manifest
 from input_pipeline.subsets import read_subset
 
+_TFDS_NAME = "dataset_info.json"
 _LISTS = frozenset({"original_size", "sentences", "labels", "boxes"})  # other fields hold one value
 
 
 class SplitRecords:
     """Records of a split by index, images still encoded; pickles small and reopens its shards where it is used."""
 
-    def __init__(self, directory: Path, split: str, indices: Int64[np.ndarray, "n"] | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        shards: Sequence[ShardEntry],
+        indices: Int64[np.ndarray, "n"] | None = None,
+    ):
         """Opens a split whose shards are known to be there, or its records at `indices`; `open_split` checks first."""
-        builder = tfds.builder_from_directory(directory)
+        self._directory, self._split, self._shards, self._indices = directory, split, tuple(shards), indices
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        builder = tfds.builder_from_directory(directory)
         # TFDS hides the signature behind a decorator.
         self._source = builder.as_data_source(split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]
-        self._name = f"{directory}: split '{split}'"
-        self._indices = indices
+
+    def at(self, indices: Int64[np.ndarray, "n"]) -> "SplitRecords":
+        """The records at some places of the whole split."""
+        return SplitRecords(self._directory, self._split, self._shards, indices)
 
     def __len__(self) -> int:
         return len(self._source) if self._indices is None else len(self._indices)
@@ -36,8 +49,14 @@ class SplitRecords:
         index = index if self._indices is None else int(self._indices[index])
         try:
             return records.decode(parse_example(self._source[index]))
-        except RuntimeError:  # a checksum of ArrayRecord
-            raise DataError(f"{self._name}: record {index} is damaged; run the same `msfl data build` again") from None
+        except (RuntimeError, OSError):  # the first is a checksum of ArrayRecord
+            found = f"{self._directory / self._shard_of(index)}: record {index} of '{self._split}' is damaged"
+            raise DataError(f"{found}; run the same `msfl data build` again") from None
+
+    def _shard_of(self, index: int) -> str:
+        """The file that holds a record of the split."""
+        ends = itertools.accumulate(shard.records for shard in self._shards)
+        return next((shard.file for shard, end in zip(self._shards, ends, strict=True) if index < end), "no shard")
 
     @property
     def indices(self) -> Int64[np.ndarray, "n"]:
@@ -67,14 +86,15 @@ def open_split(directory: Path | str, split: str) -> SplitRecords:
 
     Raises:
       UserError: no finished build, or no such split in it.
-      DataError: a shard is missing or has another size than the manifest says.
+      DataError: a shard is missing, is no shard, or has another size than the manifest says; or TFDS's metadata name others.
     """
     manifest = _manifest_with(directory, split)
     directory, whole = Path(directory), manifest.split_of(split)
-    _check_shards(directory, manifest.splits[whole])
-    if split == whole:
-        return SplitRecords(directory, split)
-    return SplitRecords(directory, whole, read_subset(directory, split, records=manifest.record_count(split)))
+    entry = manifest.splits[whole]
+    _check_shards(directory, entry)
+    indices = None if split == whole else read_subset(directory, split, records=manifest.record_count(split))
+    _check_metadata(directory, whole, entry)
+    return SplitRecords(directory, whole, entry.shards, indices)
 
 
 def label_names(directory: Path | str) -> tuple[str, ...]:
@@ -115,10 +135,39 @@ def _manifest_with(directory: Path | str, split: str) -> Manifest:
 
 
 def _check_shards(directory: Path, entry: SplitEntry) -> None:
-    """Sizes only: reading 26 GB for their hashes would delay every start, and ArrayRecord checks each chunk it reads."""
+    """Sizes and ends alone: reading 26 GB for their hashes would delay every start, and ArrayRecord checks each chunk it reads."""
     for shard in entry.shards:
         path = directory / shard.file
         size = path.stat().st_size if path.is_file() else None
-        if size != shard.bytes:
-            found = "is missing" if size is None else f"has {size} bytes, expected {shard.bytes}"
+        found = (
+            "is missing" if size is None else f"has {size} bytes, expected {shard.bytes}" if size != shard.bytes else ""
+        )
+        if not found and _length(path) != shard.records:
+            found = "is damaged at its end, where the places of its records stand"
+        if found:
             raise DataError(f"{path}: the shard {found}; run the same `msfl data build` again to repair it")
+
+
+def _length(path: Path) -> int:
+    """The number of records by the end of a shard; -1 where that is damaged, as of a lost block of a disk, which is zeros."""
+    try:
+        reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+        length = reader.num_records()
+        reader.close()  # where a damaged end shows at last
+    except (RuntimeError, ValueError, OSError):
+        return -1
+    return length
+
+
+def _check_metadata(directory: Path, split: str, entry: SplitEntry) -> None:
+    """TFDS's metadata must name the shards of the manifest."""
+    try:
+        told = json.loads((directory / _TFDS_NAME).read_text())["splits"]
+        lengths = next(list(map(int, found["shardLengths"])) for found in told if found["name"] == split)
+    except (OSError, ValueError, TypeError, KeyError, StopIteration):
+        lengths = []
+    if lengths != [shard.records for shard in entry.shards]:
+        found = (
+            f"{directory}: {_TFDS_NAME} names {len(lengths)} shards of '{split}', and the manifest {len(entry.shards)}"
+        )
+        raise DataError(f"{found}, or others; run the same `msfl data build` again")

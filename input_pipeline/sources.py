@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from input_pipeline import tables
+from input_pipeline import progress, tables
 from input_pipeline.errors import MsflError, UserError
 
 Row = TypeVar("Row")
@@ -32,6 +32,7 @@ class ImageRow:
       runs: run-length codes of a segmentation, as the source writes them.
       sha256: what the image file must hash to, in hex, or "" where the release has no checksums.
       subsets: names of the parts of the split that the row belongs to, such as "train_1" and "train_10".
+      flags: what is odd about the row by its tables ("view_from_code").
     """
 
     patient: str
@@ -46,6 +47,17 @@ class ImageRow:
     runs: tuple[str, ...] = ()
     sha256: str = ""
     subsets: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def part(self) -> str:
+        """Tells the rows of one image apart where each has a phrase of its own; "" where the image has one row."""
+        return part_of(self.image, self.phrase, self.category) if self.phrase else ""
+
+
+def part_of(image: str, phrase: str, category: str) -> str:
+    """`ImageRow.part` of a row that is not made yet."""
+    return f"{image}\n{phrase}\n{category}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +68,24 @@ class Problem:
       code: one word, such as "unknown_label".
       message: one line that names the table and the row's number and quotes nothing else.
       identifier: of the image, patient or study that it is about, or "" where there is none; never shown as it is.
+      part: of the image's row that it is about, as `ImageRow.part`, where that is known.
+      kind: of the error that ends a build.
     """
 
     code: str
     message: str
     identifier: str = ""
+    part: str = ""
+    kind: type[MsflError] = UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A file that is odd and does no harm: its code, the image that it is of, and its path for the eyes of those who hold the data."""
+
+    code: str
+    identifier: str
+    path: Path
 
 
 @dataclass
@@ -70,6 +95,8 @@ class Scan:
     Attributes:
       lenient: notes what is wrong and goes on, for `msfl data doctor`; a build stops at the first problem.
       problems: what a lenient scan noted.
+      notes: odd files that a lenient scan met.
+      table_faults: problems that a build has accepted, whose rows are left out, by code; see `quarantine.leave_out`.
       rows: per split, in the order in which records are stored; a large data set may make each when it is asked for.
       dropped: per split (or `NO_SPLIT`), the number of input rows left out, by reason.
       inputs: a hash of every table by its role; what was not hashed says so.
@@ -82,6 +109,8 @@ class Scan:
     table_rows: Counter[str] = field(default_factory=Counter)
     lenient: bool = False
     problems: list[Problem] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    table_faults: Counter[str] = field(default_factory=Counter)
 
     @property
     def input_rows(self) -> int:
@@ -99,31 +128,40 @@ class Scan:
         """Counts one row of the input that will not become a record."""
         self.dropped.setdefault(split, Counter())[reason] += 1
 
-    def refuse(self, error: MsflError, identifier: str = "") -> None:
+    def refuse(self, error: MsflError, identifier: str = "", part: str = "") -> None:
         """Notes an error in a lenient scan, whose caller then goes on without the row; else raises it."""
         if not self.lenient:
             raise error
-        self.problems.append(Problem(error.code, str(error), identifier))
+        self.problems.append(Problem(error.code, str(error), identifier, part, type(error)))
+
+    def skip(self, path: Path) -> tables.Refuse:
+        """`refuse` for rows of a table that never reach `counted`: these are counted as well."""
+
+        def refuse(error: MsflError) -> None:
+            self.table_rows[path.name] += 1
+            self.refuse(error)
+
+        return refuse
 
     def read(
         self, path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()
     ) -> Iterator[tuple[int, list[str]]]:
         """`tables.read_table` with rows counted, and those of another length refused as everything is."""
-        return self.counted(path, tables.read_table(path, columns, optional=optional, refuse=self.refuse))
+        return self.counted(path, tables.read_table(path, columns, optional=optional, refuse=self.skip(path)))
 
     def counted(self, path: Path, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows of a table as they are, counted in `table_rows`."""
-        for row in rows:
+        """The rows of a table as they are, counted in `table_rows`, and on stderr where that takes long."""
+        for row in progress.counted(rows, path.name, "rows"):
             self.table_rows[path.name] += 1
             yield row
 
     @contextlib.contextmanager
-    def row(self, identifier: str = "") -> Iterator[None]:
+    def row(self, identifier: str = "", part: str = "") -> Iterator[None]:
         """Around what is done with one row of a table: an error in it ends the row, and the scan only where it is not lenient."""
         try:
             yield
         except MsflError as error:
-            self.refuse(error, identifier)
+            self.refuse(error, identifier, part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +264,16 @@ def read_image(root: Path, path: str) -> bytes:
         raise Dropped("missing_image") from None
     except OSError:
         raise Dropped("bad_image") from None
+
+
+def check_size(height: int, width: int, expected: tuple[int, int]) -> None:
+    """Boxes and run-length codes are in pixels of the original: a resized copy would carry them to the wrong place.
+
+    Raises:
+      Dropped: "wrong_size".
+    """
+    if (height, width) != expected:
+        raise Dropped("wrong_size")
 
 
 def inside(root: Path, path: str) -> Path:

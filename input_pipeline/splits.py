@@ -34,6 +34,7 @@ RSNA_LABEL_NAMES = ("Pneumonia",)
 
 OFFICIAL_NIH = {"train": "train_val_list.txt", "test": "test_list.txt"}
 VARIANTS = ("as_published", "clean")
+TEST_CLEAN = "test_clean"  # subset of "test": what no other list names
 Refuse = Callable[[MsflError, str], None]
 PatientOf = Callable[[str], str] | Mapping[str, str]  # the patient of an image's name
 _LISTS = {"train": "train_list", "validate": "val_list", "test": "test_list"}
@@ -58,7 +59,8 @@ class PublishedSplits:
 
     Attributes:
       splits: image names of "train", "validate" and "test".
-      subsets: image names of "train_1" and "train_10", the published 1 % and 10 % of the training images.
+      subsets: image names of "train_1" and "train_10", the published 1 % and 10 % of the training images, and of "test_clean" where the test
+        split shares something with the other lists.
       labels: labels of the images that a list gives labels for, in the order of the list.
     """
 
@@ -81,9 +83,30 @@ class PublishedSplits:
         held = {key: self.splits[key] for key in ("validate", "test") if key in self.splits}
         subsets = {}
         for subset, names in self.subsets.items():
+            if split_of_subset(subset) == "test":
+                continue  # all of the test split is clean now
             order = ("test", "validate", subset)
             subsets[subset] = disjoint({**held, subset: names}, order=order, patient_of=patient_of)[subset]
         return PublishedSplits(splits, subsets, self.labels)
+
+    def with_clean_test(self, patient_of: PatientOf | None = None) -> "PublishedSplits":
+        """The lists as they are and, where the test split shares images with others, the subset "test_clean" of those that it alone has.
+
+        So a run on the published lists, whose other test images it was trained on or chosen by, can be measured on both; of SIIM's 1,904 images
+        1,286 are clean.
+
+        Args:
+          patient_of: where given, images of patients of other splits are not clean either.
+
+        Raises:
+          DataError: an image whose patient is not known.
+        """
+        others = {**self.subsets, **{split: names for split, names in self.splits.items() if split != "test"}}
+        test = self.splits.get("test", ())
+        clean = disjoint({**others, "test": test}, order=(*others, "test"), patient_of=patient_of)["test"]
+        if len(clean) in (0, len(test)):
+            return self
+        return PublishedSplits(self.splits, {**self.subsets, TEST_CLEAN: clean}, self.labels)
 
 
 def read_list(path: Path, *, labels: int, refuse: Refuse | None = None) -> tuple[PublishedEntry, ...]:
@@ -145,8 +168,8 @@ def read_published(
     Args:
       folder: holds the lists as .txt or .csv; .txt is read where both are there.
       labels: labels per line: 14 for NIH, 5 for CheXpert, 1 for RSNA, 0 for SIIM.
-      variant: "as_published", or "clean" for `PublishedSplits.clean(patient_of)`.
-      patient_of: gives the patient of an image; used by "clean" alone.
+      variant: "as_published" for `PublishedSplits.with_clean_test(patient_of)`, or "clean" for `PublishedSplits.clean(patient_of)`.
+      patient_of: gives the patient of an image; for what is clean alone.
       table: names of all images of CheXpert's train.csv, from which its missing train_list is rebuilt (`rebuild_train`).
 
     Raises:
@@ -167,7 +190,12 @@ def read_published(
         subsets={subset: names[subset] for subset in _SUBSETS if subset in names},
         labels=_merge_labels(entries) if labels else {},
     )
-    return published.clean(patient_of) if variant == "clean" else published
+    return published.clean(patient_of) if variant == "clean" else published.with_clean_test(patient_of)
+
+
+def split_of_subset(name: str) -> str:
+    """The split that a list is a part of, or is itself, by its name: "train" of "train_10"."""
+    return name.partition("_")[0]
 
 
 def _find_list(folder: Path, name: str) -> Path | None:

@@ -193,6 +193,7 @@ def evaluation_row(
         "labels": record.labels,
         "valid": np.asarray(valid),
         "patient_key": np.asarray(records.short_key(record.patient_key), np.uint32),
+        "image_key": np.asarray(records.short_key(record.image_key), np.uint32),
         "original_size": np.asarray(record.original_size, np.int32),
     }
 

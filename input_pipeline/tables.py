@@ -75,12 +75,22 @@ def column_names(path: Path) -> list[str]:
 
 
 def find_table(root: Path, name: str) -> Path | None:
-    """The file `name` in `root`, gzipped or plain, or None; * in the name stands for the release."""
-    for pattern in (f"{name}.gz", name):
-        found = sorted(root.glob(pattern))
-        if found:
-            return found[0]
-    return None
+    """The file `name` in `root`, gzipped rather than plain, or None; * in the name stands for the release.
+
+    Raises:
+      UserError: there are tables of two releases.
+    """
+    found = sorted([*root.glob(f"{name}.gz"), *root.glob(name)])
+    names = list(dict.fromkeys(path.name.removesuffix(".gz") for path in found))
+    if len(names) > 1:
+        raise UserError(f"{root}: found {' and '.join(names)}; expected tables of one release; move the others away")
+    return found[-1] if found else None  # .csv.gz comes after .csv
+
+
+def first_row(path: Path, column: str, matches: Callable[[str], bool]) -> int:
+    """The number of the first row whose value in a column `matches`: looked up when it is needed, so that no row's number is kept."""
+    rows = read_table(path, [column], refuse=lambda error: None)
+    return next(number for number, (value,) in rows if matches(value))
 
 
 def file_hash(path: Path) -> str:

@@ -212,14 +212,21 @@ def evaluate_grounding(
     sigma: Sigma = None,
     shifts: Annotated[int, typer.Option(min=0, help="Looks per axis; 0 is the run's own.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of shuffled phrases and bootstrap.")] = 0,
-    overlays: Annotated[int, typer.Option(min=0, help="Images for which overlays are drawn.")] = 8,
+    overlays: Annotated[
+        int | None,
+        typer.Option(min=0, help="Images to draw with heat-maps; default 8 of a synthetic study, else none."),
+    ] = None,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="Write the sentences of patients' reports into the overlays.")
+    ] = False,
     allow_leak: AllowLeak = False,
 ) -> None:
     """Phrase grounding: CNR, IoU and pointing game with intervals, and overlays per sentence."""
     from msfl_jax.commands.evaluate import grounding_report
 
     options = {"protocol": protocol, "scaling": scaling, "geometry": geometry, "sigma": sigma, "shifts": shifts}
-    say(grounding_report(run, directory, split=split, seed=seed, overlays=overlays, allow_leak=allow_leak, **options))
+    options |= {"overlays": overlays, "show_text": show_text}
+    say(grounding_report(run, directory, split=split, seed=seed, allow_leak=allow_leak, **options))
 
 
 @evaluate.command("compare")
@@ -352,7 +359,9 @@ def ablate(
     finetuning: Annotated[
         str, typer.Option("--finetune", help="Configuration of fine-tuning, as finetune_rsna:1, or none.")
     ] = "",
-    labels: Annotated[Path | None, typer.Option(help="Build to fine-tune on; default the one to train on.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Build to classify, zero-shot and fine-tuned; default the one to train on.")
+    ] = None,
 ) -> None:
     """Pretrain and evaluate combinations of the objectives with several seeds: the paper's table 5.
 

@@ -46,15 +46,14 @@ Lists = Annotated[
 Variant = Annotated[
     str, typer.Option("--variant", help="Of the lists: as_published, or clean (nothing in two splits).")
 ]
-Validation = Annotated[float, typer.Option("--validation", help="Share of train, by patient, to validate on.")]
-Test = Annotated[float, typer.Option("--test", help="Share of train, by patient, to test on.")]
+_BY = "by patient, or by image where these are not told (RSNA, SIIM-ACR),"
+Validation = Annotated[float, typer.Option("--validation", help=f"Share of train, {_BY} to validate on.")]
+Test = Annotated[float, typer.Option("--test", help=f"Share of train, {_BY} to test on.")]
 Fractions = Annotated[str, typer.Option("--fractions", help="Percentages of train that become subsets, nested.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Of the fractions; the first also of the shares.")]
 AllowLeak = Annotated[
     bool, typer.Option("--allow-leak", help="Accept images and patients in two splits; every table will say so.")
 ]
-
-_COVERED_SENTENCES = 50_000
 
 
 @data.command()
@@ -386,6 +385,8 @@ def tokenizer(
         print(found)
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
+    else:
+        print("coverage not checked: give a build, whose words are then looked up")
 
 
 def _coverage(made: Any, directory: Path) -> tuple[str, str]:
@@ -393,6 +394,6 @@ def _coverage(made: Any, directory: Path) -> tuple[str, str]:
     from input_pipeline.loader import text_sentences
     from input_pipeline.token_coverage import check_coverage, coverage
 
-    found = coverage(made, itertools.islice(text_sentences(directory, "train"), _COVERED_SENTENCES))
+    found = coverage(made, itertools.islice(text_sentences(directory, "train"), 50_000))  # more say no more
     told = f"{found.unknown_share:.2%} of {found.words:,} words unknown, {found.pieces_per_word:.2f} pieces per word"
     return told, check_coverage(found)

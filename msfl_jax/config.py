@@ -28,6 +28,7 @@ NOT_HASHED = (
     "data.workers",
     "grounding.directory",
     "zero_shot.in_loop",
+    "zero_shot.directory",
 )
 NOT_HASHED += ("retrieval", "probe", "train.microbatches", "objective.local_alignment.exchange", "model.attention")
 
@@ -75,7 +76,7 @@ class PixelDecoderSize:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of all parts, and how they are computed; `attention` "cudnn" is for NVIDIA GPUs, elsewhere it is "xla"."""
+    """Sizes of all parts, and how they are computed; `attention` "cudnn" is for bfloat16 on NVIDIA GPUs, elsewhere it is "xla"."""
 
     vision: VisionSize
     text: TextSize
@@ -247,13 +248,17 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotConfig:
-    """How prompts become a score, and what is evaluated in the loop (`records` 0 is all) unless `in_loop` is False."""
+    """How prompts become a score, and what is evaluated in the loop unless `in_loop` is False.
+
+    Of it, `directory` is the build with labels ("" is the training build), and `records` 0 is all.
+    """
 
     rule: Literal["cosine", "maco", "chexzero", "gloria"]
     prompts: str
     split: str
     records: int
     in_loop: bool = True
+    directory: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,5 +342,6 @@ def config_hash(config: Config) -> str:
     for path in NOT_HASHED:
         *sections, key = path.split(".")
         functools.reduce(operator.getitem, sections, values).pop(key)
+    values["model"]["remat"] = "none"  # it changes no result, and most hashes were made with this
     values |= hashed(values.pop("init_from"))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

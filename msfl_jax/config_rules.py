@@ -157,8 +157,6 @@ def _choices(config: Any) -> Iterator[Rule]:
     yield config.image.target_scale in (1, 2), "image.target_scale", "1 or 2"
     needed = "another pool, or a model with model.vision.cls_token"
     yield config.image.pool != "cls" or vision.cls_token, "image.pool", needed
-    halves = config.model.attention == "xla" or config.model.compute_dtype == "bfloat16"
-    yield halves, "model.attention", "xla: cuDNN has no attention for compute_dtype float32"
     local = config.objective.local_alignment
     known = re.fullmatch(r"global|group\([1-9][0-9]{0,8}\)", local.negatives)
     yield bool(known), "objective.local_alignment.negatives", "global, or group(N) of N rows"

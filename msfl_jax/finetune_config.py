@@ -44,7 +44,10 @@ class FinetuneEncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneDataConfig:
-    """Which labels a run learns from, and how images are cut from the records; `fraction` is a percentage of the training images."""
+    """Which labels a run learns from, and how images are cut from the records; `fraction` is a percentage of the training images.
+
+    `subsets` says whether it is the build's published list of that percentage, where there is one, or what the seed draws.
+    """
 
     directory: str
     fraction: int
@@ -62,6 +65,7 @@ class FinetuneDataConfig:
     zoom: tuple[float, float]
     rotation: float
     flip: bool
+    subsets: Literal["published", "drawn"] = "published"
 
 
 @dataclasses.dataclass(frozen=True)

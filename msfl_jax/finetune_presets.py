@@ -105,6 +105,7 @@ def _data(fraction: int) -> ConfigDict:
     data = ConfigDict()
     data.directory = ""  # (ours) folder made by `msfl data build`; --data sets it
     data.fraction = fraction  # (MaCo) percentage of the training images: published lists where the build has them
+    data.subsets = "published"  # (MaCo) those lists; "drawn" passes them over for nested ones of each seed
     data.findings = ""  # (ours) comma-separated labels of the build; "" is all
     data.blank = "negative"  # (MaCo) what a label counts as that was not mentioned; uncertain ones are left out
     data.validate = "validate"  # (MaCo) split that chooses the checkpoint

@@ -6,7 +6,6 @@ again to take these gradients back to the parameters. Masks and negatives are dr
 microbatches, see the same ones. The memory of the encoders is that of one microbatch, the price a second forward pass.
 """
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float
 from msfl_jax import objective
 from msfl_jax.model import Features, Keys, Masks, Model
 from msfl_jax.objective import Batch, Metrics, Weights
-from msfl_jax.parallel.mesh import BATCH_AXES
+from msfl_jax.parallel.mesh import BATCH_AXES, devices_along
 
 
 class Embeddings(NamedTuple):
@@ -92,22 +91,14 @@ def _embeddings(features: Features) -> Embeddings:
 
 def _split(rows: Array, microbatches: int) -> Array:
     """Rows [B, ...] as [microbatches, b, ...]: of each device's rows one part to each microbatch, so that nothing moves between devices."""
-    devices, spec = _devices(), PartitionSpec(None, BATCH_AXES)
-    parts = rows.reshape(devices, microbatches, -1, *rows.shape[1:]).swapaxes(0, 1)
-    return _placed(parts.reshape(microbatches, -1, *rows.shape[1:]), spec)
+    parts = rows.reshape(devices_along(BATCH_AXES), microbatches, -1, *rows.shape[1:]).swapaxes(0, 1)
+    return _placed(parts.reshape(microbatches, -1, *rows.shape[1:]), PartitionSpec(None, BATCH_AXES))
 
 
 def _join(parts: Array) -> Array:
     """The inverse of `_split`."""
-    devices, microbatches = _devices(), len(parts)
-    rows = parts.reshape(microbatches, devices, -1, *parts.shape[2:]).swapaxes(0, 1)
+    rows = parts.reshape(len(parts), devices_along(BATCH_AXES), -1, *parts.shape[2:]).swapaxes(0, 1)
     return _placed(rows.reshape(-1, *parts.shape[2:]), PartitionSpec(BATCH_AXES))
-
-
-def _devices() -> int:
-    """Devices over which rows lie on the mesh that is set; 1 without one."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
 
 
 def _placed(array: Array, spec: PartitionSpec) -> Array:

@@ -39,7 +39,17 @@ from msfl_jax.parallel.mesh import AXES
 from msfl_jax.parallel.sharding import sharded_shapes
 from msfl_jax.tasks.grounding import ground_phrases
 from msfl_jax.tasks.prompts import Prompts
-from msfl_jax.tasks.run import DECODERS, Run, encode_images, encode_texts, fixed_batches, open_run, to_host, without
+from msfl_jax.tasks.run import (
+    DECODERS,
+    Run,
+    encode_images,
+    encode_texts,
+    fixed_batches,
+    open_run,
+    prepare_image,
+    to_host,
+    without,
+)
 from msfl_jax.tasks.zero_shot import choose_rule, encode_prompts, score_batch
 from msfl_jax.train.checkpoint import DIRECTORY
 
@@ -54,8 +64,9 @@ class LoadedModel:
 
     Images are single ones or lists of them, each a path (str or Path) or the bytes of a JPEG, PNG or DICOM file, a PIL image, or a NumPy array
     (uint8, or 16 bits scaled from their minimum and maximum; [H, W], or three channels). They are cut and normalised as the run's evaluation does
-    it; grey levels are taken as they are, so where `msfl data build --equalize` made the training data, equalise first. Lists are worked off in
-    batches of a few fixed sizes: nothing is compiled again for another number of images.
+    it, and equalised where `msfl data build --equalize` made the training data. MIMIC-CXR-JPG and CheXpert are released equalised: for a model of
+    those, equalise images of other origin first. Lists are worked off in batches of a few fixed sizes: nothing is compiled again for another number
+    of images.
 
     Errors are one line of `input_pipeline.errors`: UserError (no such file, no image, a text without a word), DataError (a damaged image).
 
@@ -157,7 +168,8 @@ class LoadedModel:
                 stacklevel=2,
             )
         phrases = [phrase] if isinstance(phrase, str) else list(phrase)
-        maps = ground_phrases(self.run, read_numbered(image, 1, 1), phrases, protocol=protocol, sigma=sigma)
+        seen = prepare_image(self.run, read_numbered(image, 1, 1))
+        maps = ground_phrases(self.run, seen, phrases, protocol=protocol, sigma=sigma)
         return maps[0] if isinstance(phrase, str) else maps
 
     def _views(
@@ -168,7 +180,8 @@ class LoadedModel:
         size, fit, count = self.run.config.model.vision.image_size, self.run.config.data.fit, len(several)
 
         def view(number: int) -> UInt8[np.ndarray, "size size"]:
-            return evaluation_view(read_numbered(several[number], number + 1, count), size, fit)
+            image = read_numbered(several[number], number + 1, count)
+            return evaluation_view(prepare_image(self.run, image), size, fit)
 
         with ThreadPoolExecutor(_THREADS) as pool:
             for start, end, rows in fixed_batches(count):
@@ -199,7 +212,7 @@ def load(path: Path | str, *, step: int | str | None = None, mesh: Mesh | None =
             raise UserError(f"{path}: is a step itself; found step '{step}' as well; expected one of them")
         path, step = path.absolute().parent.parent, int(path.name)
     if not is_export(path):
-        return LoadedModel(open_run(path, step=step, mesh=mesh, decoders=False))
+        return LoadedModel(open_run(path, step=step, mesh=mesh))
     if step is not None:
         raise UserError(f"{path}: is an export, of one step; found step '{step}' as well; expected none")
     run = open_export(path)

@@ -38,7 +38,7 @@ def msfl(monkeypatch, capsys, *arguments):
                 "--equalize",
             ],
         ),
-        (["eval", "grounding"], ["--protocol", "--scaling", "--geometry", "--sigma", "--shifts"]),
+        (["eval", "grounding"], ["--protocol", "--scaling", "--geometry", "--sigma", "--shifts", "--show-text"]),
         (["eval", "compare"], ["--task", "--data-name", "--variant"]),
         (["ground"], ["--run", "--report", "--boxes", "--record", "--out"]),
         (["eval"], ["zero-shot", "retrieval", "grounding", "classification", "segmentation", "again", "compare"]),

@@ -109,6 +109,23 @@ def test_the_leaks_of_real_lists_are_printed(monkeypatch, capsys, real_data, dat
     assert line in out.splitlines()
 
 
+def test_builds_of_nih_and_of_images_from_there_are_said_to_be_unchecked(monkeypatch, capsys, nih, tmp_path):
+    common = ["--short-side", "32", "--workers", "1"]
+    msfl(monkeypatch, capsys, "build", "nih", nih, "--out", tmp_path / "a", *common)
+    rsna = tmp_path / "rsna"
+    (rsna / "stage_2_train_images").mkdir(parents=True)
+    (rsna / "stage_2_train_labels.csv").write_text("patientId,x,y,width,height,Target\nx1,,,,,0\n")
+    cv2.imwrite(
+        str(rsna / "stage_2_train_images" / "x1.png"), np.random.default_rng(99).integers(0, 255, (40, 40), np.uint8)
+    )
+    code, out, _ = msfl(monkeypatch, capsys, "build", "rsna", rsna, "--out", tmp_path / "b", *common)
+    assert code == 0
+    assert "absent      checksums" in out
+    code, out, _ = msfl(monkeypatch, capsys, "leaks", tmp_path / "a", tmp_path / "b")
+    assert code == 0
+    assert "not checked: images of nih_chestxray14 and of rsna_pneumonia come from NIH ChestX-ray14" in out
+
+
 def test_what_two_builds_share_is_counted_and_refused(monkeypatch, capsys, nih, tmp_path):
     common = ["--short-side", "32", "--workers", "1"]
     msfl(monkeypatch, capsys, "build", "nih", nih, "--out", tmp_path / "a", *common)
@@ -155,6 +172,16 @@ def test_a_vocabulary_is_imported_and_held_against_a_build(monkeypatch, capsys, 
     code, *_ = msfl(monkeypatch, capsys, "tokenizer", tmp_path / "build", *source, "--out", tmp_path / "imported")
     assert code == 3
     assert {path.name: path.read_bytes() for path in (tmp_path / "imported").iterdir()} == before
+
+
+def test_without_a_build_the_coverage_of_a_vocabulary_is_said_to_be_unchecked(monkeypatch, capsys, tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "effusion", "edema"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    code, out, error = msfl(
+        monkeypatch, capsys, "tokenizer", "--from", tmp_path / "vocab.txt", "--out", tmp_path / "out"
+    )
+    assert code == 0, error
+    assert "coverage not checked: give a build" in out
 
 
 def test_neither_a_build_nor_a_vocabulary_is_refused(monkeypatch, capsys):

@@ -80,7 +80,12 @@ def test_how_the_same_numbers_are_computed_does_not_make_another_experiment():
         del values["train"]["microbatches"], values["model"]["attention"]
         del values["objective"]["local_alignment"]["exchange"]
         assert config_hash(from_config_dict(values)) == expected
-    words = ("train.microbatches=4", "objective.local_alignment.exchange=ring")
+    words = (
+        "train.microbatches=4",
+        "objective.local_alignment.exchange=ring",
+        "model.attention=cudnn",
+        "model.remat=dots",
+    )
     assert config_hash(load_config("demo", [f"--config.{word}" for word in words])) == "fa51e783bb421479"
     negatives = "--config.objective.local_alignment.negatives=group(8)"
     assert config_hash(load_config("demo", [negatives])) != "fa51e783bb421479"
@@ -115,7 +120,7 @@ def test_a_configuration_without_the_later_keys_is_refused_by_name():
         ("demo", "--config.objective.local_alignment.negatives=group(0)", ["group(0)", "global, or group(N)"]),
         ("demo", "--config.objective.local_alignment.negatives=group(5)", ["group(5)", "divide data.batch_size, 32"]),
         ("demo", "--config.train.microbatches=0", ["train.microbatches", "at least 1"]),
-        ("demo", "--config.model.attention=cudnn", ["model.attention", "compute_dtype float32"]),
+        ("demo", "--config.model.attention=cudn", ["model.attention", "'cudn'", "cudnn"]),
         ("demo", "--config.model.vision.patch_size=0", ["patch_size", "at least 1"]),
         ("demo", "--config.model.text.heads=0", ["text.heads", "at least 1"]),
         ("demo", "--config.optimizer.peak_rate=nan", ["peak_rate", "at least 0"]),

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from input_pipeline.datasets.rsna_pneumonia import DETAILED_LABELS
 from input_pipeline.errors import UserError
 from msfl_jax.classifier import Classifier
 from msfl_jax.config import to_dict
 from msfl_jax.config_files import load_config, shipped_configs
 from msfl_jax.finetune_config import finetune_config
 from msfl_jax.tasks.classification import classification_loss, make_classifier
+from msfl_jax.tasks.classifier_scores import chosen_findings
 from msfl_jax.train.adaptation import adaptation_step
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer
 from msfl_jax.train.state import TrainState
@@ -51,6 +53,17 @@ def test_all_labels_are_the_default_and_options_can_be_combined():
     assert (config.mode, config.encoder.init, config.encoder.final_norm) == ("probe", "random", True)
 
 
+def test_of_rsna_the_papers_one_label_is_learned_whatever_other_labels_the_build_has():
+    assert chosen_findings(load("rsna").data.findings, ("Pneumonia", *DETAILED_LABELS)) == ("Pneumonia",)
+
+
+def test_a_run_from_before_subsets_could_be_chosen_took_the_published_ones():
+    older = to_dict(load("nih"))
+    del older["data"]["subsets"]
+    assert finetune_config(older) == load("nih")
+    assert load("nih", "--config.data.subsets=drawn") != load("nih")
+
+
 def test_a_random_encoder_learns_at_one_rate():
     """Layer decay keeps what the first layers have learned; a random encoder with it would be a baseline with a handicap."""
     for name in FINDINGS:
@@ -60,17 +73,17 @@ def test_a_random_encoder_learns_at_one_rate():
 
 
 def test_every_fine_tuning_configuration_is_tested_here_and_survives_json():
-    assert {name.removeprefix("finetune_") for name in shipped_configs() if name.startswith("finetune_")} >= set(
-        FINDINGS
-    )
+    shipped = {name for name in shipped_configs() if name.startswith("finetune_")}
+    assert shipped == {f"finetune_{name}" for name in FINDINGS}
     for name in FINDINGS:
         config = load(name)
         assert finetune_config(to_dict(config)) == config
 
 
+@pytest.mark.parametrize("words", ["1", "10", "100"])
 @pytest.mark.parametrize("name", sorted(FINDINGS))
-def test_a_configuration_resolves_to_the_shapes_of_its_step(name):
-    config = load(f"{name}:1")
+def test_a_configuration_resolves_to_the_shapes_of_its_step(name, words):
+    config = load(f"{name}:{words}")
     pretraining = load_config("demo" if name == "demo" else "mimic_vit_b16")
     classifier = make_classifier(config, pretraining, FINDINGS[name])
     columns, rows, side = tuple(range(FINDINGS[name])), config.data.batch_size, classifier.side
@@ -109,6 +122,7 @@ def test_a_configuration_resolves_to_the_shapes_of_its_step(name):
         ("nih", "--config.probe.penalty=(1.0, 0.1)", ["probe.penalty", "the smaller one first"]),
         ("nih", "--config.mesh.data=0", ["mesh", "1 or more"]),
         ("nih", "--config.mode=half", ["mode", "expected one of full, probe"]),
+        ("nih", "--config.data.subsets=nested", ["data.subsets", "expected one of published, drawn"]),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line(name, override, words):

@@ -43,6 +43,7 @@ ALLOWED = {
             "classifier",
             "config",
             "config_build",
+            "config_init",
             "finetune_config",
             "metrics",
             "model",
@@ -53,11 +54,15 @@ ALLOWED = {
         *("segmentation_config", "segmenter"),
     },
     "planner": {"chips", "config", "config_build", "model", "parallel", "train"},
-    "results": {"config", "config_build", "metrics", "tasks", "segmenter"},
+    "results": {
+        *("config", "config_build", "config_init", "finetune_config", "metrics", "segmentation_config", "segmenter"),
+        "tasks",
+    },
     "commands": {
         *(
             "config",
             "config_files",
+            "config_init",
             "export",
             "finetune_config",
             "model",

@@ -10,27 +10,36 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score
 
+from input_pipeline.errors import DataError, UserError
 from input_pipeline.manifest import read_manifest
-from input_pipeline.reading import open_split
+from input_pipeline.mask_batches import require_disease
+from input_pipeline.reading import label_names, open_split
 from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax.cli import app
 from msfl_jax.commands import evaluate, finetune, finetuned, segment, zero_shot
 from msfl_jax.config_files import load_config
+from msfl_jax.export.mapping import to_format
 from msfl_jax.finetune_config import finetune_config
 from msfl_jax.metrics import DICE_VARIANTS
+from msfl_jax.model import Model
+from msfl_jax.tasks.classification import open_finetuned
+from msfl_jax.tasks.classifier_scores import chosen_findings, require_splits
 from msfl_jax.tasks.finding_result import Predictions
 from msfl_jax.tasks.grounding_result import PhraseScores
 from msfl_jax.tasks.mask_result import MaskPredictions
 from msfl_jax.tasks.outcome import load_outcomes
 from msfl_jax.tasks.prompts import load_prompts
+from msfl_jax.tasks.segmentation import open_segmentation
 
 from .faults.corpora import CORPORA
 from .tasks.tiny import tiny, write_run
+from .test_readmes import commands
 
 SIDE = 1024 * 1024
 COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
@@ -93,6 +102,21 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def weights_of_others(tmp_path_factory):
+    """A run of the architecture that published encoders have, and a file of another encoder of its size under MAE's names."""
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    root, config = tmp_path_factory.mktemp("imported"), tiny()
+    vision = dataclasses.replace(config.model.vision, patch_layers=1, cls_token=True)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
+    tokenizer = train_tokenizer(["no word of a report is read"], root / "tokenizer", vocab_size=100)
+    write_run(root / "run", config, tokenizer, step=3)
+    other = jax.jit(Model.create(config, vocab_size=tokenizer.vocab_size).init)(jax.random.key(99))
+    tensors = to_format(jax.device_get(other), "mae", config)
+    save_file(tensors, root / "mae.safetensors")
+    return root / "run", root / "mae.safetensors", tensors["blocks.0.mlp.fc1.weight"].T
+
+
+@pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Root of a corpus without faults and its build, made when first asked for."""
 
@@ -111,7 +135,7 @@ def overrides(**more) -> list[str]:
     return [f"--config.{key}={value}" for key, value in (ONE_STEP | more).items()]
 
 
-def outcome_of(workdir: Path, task: str, layout: Layout, build: Path):
+def outcome_of(workdir: Path, task: str, layout: Layout, build: Path, said: str = "training build is not where it was"):
     """The one result of a task on a data set, of which all that holds for any task is checked."""
     wanted = (task, layout.dataset, read_manifest(build).splits["test"].members)
     found = [outcome for _, outcome in load_outcomes([workdir])]
@@ -119,7 +143,7 @@ def outcome_of(workdir: Path, task: str, layout: Layout, build: Path):
     records, patients = layout.test
     assert outcome.split == "test"
     assert (outcome.records, outcome.patients) == (records, patients)
-    assert any("training build is not where it was" in caveat for caveat in outcome.caveats)
+    assert any(said in caveat for caveat in outcome.caveats)
     for metric, interval in outcome.metrics.items():
         assert np.isfinite(interval.value) != (metric in outcome.reasons), metric
     assert f"{outcome.name} " in msfl("eval", "again", workdir)  # a number that differs would be an error
@@ -188,9 +212,12 @@ def test_one_step_of_fine_tuning_on_labels(name, run, built, tmp_path):
         assert set(outcome.metrics) == {"mean_auc", *(f"auc/{finding}" for finding in COMPETITION)}
 
 
+SMALL_MASKS = {"encoder.image_size": 32, "head.channels": 8}
+
+
 def test_one_step_of_segmentation_on_siim_acr(run, built, tmp_path):
     layout, (_, build) = LAYOUTS["siim"], built("siim")
-    sizes = overrides(**{"encoder.image_size": 32, "head.channels": 8})
+    sizes = overrides(**SMALL_MASKS)
     options = {"config": "segment_siim:100", "overrides": sizes, "overlays": 1}
     printed = segment.segmentation_report(run, build, tmp_path / "run", **options)
     outcome = outcome_of(tmp_path / "run", "segmentation", layout, build)
@@ -206,6 +233,124 @@ def test_one_step_of_segmentation_on_siim_acr(run, built, tmp_path):
     again = msfl("eval", "segmentation", tmp_path / "run", "--data", build, "--split", "validate", "--overlays", 0)
     assert f"segmentation-siim_acr-validate-{outcome.variant}.json" in again
     assert "caveat  its checkpoint was chosen by these images" in again
+
+
+@pytest.mark.parametrize("name", ["rsna", "siim"])
+def test_one_step_from_the_encoder_of_others(name, weights_of_others, built, tmp_path):
+    (run, file, kernel), (_, build), workdir = weights_of_others, built(name), tmp_path / "run"
+    weights = {"encoder.weights": file}
+    if name == "rsna":
+        config = load_config("finetune_rsna:100,imported", overrides(**weights), make=finetune_config)
+        finetune.run_classification(config, workdir, run, build)
+        task, params = "classification", open_finetuned(workdir).params
+    else:
+        options = {"config": "segment_siim:100,imported", "overrides": overrides(**SMALL_MASKS, **weights)}
+        segment.segmentation_report(run, build, workdir, **options, overlays=0)
+        task, params = "segmentation", open_segmentation(workdir).params
+    outcome = outcome_of(workdir, task, LAYOUTS[name], build, said="what they were trained on is not known")
+    assert (outcome.options["init"], outcome.step) == ("imported", 1)
+    # A step of these rates moves no weight further.
+    assert_allclose(params["vision"]["blocks_0"]["fc1"]["kernel"], kernel, atol=1e-3)
+
+
+PLACES = {  # in the published SIIM lists too each split shares images with each other
+    "train_list": (*range(10), *range(22, 32)),
+    "val_list": (*range(8, 13), *range(30, 35)),
+    "test_list": (9, 12, *range(14, 20), 31, 34, *range(36, 42)),
+    "train_10": (0, 1, 22, 23),
+}
+
+
+@pytest.fixture(scope="module")
+def listed(built, tmp_path_factory):
+    """Builds the SIIM corpus with lists."""
+    release, root = built("siim")[0], tmp_path_factory.mktemp("listed")
+    names = names_of(release, "stage_2_train.csv", "ImageId")
+    (root / "lists").mkdir()
+    for name, places in PLACES.items():
+        (root / "lists" / f"{name}.txt").write_text("".join(f"{names[place]}\n" for place in places))
+
+    def make(name: str, *options: str) -> Path:
+        places = ("--lists", root / "lists", "--out", root / name)
+        msfl("data", "build", "siim", release, *places, *options, "--short-side", 32, "--workers", 1)
+        return root / name
+
+    return make
+
+
+def test_a_run_on_the_published_lists_of_siim_is_measured_on_its_test_images_and_on_the_clean_ones(
+    run, listed, tmp_path
+):
+    with pytest.raises(DataError, match=r"train and validate share 4 images, train and test share 2 images"):
+        listed("refused")
+    build, clean = listed("siim", "--allow-leak"), listed("siim_clean", "--variant", "clean")
+    train, validate, test = (set(PLACES[name]) for name in ("train_list", "val_list", "test_list"))
+    sizes = {name: len(open_split(build, name)) for name in ("train", "validate", "test", "train_10", "test_clean")}
+    alone = test - train - validate
+    expected = (len(train), len(validate), len(test), len(PLACES["train_10"]), len(alone))
+    assert tuple(sizes.values()) == expected == (20, 10, 16, 4, 12)
+    kept = [len(train - validate - test), len(validate - test), len(test)]
+    assert [read_manifest(clean).record_count(name) for name in ("train", "validate", "test")] == kept
+    assert "test_clean" not in read_manifest(clean).subsets
+
+    options = {"overrides": overrides(**SMALL_MASKS), "overlays": 0}
+    with pytest.raises(UserError, match="made with lists 'as_published'; expected 'clean'"):
+        segment.segmentation_report(run, build, tmp_path / "run", config="segment_siim:100,clean", **options)
+    segment.segmentation_report(run, build, tmp_path / "run", config="segment_siim:100,as_published", **options)
+    printed = msfl("eval", "segmentation", tmp_path / "run", "--data", build, "--split", "test_clean", "--overlays", 0)
+    found = {outcome.split: outcome for _, outcome in load_outcomes([tmp_path / "run"])}
+    assert {split: outcome.records for split, outcome in found.items()} == {"test": 16, "test_clean": 12}
+    assert {outcome.options["lists"] for outcome in found.values()} == {"as_published"}
+    assert "caveat  test_clean holds the test images that no other split has" in printed
+    assert all("splits overlap (allowed)" in outcome.caveats for outcome in found.values())
+    files = (found[split].predictions(tmp_path / "run") for split in ("test", "test_clean"))
+    whole, part = map(MaskPredictions.load, files)
+    both = np.isin(whole.image_key, part.image_key)
+    assert_array_equal(whole.counts[both], part.counts)
+    assert len(msfl("eval", "again", tmp_path / "run").splitlines()) == 2
+
+
+def names_of(release: Path, table: str, column: str) -> list[str]:
+    """A column of a table, each value once and in its order."""
+    data = (release / table).read_bytes()
+    text = (gzip.decompress(data) if table.endswith(".gz") else data).decode()
+    return list(dict.fromkeys(row[column] for row in csv.DictReader(text.splitlines())))
+
+
+def lists_of(name: str, release: Path) -> tuple[list[str], list[str], list[str], int]:
+    """Images to train, to validate and to test on as published lists name them, and how many labels a line of those has."""
+    if name == "chexpert":
+        train = names_of(release, "train.csv", "Path")
+        return train[20:], train[:20], names_of(release, "valid.csv", "Path"), 5
+    if name == "nih":
+        names = names_of(release, "Data_Entry_2017_v2020.csv.gz", "Image Index")
+        return names[32:], names[16:32], names[:16], 14
+    table, column = {"rsna": ("stage_2_train_labels.csv", "patientId"), "siim": ("stage_2_train.csv", "ImageId")}[name]
+    names = names_of(release, table, column)
+    return names[::2], names[1::4], names[3::4], int(name == "rsna")
+
+
+README = Path(__file__).parents[1] / "msfl_jax" / "tasks" / "README.md"
+BUILDS = {words[words.index("--out") + 1]: words for words in commands(README) if words[:2] == ["data", "build"]}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_build_of_the_readme_has_all_that_fine_tuning_asks_for(name, built, tmp_path):
+    release, _ = built(name)
+    *parts, labels = lists_of(name, release)
+    for word, images in zip(("train", "val", "test"), parts, strict=True):
+        (tmp_path / f"{word}_list.txt").write_text("".join(f"{image}{' 0' * labels}\n" for image in images))
+    build = tmp_path / "build"
+    places = {"DIR": release, "LISTS": tmp_path, f"data/{name}": build}
+    msfl(*(places.get(word, word) for word in BUILDS[f"data/{name}"]), "--short-side", 32, "--workers", 1)
+    counts = read_manifest(build).counts
+    assert (counts["validate"], counts["test"]) == (len(parts[1]), len(parts[2]))
+    assert counts["train"] == len(parts[0])
+    if name == "siim":
+        assert len(require_disease(open_split(build, "validate"), build, "validate")) == len(parts[1])
+        return
+    config = load_config(f"finetune_{name}", [f"--config.data.directory={build}"], make=finetune_config)
+    require_splits(config, chosen_findings(config.data.findings, label_names(build)))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

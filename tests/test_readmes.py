@@ -47,3 +47,12 @@ def test_commands_have_these_options(file):
         assert given - free <= known, " ".join(words)
         if words[0] in ("pretrain", "import", "demo") and "--config" in rest:
             load_config(rest[rest.index("--config") + 1], [word for word in rest if word.startswith("--config.")])
+
+
+def test_every_build_that_a_command_reads_is_made_by_another_under_the_same_name():
+    """Whoever pastes the commands in their order needs no other."""
+    text = "\n".join(file.read_text() for file in FILES)
+    made = set(re.findall(r"--out (data/\w+)", text))
+    read = set(re.findall(r"(?:--data|--labels|--phrases|directory=|data tokenizer|data leaks)[ =]?(data/\w+)", text))
+    assert len(read) > 5
+    assert read <= made

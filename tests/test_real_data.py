@@ -1,5 +1,7 @@
 """Real radiographs and reports through everything a user runs on them; no score is promised, only that all of it works."""
 
+import csv
+import gzip
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ from msfl_jax.commands.retrieval import retrieval_report
 from msfl_jax.commands.zero_shot import zero_shot_report
 from msfl_jax.config_files import load_config
 from msfl_jax.tasks.linear_probe import embed_split, evaluate_probe
+from msfl_jax.tasks.outcome import load_outcomes
 from msfl_jax.tasks.prompts import load_prompts
 from msfl_jax.tasks.run import encode_images, encode_texts, open_run
 from msfl_jax.tasks.zero_shot import score
@@ -143,5 +146,54 @@ def test_nih_radiographs_go_through_zero_shot_embedding_and_probe(real_data, pai
     assert all(0 <= interval.value <= 1 for interval in probed.values())
 
     lines = again_report(continued).splitlines()
-    assert len(lines) >= 2
+    assert any(line.startswith("zero_shot-nih_chestxray14-test") for line in lines)
     assert all(" agrees " in line for line in lines)
+
+
+def msfl(*arguments):
+    """What `msfl ARGUMENTS` prints, as users run it: on one device."""
+    command = [sys.executable, "-m", "msfl_jax.cli", *map(str, arguments)]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def labels_of(folder, members):
+    """For each finding of NIH, the images among `members` that the official table gives it to."""
+    with gzip.open(folder / "Data_Entry_2017_v2020.csv.gz", "rt") as file:
+        found = {row["Image Index"]: row["Finding Labels"].split("|") for row in csv.DictReader(file)}
+    return {name: [image for image in members if name in found[image]] for name in load_prompts("nih")}
+
+
+def test_a_linear_probe_is_fitted_to_nih_radiographs_by_the_command_of_users(real_data, pairs, continued):
+    """With ten images to fit, seven to choose the penalty by and seven to test, most findings are missing somewhere, and each says where."""
+    folder = real_data / "nih_chestxray14"
+    images = sorted(path.name for path in (folder / "images").iterdir())
+    splits = {"validate": images[1::3][:7], "test": images[2::3][:7]}
+    splits["train"] = [image for image in images if image not in {*splits["validate"], *splits["test"]}]
+    plan = SplitPlan(splits, {})
+    manifest = build(NihChestXray14(folder, plan), pairs / "nih_probe", short_side=256, workers=1, progress=False)
+    assert manifest.counts == {"train": 10, "validate": 7, "test": 7}
+    classes = {name: labels_of(folder, members) for name, members in splits.items()}
+
+    workdir = pairs / "probe"
+    command = ("finetune", "classification", "--config", "finetune_nih:100,probe")
+    places = ("--run", continued, "--data", pairs / "nih_probe", "--workdir", workdir)
+    printed = msfl(*command, *places)
+    ((_, outcome),) = load_outcomes([workdir])
+    assert (outcome.dataset, outcome.variant) == ("nih_chestxray14", "pretrained-probe-100-seed0")
+    assert (outcome.records, outcome.patients, outcome.step) == (7, 7, 0)
+    for metric, interval in outcome.metrics.items():
+        name = metric.removeprefix("auc/")
+        if metric == "mean_auc" or (classes["train"][name] and classes["test"][name]):
+            assert 0 <= interval.value <= 1, metric
+        else:
+            assert outcome.reasons[metric] == ("no positives" if classes["train"][name] else "one class only in train")
+    defined = outcome.metrics.keys() - outcome.reasons.keys()
+    assert defined == {"mean_auc", "auc/Pneumonia", "auc/Atelectasis", "auc/Mass"}
+    assert outcome.reasons["auc/Consolidation"] == "one class only in train"  # which one of the test images has
+    assert classes["test"]["Consolidation"]
+    assert outcome.options["findings_in_mean"] == 3
+    assert "mean of 3" in printed
+    assert "n/a: one class only in train" in printed
+    assert str(outcome.predictions(workdir)) in printed
+    assert " agrees " in msfl("eval", "again", workdir)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from input_pipeline.errors import UserError
-from msfl_jax.config_files import load_config
+from msfl_jax.config_files import load_config, shipped_configs
 from msfl_jax.segmentation_config import segmentation_config
 from msfl_jax.segmenter import Segmenter
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
@@ -15,15 +15,23 @@ def load(name, *overrides):
     return load_config(name, overrides, make=segmentation_config)
 
 
-@pytest.mark.parametrize(
-    "name, model, logits, auxiliary, millions",
-    [
-        ("segment_siim", "mimic_vit_b16", (8, 128, 128, 2), (8, 32, 32, 2), (160, 164)),
-        ("segment_siim:1,linear", "mimic_vit_b16", (8, 128, 128, 2), None, (85, 86)),
-        ("segment_siim:10", "mimic_vit_l16", (8, 128, 128, 2), (8, 32, 32, 2), (385, 400)),
-        ("segment_demo:10", "demo", (16, 48, 48, 2), None, (0.6, 0.7)),
-    ],
-)
+STEPS = [  # with the shapes of the logits and the auxiliary ones, and between how many million parameters
+    ("segment_siim", "mimic_vit_b16", (8, 128, 128, 2), (8, 32, 32, 2), (160, 164)),
+    ("segment_siim:1,linear", "mimic_vit_b16", (8, 128, 128, 2), None, (85, 86)),
+    ("segment_siim:10", "mimic_vit_l16", (8, 128, 128, 2), (8, 32, 32, 2), (385, 400)),
+    ("segment_siim:1", "mimic_vit_s16", (8, 128, 128, 2), (8, 32, 32, 2), (86, 89)),
+    ("segment_demo:1", "demo", (16, 48, 48, 2), None, (0.6, 0.7)),
+    ("segment_demo:10", "demo", (16, 48, 48, 2), None, (0.6, 0.7)),
+    ("segment_demo:100", "demo", (16, 48, 48, 2), None, (0.6, 0.7)),
+]
+
+
+def test_every_segmentation_configuration_is_resolved_here():
+    shipped = {name for name in shipped_configs() if name.startswith("segment_")}
+    assert shipped == {name.partition(":")[0] for name, *_ in STEPS}
+
+
+@pytest.mark.parametrize("name, model, logits, auxiliary, millions", STEPS)
 def test_a_configuration_resolves_to_the_shapes_of_its_step(name, model, logits, auxiliary, millions):
     config = load(name)
     segmenter = Segmenter.create(config, load_config(model))
@@ -74,7 +82,7 @@ def test_arguments_choose_lists_head_and_weights():
 
 
 def test_a_random_encoder_learns_at_one_rate():
-    for name, decay in (("segment_siim", 0.65), ("segment_demo", 0.8)):
+    for name, decay in (("segment_siim", 0.65), ("segment_demo", 0.3)):
         assert load(f"{name}:10").optimizer.layer_decay == decay
         assert load(f"{name}:10,scratch").optimizer.layer_decay == 1.0
 

@@ -1,14 +1,24 @@
 """CheXpert 1.0, full or small: images with fourteen labels that may be uncertain (stanfordmlgroup.github.io/competitions/chexpert)."""
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from input_pipeline import tables
-from input_pipeline.datasets.labelled import Found, LabelledImages, distribute, record_hash
-from input_pipeline.errors import DataError, UserError
+from input_pipeline.checksums import ABSENT
+from input_pipeline.datasets.labelled import (
+    Found,
+    LabelledImages,
+    distribute,
+    image_files,
+    listed_twice,
+    note_strays,
+    record_hash,
+)
+from input_pipeline.errors import UserError
 from input_pipeline.sources import SPLITS, ImageRow, Scan
 
 LABEL_NAMES = (
@@ -29,6 +39,7 @@ LABEL_NAMES = (
 )
 # What GLoRIA, MGCA, MRM and MaCo make of uncertain labels; they use no others than the five of the competition.
 _PUBLISHED = {"Atelectasis": 1.0, "Cardiomegaly": 0.0, "Consolidation": 0.0, "Edema": 1.0, "Pleural Effusion": 1.0}
+_ROLES = ("train", "valid")  # of tables, and names of the folders of their images
 _UNKNOWN = float("nan")
 _UNCERTAIN = {"keep": -1.0, "ones": 1.0, "zeros": 0.0, "ignore": _UNKNOWN}
 _BLANK = {"unknown": _UNKNOWN, "absent": 0.0}
@@ -109,18 +120,24 @@ class Chexpert(LabelledImages):
         for table in self._tables(scan, home):
             columns = ["Path", "Frontal/Lateral", "AP/PA", *LABEL_NAMES]
             for number, (path, side, view, *values) in scan.read(table, columns):
-                with scan.row(path):
+                with scan.row(_image_or(path)):
                     image, folder, patient, study = _place(table, number, path)
                     labels = _labels(table, number, values, uncertain, blank)
                     frontal = _is_frontal(table, number, side)
                     if image in seen:
-                        found = f"{table.name}: the image of row {number} is listed twice"
-                        raise DataError(f"{found}; expected each image once", code="duplicate_image")
+                        raise listed_twice(scan, table, number, "Path", image, _image_or)
                     seen.add(image)
                     file = f"{image}.jpg" if below == "." else f"{below}/{image}.jpg"
                     view = view.upper() if frontal else "LATERAL"
                     row = ImageRow(patient, f"{patient}/{study}", image, file, view, labels)
                     yield Found(row, split_of[folder], "" if frontal or self.views == "all" else "not_frontal")
+        self._note_strays(scan, home, seen)
+
+    def _note_strays(self, scan: Scan, home: Path, seen: Collection[str]) -> None:
+        """Images in the folders of tables that are there."""
+        folders = [role for role in _ROLES if scan.lenient and scan.inputs[role] != ABSENT]
+        files = (path for folder in folders for path in image_files(home, folder))
+        note_strays(scan, home, {os.path.splitext(path)[0]: path for path in files}, seen)
 
     def _home(self) -> Path:
         """The folder that holds train.csv."""
@@ -133,7 +150,7 @@ class Chexpert(LabelledImages):
         return inner[0]
 
     def _tables(self, scan: Scan, home: Path) -> Iterator[Path]:
-        for role in ("train", "valid"):
+        for role in _ROLES:
             table = tables.find_table(home, f"{role}.csv") or home / f"{role}.csv"
             if record_hash(scan, role, table).is_file():
                 yield table
@@ -155,6 +172,12 @@ def _place(table: Path, number: int, path: str) -> tuple[str, str, str, str]:
             code="bad_identifier",
         )
     return match[1], match[2], match[3], match[4]
+
+
+def _image_or(path: str) -> str:
+    """The image of a path, or the path itself where it is none of CheXpert's."""
+    match = _PATH.fullmatch(path)
+    return match[1] if match else path
 
 
 def _image_of_name(name: str) -> str:

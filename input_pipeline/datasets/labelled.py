@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline import tables
+from input_pipeline import progress, tables
+from input_pipeline.checksums import ABSENT
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.leaks import Overlaps, find_overlaps
 from input_pipeline.patient_splits import nested_fractions, seeded_splits
-from input_pipeline.sources import NO_SPLIT, SPLITS, Dropped, ImageRow, ImagesOnly, Scan, read_image
+from input_pipeline.sources import NO_SPLIT, SPLITS, ImageRow, ImagesOnly, Note, Scan, read_image
+from input_pipeline.splits import split_of_subset
 
 Box = tuple[float, float, float, float]
 
@@ -121,13 +123,13 @@ def distribute(scan: Scan, found: Iterable[Found], plan: SplitPlan, key: Callabl
     for row, official, reason in found:
         missing.pop(row.image, None)
         for split in (official,) if plan.splits is None else listed.get(row.image, [plan.rest]):
-            own = tuple(name for name in subsets.get(row.image, ()) if _split_of_subset(name) == split)
+            own = tuple(name for name in subsets.get(row.image, ()) if split_of_subset(name) == split)
             strays.difference_update((name, row.image) for name in own)
             _place(scan, row, split, reason, own)
     for image, splits in missing.items():
         for split in splits:
             scan.drop(split, "not_in_table")
-            strays.difference_update((name, image) for name in plan.subsets if _split_of_subset(name) == split)
+            strays.difference_update((name, image) for name in plan.subsets if split_of_subset(name) == split)
     if strays:
         name = min(strays)[0]
         count = sum(name == other for other, _ in strays)
@@ -147,14 +149,10 @@ def _check_plan(plan: SplitPlan) -> None:
         if split not in SPLITS:
             raise UserError(f"found split '{split}'; expected one of {', '.join(SPLITS)}")
     for name in plan.subsets:
-        if _split_of_subset(name) not in SPLITS or name in SPLITS:
+        if split_of_subset(name) not in SPLITS or name in SPLITS:
             raise UserError(
                 f"found subset '{name}'; expected the name of its split and an underscore, as in 'train_10'"
             )
-
-
-def _split_of_subset(name: str) -> str:
-    return name.partition("_")[0]
 
 
 def _lists_of_images(lists: Mapping[str, Collection[str]], key: Callable[[str], str]) -> dict[str, list[str]]:
@@ -203,6 +201,7 @@ def _place(scan: Scan, row: ImageRow, split: str, reason: str, subsets: tuple[st
 
 def _finish(scan: Scan, plan: SplitPlan) -> None:
     scan.inputs.update(plan.hashes())
+    scan.inputs.setdefault("checksums", ABSENT)  # none of these releases has any
     _hold_out(scan, plan)
     for split, rows in scan.rows.items():
         scan.rows[split] = sorted(rows, key=lambda row: (row.patient, row.study, row.image, row.phrase))
@@ -241,26 +240,49 @@ def _add_fractions(scan: Scan, plan: SplitPlan) -> None:
                 train[index] = dataclasses.replace(train[index], subsets=(*train[index].subsets, name))
 
 
-def find_images(root: Path, folders: Sequence[str]) -> dict[str, str]:
+def find_images(root: Path, folders: Sequence[str], scan: Scan, image_of: Callable[[str], str] = str) -> dict[str, str]:
     """Paths of the image files, relative to `root`, by their names without suffix; each tree is walked once.
 
     Args:
       root: the folder of the release.
       folders: in it, walked to any depth; "" is the root itself, whose own files alone count. Of several files with one name that in
         the first folder counts, and within a folder that with the first of `SUFFIXES`.
+      scan: notes the other files of such an image, if it is lenient.
+      image_of: turns a file's name without suffix into `ImageRow.image`.
     """
     found: dict[str, str] = {}
     for folder in folders:
         here: dict[str, tuple[int, str]] = {}
-        for path in _image_files(root, folder):
+        for path in progress.counted(image_files(root, folder), folder or "release", "image files"):
             stem, suffix = os.path.splitext(path.rpartition("/")[2])
             candidate = SUFFIXES.index(suffix.lower()), path
+            if scan.lenient and (stem in here or stem in found):
+                scan.notes.append(Note("two_files", image_of(stem), root / path))
             here[stem] = min(here.get(stem, candidate), candidate)
         found = {stem: path for stem, (_, path) in here.items()} | found
     return found
 
 
-def _image_files(root: Path, folder: str) -> Iterator[str]:
+def note_strays(
+    scan: Scan, root: Path, paths: Mapping[str, str], named: Collection[str], image_of: Callable[[str], str] = str
+) -> None:
+    """Notes files of images that no table names, not even in a row that is wrong; only a lenient scan does.
+
+    Args:
+      scan: that has read the tables.
+      root: the folder of the release.
+      paths: of files, as `find_images` gives them.
+      named: images of the tables.
+      image_of: as in `find_images`.
+    """
+    if scan.lenient:
+        known = {*named, *(problem.identifier for problem in scan.problems)}
+        strays = ((image_of(stem), path) for stem, path in sorted(paths.items()))
+        scan.notes += [Note("file_in_no_table", image, root / path) for image, path in strays if image not in known]
+
+
+def image_files(root: Path, folder: str) -> Iterator[str]:
+    """Paths of the image files in a folder of `root`, to any depth and relative to `root`; of "" those in `root` itself."""
     for directory, below, names in os.walk(root / folder):
         prefix = Path(directory).relative_to(root).as_posix()
         for name in names:
@@ -291,6 +313,32 @@ def find_one_table(root: Path, patterns: Sequence[str], chosen: Path | None = No
     return found[0]
 
 
+def listed_twice(
+    scan: Scan, table: Path, number: int, column: str, image: str, image_of: Callable[[str], str] = str
+) -> DataError:
+    """The error of a row about an image that has a row already.
+
+    Args:
+      scan: a lenient one may meet many, and does not look for the first.
+      table: that is read.
+      number: of the row.
+      column: with the image's name.
+      image: that the row is about.
+      image_of: turns a value of the column into an image.
+    """
+    first = ""
+    if not scan.lenient:
+        first = f", first in row {tables.first_row(table, column, lambda value: image_of(value) == image)}"
+    found = f"{table.name}: the image of row {number} is listed twice{first}; expected each image once"
+    return DataError(found, code="duplicate_image")
+
+
+def contradicts(scan: Scan, table: Path, number: int, column: str, image: str) -> DataError:
+    """The error of a row that does not go with the others of its image; arguments as in `listed_twice`."""
+    other = "another row" if scan.lenient else f"row {tables.first_row(table, column, image.__eq__)}"
+    return DataError(f"{table.name}: row {number} repeats or contradicts {other} of its image", code="duplicate_image")
+
+
 def parse_box(where: str, values: Sequence[str]) -> Box:
     """A box (x, y, width, height) in pixels.
 
@@ -310,17 +358,7 @@ def parse_box(where: str, values: Sequence[str]) -> Box:
     return x, y, width, height
 
 
-def check_size(height: int, width: int, expected: tuple[int, int]) -> None:
-    """Boxes and run-length codes are in pixels of the original: a resized copy would carry them to the wrong place.
-
-    Raises:
-      Dropped: "wrong_size".
-    """
-    if (height, width) != expected:
-        raise Dropped("wrong_size")
-
-
 def record_hash(scan: Scan, role: str, path: Path) -> Path:
     """Notes the hash of a table under its role, and returns the path."""
-    scan.inputs[role] = tables.file_hash(path) if path.is_file() else "absent"
+    scan.inputs[role] = tables.file_hash(path) if path.is_file() else ABSENT
     return path

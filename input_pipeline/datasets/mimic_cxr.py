@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline import checksums, tables
+from input_pipeline import checksums, progress, tables
 from input_pipeline.compact import Column
 from input_pipeline.datasets import mimic_tables
 from input_pipeline.datasets.mimic_grounding import Grounding, find_boxes, read_grounding
@@ -123,7 +123,8 @@ class MimicCxr(ImagesOnly):
         kept, labels = self._kept(scan, inputs, index)
         for split, images in kept.items():
             scan.rows[split] = images.rows(functools.partial(_row, split=split, labels=labels, inputs=inputs))
-        inputs.note_unchecked(sum(not inputs.image(name) for images in kept.values() for name in images.names()))
+        names = progress.counted((name for images in kept.values() for name in images.names()), "checksums", "images")
+        inputs.note_unchecked(sum(not inputs.image(name) for name in names))
         self._note_rules(scan, kept)
         return scan
 
@@ -250,6 +251,7 @@ class MimicCxr(ImagesOnly):
         views = VIEWS[self.views]
         reasons = {
             "no_split": split == NO_SPLIT,
+            "no_view": views is not None and not image.view,
             f"not_{self.views}": views is not None and image.view not in views,
             "grounding_patient": split == "train" and image.patient in excluded.patients,
             "grounding_image": split == "train" and image.name in excluded.images,
@@ -284,4 +286,5 @@ def _take(index: Index, listed: Column | None, name: str) -> str:
 def _row(image: Image, *, split: str, labels: _Labels, inputs: checksums.Inputs) -> ImageRow:
     path = f"files/p{image.patient[:2]}/p{image.patient}/s{image.study}/{image.name}.jpg"
     own, sha256 = labels.of(image.study, split), inputs.image(image.name)
-    return ImageRow(image.patient, image.study, image.name, path, image.view, own, sha256=sha256)
+    flags = (image.flag,) if image.flag else ()
+    return ImageRow(image.patient, image.study, image.name, path, image.view, own, sha256=sha256, flags=flags)

@@ -7,6 +7,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import UInt32
 
+from input_pipeline import progress
 from input_pipeline.compact import Names
 from input_pipeline.datasets.mimic_tables import Image, Index
 from input_pipeline.scratch import Rows
@@ -18,7 +19,7 @@ class Kept:
 
     def __init__(self, index: Index):
         self._index, self._views = index, Names()
-        self._columns = tuple(Rows("I") for _ in Image._fields)  # name, patient, study, view
+        self._columns = tuple(Rows("I") for _ in Image._fields)  # name, patient, study, view, flag
 
     def __len__(self) -> int:
         return len(self._columns[0])
@@ -43,16 +44,17 @@ class Kept:
     def rows(self, make: Callable[[Image], ImageRow]) -> "ImageRows":
         """Rows by patient, study and image, each made by `make`."""
         of_study, of_patient = self._index.studies, self._index.patients
-        images, patients, studies, _ = self._columns
+        images, patients, studies, *_ = self._columns
         ranks = [_ranks(names)[_numbers(column)] for names, column in ((of_study, studies), (of_patient, patients))]
         places, ordered = np.lexsort(ranks).astype(np.uint32), Rows("I")
-        for _, group in itertools.groupby(map(int, places), lambda place: (patients[place], studies[place])):
+        counted = progress.counted(map(int, places), "order", "images")
+        for _, group in itertools.groupby(counted, lambda place: (patients[place], studies[place])):
             for place in sorted(group, key=lambda place: self._index.images[images[place][0]]):
                 ordered.append(place)
         return ImageRows(self, ordered, make)
 
     def _names(self) -> tuple[Names, ...]:
-        return self._index.images, self._index.patients, self._index.studies, self._views
+        return self._index.images, self._index.patients, self._index.studies, self._views, self._views
 
 
 class ImageRows(Sequence[ImageRow]):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from input_pipeline import tables
+from input_pipeline import progress, tables
 from input_pipeline.compact import Column, Names
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.scratch import Rows
@@ -84,12 +84,13 @@ class Labels(Mapping[str, tuple[float, ...]]):
 
 
 class Image(NamedTuple):
-    """One row of the metadata."""
+    """One row of the metadata; `flag` says what is odd about it."""
 
     name: str
     patient: str
     study: str
     view: str
+    flag: str = ""
 
 
 @runtime_checkable
@@ -234,8 +235,8 @@ def read_images(path: Path, scan: Scan, index: Index) -> Iterator[Image]:
             if seen[own]:
                 raise _twice(scan, path, number, "dicom_id", image)
             seen[own] = 1
-            view = view.upper() or _VIEW_OF_MEANING.get(meaning.lower(), "")
-            yield Image(image, patient, study, view)
+            coded = "" if view else _VIEW_OF_MEANING.get(meaning.lower(), "")
+            yield Image(image, patient, study, view.upper() or coded, "view_from_code" if coded else "")
 
 
 def read_labels(path: Path, scan: Scan, index: Index) -> Labels:
@@ -268,7 +269,7 @@ def read_filenames(path: Path, scan: Scan, index: Index) -> Column:
     """
     listed = Column("B")
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(progress.counted(lines, path.name, "lines"), 1):
             if not line.strip():
                 continue
             file = line.strip().rpartition("/")[2]
@@ -318,12 +319,8 @@ def _check_identifiers(path: Path, number: int, image: str, patient: str, study:
 
 def _twice(scan: Scan, path: Path, number: int, column: str, value: str) -> DataError:
     """Names both rows; the first is looked up again, so that no row's number is kept for it. A lenient scan may meet many: it names one."""
-    first = "" if scan.lenient else f", first in row {_first_row(path, column, value)}"
+    first = "" if scan.lenient else f", first in row {tables.first_row(path, column, value.__eq__)}"
     what = "image" if column == "dicom_id" else "study"
     return DataError(
         f"{path.name}: the {what} of row {number} is listed twice{first}; expected once", code="duplicate_image"
     )
-
-
-def _first_row(path: Path, column: str, value: str) -> int:
-    return next(row for row, (name,) in tables.read_table(path, [column]) if name == value)

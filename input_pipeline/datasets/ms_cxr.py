@@ -13,10 +13,19 @@ import numpy as np
 from jaxtyping import Bool
 
 from input_pipeline import checksums, tables
-from input_pipeline.datasets.labelled import check_size, parse_box
+from input_pipeline.datasets.labelled import parse_box
 from input_pipeline.errors import DataError, MsflError, UserError
 from input_pipeline.sections import clean_sentence
-from input_pipeline.sources import ImageRow, ImagesOnly, Scan, is_relative, read_image, synthetic_setting
+from input_pipeline.sources import (
+    ImageRow,
+    ImagesOnly,
+    Scan,
+    check_size,
+    is_relative,
+    part_of,
+    read_image,
+    synthetic_setting,
+)
 
 # The eight findings of both releases (Boecking et al., 2022, table 1), and one that only the synthetic study has: Lung Lesion.
 CATEGORIES = (
@@ -100,8 +109,10 @@ class MsCxr(ImagesOnly):
         scan.inputs = {"boxes": tables.file_hash(_file(self.boxes)), **inputs.hashes}
         names = self.label_names()
         groups: dict[tuple[str, str, str], tuple[str, SizedRow]] = {}
-        for annotation in scan.counted(_file(self.boxes), _read(self.boxes, scan.refuse)):
-            with scan.row(annotation.image):
+        file = _file(self.boxes)
+        for annotation in scan.counted(file, _read(self.boxes, scan.skip(file))):
+            phrase = clean_sentence(annotation.text)
+            with scan.row(annotation.image, part_of(annotation.image, phrase, annotation.category)):
                 split, row = _row(annotation, names, inputs.image(annotation.image))
                 group = row.image, row.phrase, row.category
                 known_split, known = groups.get(group, (split, row))

@@ -15,18 +15,20 @@ from jaxtyping import Bool
 
 from input_pipeline import tables
 from input_pipeline.datasets.labelled import (
+    Box,
     Found,
     LabelledImages,
     SplitPlan,
-    check_size,
     distribute,
     find_images,
     find_one_table,
+    listed_twice,
+    note_strays,
     parse_box,
     record_hash,
 )
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.sources import NO_SPLIT, ImageRow, Scan
+from input_pipeline.sources import NO_SPLIT, ImageRow, Scan, check_size, part_of
 from input_pipeline.splits import NIH_LABEL_NAMES, OFFICIAL_NIH, official_nih
 
 LABEL_NAMES = NIH_LABEL_NAMES
@@ -75,7 +77,7 @@ class NihChestXray14(LabelledImages):
         return scan
 
     def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
-        paths, seen = _image_paths(self.root), set()
+        paths, seen = _image_paths(self.root, scan), set()
         columns = ["Image Index", "Finding Labels", "Patient ID", "View Position"]
         for number, (image, findings, patient, view) in scan.read(table, columns):
             with scan.row(image):
@@ -85,10 +87,10 @@ class NihChestXray14(LabelledImages):
                     raise UserError(found, code="tables_disagree")
                 labels = _labels(table, number, findings)
                 if image in seen:
-                    found = f"{table.name}: the image of row {number} is listed twice"
-                    raise DataError(f"{found}; expected each image once", code="duplicate_image")
+                    raise listed_twice(scan, table, number, "Image Index", image)
                 seen.add(image)
                 yield Found(_row(owner, image, paths, view=view.upper(), labels=labels), NO_SPLIT)
+        note_strays(scan, self.root, paths, seen, _image_of_stem)
 
     def _plan(self, scan: Scan) -> SplitPlan:
         """The plan, with the official lists where it has none of its own."""
@@ -143,15 +145,19 @@ class NihBoxes(LabelledImages):
         return None
 
     def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
-        paths = _image_paths(self.root)
+        paths = _image_paths(self.root, scan)
         groups: dict[tuple[str, str], ImageRow] = {}
-        for number, (image, name, *values) in scan.counted(table, tables.read_fields(table, 6, refuse=scan.refuse)):
-            with scan.row(image):
-                finding = _OTHER_NAMES.get(name, name)
+        first: dict[tuple[str, str, Box], int] = {}  # number of the row, by image, finding and box
+        for number, (image, name, *values) in scan.counted(
+            table, tables.read_fields(table, 6, refuse=scan.skip(table))
+        ):
+            finding = _OTHER_NAMES.get(name, name)
+            with scan.row(image, part_of(image, _phrase(finding), finding)):
                 known = groups.get((image, finding)) or _box_row(table, number, image, finding, paths)
                 box = parse_box(f"{table.name}: row {number}", values)
-                if box in known.boxes:
-                    raise DataError(f"{table.name}: the box of row {number} is listed twice; expected each box once")
+                if (earlier := first.setdefault((image, finding, box), number)) != number:
+                    found = f"{table.name}: the box of row {number} is listed twice, first in row {earlier}"
+                    raise DataError(f"{found}; expected each box once", code="duplicate_image")
                 groups[image, finding] = dataclasses.replace(known, boxes=(*known.boxes, box))
         yield from (Found(row, "test") for row in groups.values())
 
@@ -163,7 +169,11 @@ def _box_row(table: Path, number: int, image: str, finding: str, paths: Mapping[
         found = f"{table.name}: row {number} has an unknown finding"
         raise UserError(f"{found}; expected one of the fourteen labels", code="unknown_label")
     labels = tuple(1.0 if label == finding else float("nan") for label in LABEL_NAMES)
-    return _row(owner, image, paths, labels=labels, phrase=finding.replace("_", " "), category=finding)
+    return _row(owner, image, paths, labels=labels, phrase=_phrase(finding), category=finding)
+
+
+def _phrase(finding: str) -> str:
+    return finding.replace("_", " ")
 
 
 def _row(patient: str, image: str, paths: Mapping[str, str], **values: Any) -> ImageRow:
@@ -199,6 +209,11 @@ def _file_name(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _image_paths(root: Path) -> dict[str, str]:
+def _image_of_stem(stem: str) -> str:
+    """The image that a file shows, be it converted to another format or not."""
+    return f"{stem}.png"
+
+
+def _image_paths(root: Path, scan: Scan) -> dict[str, str]:
     archives = sorted(path.name for path in root.glob("images_[0-9]*") if path.is_dir())
-    return find_images(root, [*archives, "images", ""])
+    return find_images(root, [*archives, "images", ""], scan, _image_of_stem)

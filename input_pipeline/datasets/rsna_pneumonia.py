@@ -19,16 +19,17 @@ from input_pipeline.datasets.labelled import (
     Box,
     Found,
     LabelledImages,
-    check_size,
+    contradicts,
     distribute,
     find_images,
     find_one_table,
     image_of_name,
+    note_strays,
     parse_box,
     record_hash,
 )
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.sources import ImageRow, Scan
+from input_pipeline.sources import ImageRow, Scan, check_size
 
 LABEL_NAMES = ("Pneumonia",)
 DETAILED_LABELS = ("Normal", "No Lung Opacity / Not Normal")
@@ -87,7 +88,7 @@ class RsnaPneumonia(LabelledImages):
         if self.listed:
             lines = sorted(f"{name} {label}" for name, label in self.listed.items())
             scan.inputs["listed"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        distribute(scan, self._found(boxes, details), self.plan, image_of_name)
+        distribute(scan, self._found(scan, boxes, details), self.plan, image_of_name)
         return scan
 
     def mask(self, row: ImageRow, height: int, width: int) -> Bool[np.ndarray, "H W"] | None:
@@ -96,8 +97,11 @@ class RsnaPneumonia(LabelledImages):
             check_size(height, width, (_SIDE, _SIDE))
         return None
 
-    def _found(self, boxes: Mapping[str, tuple[Box, ...]], details: Mapping[str, tuple[float, ...]]) -> Iterator[Found]:
-        paths = [find_images(self.root, [folder]) for folder in _FOLDERS]
+    def _found(
+        self, scan: Scan, boxes: Mapping[str, tuple[Box, ...]], details: Mapping[str, tuple[float, ...]]
+    ) -> Iterator[Found]:
+        paths = [find_images(self.root, [folder], scan) for folder in _FOLDERS]
+        note_strays(scan, self.root, paths[0], boxes)  # the challenge's own test images stand in no table
         for image, own in boxes.items():
             path = paths[0].get(image, f"{_FOLDERS[0]}/{image}.dcm")
             phrase = LABEL_NAMES[0] if own else ""
@@ -152,8 +156,7 @@ def _boxes(scan: Scan, table: Path) -> dict[str, tuple[Box, ...]]:
             own = _own_boxes(table, number, target, values)
             known = boxes.get(image)
             if known is not None and (not known or not own or own[0] in known):
-                found = f"{table.name}: row {number} repeats or contradicts another row of its image"
-                raise DataError(found, code="duplicate_image")
+                raise contradicts(scan, table, number, "patientId", image)
             boxes[image] = (*(known or ()), *own)
     return boxes
 

@@ -12,15 +12,16 @@ from jaxtyping import Bool, Int64
 from input_pipeline.datasets.labelled import (
     Found,
     LabelledImages,
-    check_size,
+    contradicts,
     distribute,
     find_images,
     find_one_table,
     image_of_name,
+    note_strays,
     record_hash,
 )
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.sources import ImageRow, Scan, synthetic_setting
+from input_pipeline.sources import ImageRow, Scan, check_size, synthetic_setting
 
 LABEL_NAMES = ("Pneumothorax",)
 NO_RUNS = "-1"
@@ -78,8 +79,10 @@ class SiimAcr(LabelledImages):
         return mask
 
     def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
-        paths = find_images(self.root, _FOLDERS)
-        for image, codes in _codes(scan, table).items():
+        paths, codes_of = find_images(self.root, _FOLDERS, scan), _codes(scan, table)
+        trained = {stem: path for stem, path in paths.items() if path.startswith(f"{_FOLDERS[0]}/")}
+        note_strays(scan, self.root, trained, codes_of)  # the first stage's table has no test images
+        for image, codes in codes_of.items():
             path = paths.get(image, f"{_FOLDERS[0]}/{image}.dcm")
             row = ImageRow(image, image, image, path, "", (float(bool(codes)),), runs=codes)
             yield Found(row, "train")
@@ -134,7 +137,6 @@ def _codes(scan: Scan, table: Path) -> dict[str, tuple[str, ...]]:
                 raise DataError(f"{table.name}: row {number}: {error}", code="bad_runs") from None
             known = codes.get(image)
             if known is not None and (not known or empty or code in known):
-                found = f"{table.name}: row {number} repeats or contradicts another row of its image"
-                raise DataError(found, code="duplicate_image")
+                raise contradicts(scan, table, number, "ImageId", image)
             codes[image] = (*(known or ()), *(() if empty else (code,)))
     return codes

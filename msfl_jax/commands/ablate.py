@@ -80,11 +80,12 @@ def run_ablation(
       objectives: combinations separated by semicolons, as "global;global,local"; "" takes all eight.
       overrides: `--config.a.b=value` each, for all runs.
       studies, study_seed: of the synthetic study, which is made where `data` is None.
-      data, phrases: builds to train on and to classify, and, for it, with boxes to ground.
-      split: that is held out.
+      data, phrases: builds to train on and, for it, with boxes to ground.
+      split: that is held out, in every build that is measured on.
       finetune: configuration of fine-tuning with its percentage, as "finetune_rsna:1"; "" is the demo's with 1 % for the synthetic study and none
         for `data`, "none" leaves it out. Table 5 has a column for 1 %.
-      labels: build to fine-tune on; None takes the build that is trained on.
+      labels: build to classify, zero-shot and fine-tuned; None takes the build that is trained on. The paper's rows stand in the table where this one
+        is RSNA Pneumonia, and `phrases` MS-CXR.
 
     Returns:
       Exit code: 0, or 1 where a run failed.
@@ -102,8 +103,7 @@ def run_ablation(
     if chosen != "none":
         load_config(chosen, make=finetune_config)
     builds, fixed = _prepare(workdir, config, overrides, studies, study_seed, data, phrases, split)
-    if chosen != "none":
-        builds = dataclasses.replace(builds, finetune=chosen, labels=labels or builds.records)
+    builds = dataclasses.replace(builds, labels=labels, finetune="" if chosen == "none" else chosen)
     plans = list(_plans(workdir, config, combinations, seeds, [*overrides, *fixed]))
     guess = estimated_minutes(0, plans[0].config.train.steps) * 60 if data is None else 0.0
     with kept_programs(workdir / "compiled"):

@@ -45,7 +45,7 @@ def confounders(runs: Sequence[tuple[str, Config]], builds: Builds) -> list[str]
 
 def selection_caveats(builds: Builds) -> list[str]:
     """Says where fine-tuning is measured on the images that chose its checkpoint."""
-    if builds.labels is None or builds.finetuning(0).data.validate != builds.split:
+    if not builds.finetune or builds.finetuning(0).data.validate != builds.split:
         return []
     return [
         f"Fine-tuned: the checkpoint was chosen on '{builds.split}', on which it is measured: these numbers are too high."

@@ -37,11 +37,11 @@ class Builds:
     """What an ablation trains on and measures with.
 
     Attributes:
-      records: build that is trained on, whose `split` is classified.
+      records: build that is trained on.
       phrases: build with boxes, whose `split` is grounded; None leaves grounding out.
-      split: held out.
-      labels: build to fine-tune on; None leaves fine-tuning out.
-      finetune: configuration of the fine-tuning with its argument, as "finetune_demo:1".
+      split: held out, of every build that is measured on.
+      labels: build to classify, fine-tuned and zero-shot; None takes `records`.
+      finetune: configuration of the fine-tuning with its argument, as "finetune_demo:1"; "" leaves fine-tuning out.
     """
 
     records: Path
@@ -49,6 +49,11 @@ class Builds:
     split: str
     labels: Path | None = None
     finetune: str = ""
+
+    @property
+    def classified(self) -> Path:
+        """The build whose `split` is classified: table 5 has zero-shot and fine-tuned classification of one data set, RSNA."""
+        return self.labels or self.records
 
     def finetuning(self, seed: int) -> FinetuneConfig:
         """The configuration of the fine-tuning, which is measured on `split` as everything else.
@@ -64,16 +69,16 @@ class Builds:
         own = config.grounding
         grounding = {"protocol": own.protocol, "scaling": "minmax", "geometry": "own"}
         grounding |= {"sigma": own.sigma, "shifts": own.shifts}
-        manifest = read_manifest(self.records)
+        manifest = read_manifest(self.classified)
         asked = load_prompts(choose_set(config.zero_shot.prompts, manifest.name, manifest.label_names))
         zero_shot = {"rule": RULE, "prompts_hash": prompts_hash(asked)}
-        found = {"zero_shot": Wanted(self.split, self._members(self.records), zero_shot)}
+        found = {"zero_shot": Wanted(self.split, self._members(self.classified), zero_shot)}
         if self.phrases:
             found["grounding"] = Wanted(self.split, self._members(self.phrases), grounding)
-        if self.labels:
+        if self.finetune:
             settings = self.finetuning(config.seed)
             options = {"init": "pretrained", "mode": settings.mode, "fraction": settings.data.fraction}
-            found["classification"] = Wanted(self.split, self._members(self.labels), options)
+            found["classification"] = Wanted(self.split, self._members(self.classified), options)
         return found
 
     def _members(self, build: Path) -> str:
@@ -160,14 +165,14 @@ def _evaluate(config: Config, workdir: Path, builds: Builds) -> None:
     """Zero-shot classification with table 5's rule and, where it is another one, the run's own; grounding where there are boxes."""
     own = "" if config.zero_shot.rule == "gloria" and not config.objective.lambda_local else config.zero_shot.rule
     for rule in dict.fromkeys(rule for rule in (RULE, own) if rule):
-        zero_shot_report(workdir, builds.records, split=builds.split, rule=rule)
+        zero_shot_report(workdir, builds.classified, split=builds.split, rule=rule)
     if builds.phrases:
         grounding_report(workdir, builds.phrases, split=builds.split, overlays=0)
 
 
 def _finetune(config: Config, workdir: Path, builds: Builds) -> None:
-    if builds.labels:
-        run_classification(builds.finetuning(config.seed), builds.finetuned(workdir), workdir, builds.labels)
+    if builds.finetune:
+        run_classification(builds.finetuning(config.seed), builds.finetuned(workdir), workdir, builds.classified)
 
 
 def _pretraining_key(config: Config, builds: Builds) -> list[str]:
@@ -175,15 +180,15 @@ def _pretraining_key(config: Config, builds: Builds) -> list[str]:
 
 
 def _evaluation_key(config: Config, builds: Builds) -> list[str]:
-    measured = [build for build in (builds.records, builds.phrases) if build]
+    measured = [build for build in (builds.classified, builds.phrases) if build]
     return [*_pretraining_key(config, builds), RULE, *(identify_split(build, builds.split)[1] for build in measured)]
 
 
 def _finetuning_key(config: Config, builds: Builds) -> list[str]:
-    if builds.labels is None:
+    if not builds.finetune:
         return ["none"]
     settings = builds.finetuning(config.seed)
-    members = identify_split(builds.labels, settings.data.test)[1]
+    members = identify_split(builds.classified, settings.data.test)[1]
     return [*_pretraining_key(config, builds), builds.finetune, members]
 
 

@@ -1,7 +1,9 @@
 """`msfl eval ...`: evaluates a run directory, saves predictions and figures in it, and says what came out."""
 
 from pathlib import Path
+from typing import TypedDict
 
+from input_pipeline.manifest import read_manifest
 from input_pipeline.reading import open_split
 from msfl_jax.config import GroundingConfig
 from msfl_jax.parallel import distributed
@@ -9,12 +11,28 @@ from msfl_jax.results.figures import save_phrase_overlays, save_record_overlays
 from msfl_jax.results.tables import grounding_table, with_caveats
 from msfl_jax.tasks.grounding import evaluate_grounding, with_shifts
 from msfl_jax.tasks.grounding_protocol import GroundingProtocol, known_protocol
-from msfl_jax.tasks.grounding_result import outcome_of
+from msfl_jax.tasks.grounding_result import GroundingResult, outcome_of
 from msfl_jax.tasks.leaks import leak_caveats
-from msfl_jax.tasks.outcome import Option, identify_split, save_outcome
+from msfl_jax.tasks.outcome import Option, Outcome, identify_split, save_outcome
 from msfl_jax.tasks.run import Run, open_run
 
 REPLICATES = 2000  # of the bootstrap
+_NONE_DRAWN = "none; --overlays N draws N images, and --show-text writes the sentences of their reports beneath"
+OVERLAYS = 8  # of a synthetic study; of patients, as many as are asked for
+
+
+class Drawn(TypedDict):
+    """How many images are drawn, and whether with what their reports say."""
+
+    count: int
+    show_text: bool
+
+
+class Drawing(Drawn):
+    """Arguments of `save_phrase_overlays` and `sentence_overlays`."""
+
+    protocol: GroundingProtocol
+    sigma: float
 
 
 def grounding_report(
@@ -28,23 +46,23 @@ def grounding_report(
     sigma: float | None = None,
     shifts: int = 0,
     seed: int = 0,
-    overlays: int = 8,
+    overlays: int | None = None,
+    show_text: bool = False,
     allow_leak: bool = False,
 ) -> str:
     """Phrase grounding of a build: the table as text, "" in all processes but the lead; result, predictions and overlays go to `workdir`.
 
-    A build without boxes, as of image-report pairs, has nothing to measure: then the sentences of its reports are drawn and that is said.
+    A build without boxes, as of image-report pairs, has nothing to measure: then the sentences of its reports can be drawn, and that is said.
 
     Args:
       workdir: run directory.
       directory: build with phrases and boxes.
       split: of the build.
-      protocol: "" takes the run's own.
-      scaling, geometry: see `msfl_jax.tasks.grounding_protocol`.
-      sigma: smoothing in patches; None takes the run's own.
-      shifts: looks per axis; 0 takes the run's own.
+      protocol, scaling, geometry: see `msfl_jax.tasks.grounding_protocol`; a protocol of "" is the run's own.
+      sigma, shifts: smoothing in patches, and looks per axis; None and 0 take the run's own.
       seed: of the shuffled phrases and the bootstrap.
-      overlays: images for which heat-maps are drawn.
+      overlays: images for which heat-maps are drawn; None draws some of a synthetic study and none of patients.
+      show_text: writes the sentences into the overlays of patients, too; of a synthetic study they always are.
       allow_leak: see `leak_caveats`.
 
     Raises:
@@ -57,8 +75,9 @@ def grounding_report(
     sigma = run.config.grounding.sigma if sigma is None else sigma
     chosen = known_protocol(protocol or run.config.grounding.protocol, scaling, geometry)
     figures = workdir / "figures"
+    drawing: Drawing = {**_drawn(directory, overlays, show_text), "protocol": chosen, "sigma": sigma}
     if not has_boxes(directory, split):
-        return sentence_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
+        return sentence_overlays(run, directory, split, figures, **drawing)
     caveats = leak_caveats(run, directory, split, allow_leak=allow_leak)
     result = evaluate_grounding(run, directory, split, protocol=chosen, sigma=sigma, seed=seed, replicates=REPLICATES)
     if not distributed.is_lead():
@@ -72,11 +91,24 @@ def grounding_report(
         options=_grounding_options(run, chosen, sigma, seed),
         caveats=caveats,
     )
-    result.scores.save(outcome.predictions(workdir))
-    file = save_outcome(outcome, workdir)
-    save_phrase_overlays(run, directory, split, figures, count=overlays, protocol=chosen, sigma=sigma)
+    saved = _save(outcome, result, workdir)
+    save_phrase_overlays(run, directory, split, figures, **drawing)
     table = with_caveats(grounding_table(result, chosen.explanation), outcome.caveats)
-    return f"{table}\n\nresult       {file}\npredictions  {outcome.predictions(workdir)}\noverlays     {figures}"
+    return f"{table}\n\n{saved}\noverlays     {figures if drawing['count'] else _NONE_DRAWN}"
+
+
+def _save(outcome: Outcome, result: GroundingResult, workdir: Path) -> str:
+    """Saves a result beside its predictions, and says where."""
+    predictions = outcome.predictions(workdir)
+    result.scores.save(predictions)
+    return f"result       {save_outcome(outcome, workdir)}\npredictions  {predictions}"
+
+
+def _drawn(directory: Path, overlays: int | None, show_text: bool) -> Drawn:
+    """Of a synthetic study some images and always the text; of patients what was asked for."""
+    synthetic = read_manifest(directory).settings.get("synthetic") is True
+    count = overlays if overlays is not None else OVERLAYS if synthetic else 0
+    return {"count": count, "show_text": show_text or synthetic}
 
 
 def _grounding_options(run: Run, protocol: GroundingProtocol, sigma: float, seed: int) -> dict[str, Option]:
@@ -114,6 +146,7 @@ def sentence_overlays(
     count: int,
     protocol: GroundingProtocol | None = None,
     sigma: float | None = None,
+    show_text: bool = False,
 ) -> str:
     """Draws every sentence of the first `count` reports of a split over its own image, and says where; the lead process alone, the others say ""."""
     if not distributed.is_lead():
@@ -122,6 +155,7 @@ def sentence_overlays(
     drawn = min(count, len(records))
     for index in range(drawn):
         file = folder / f"report_{split}_{index:02d}.png"
-        save_record_overlays(run, [records[index]], file, protocol=protocol, sigma=sigma)
-    said = f"{directory} has no boxes: nothing to measure\noverlays     {folder}  ({drawn} reports, one panel per sentence)"
+        save_record_overlays(run, [records[index]], file, protocol=protocol, sigma=sigma, show_text=show_text)
+    overlays = f"{folder}  ({drawn} reports, one panel per sentence)" if drawn else _NONE_DRAWN
+    said = f"{directory} has no boxes: nothing to measure\noverlays     {overlays}"
     return with_caveats(said, run.caveats)

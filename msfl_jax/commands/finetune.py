@@ -13,15 +13,19 @@ from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import FinetuneConfig, finetune_config
 from msfl_jax.parallel import distributed
 from msfl_jax.results.label_efficiency import (
+    advantages,
     classification_table,
     label_efficiency,
     label_efficiency_table,
     save_label_efficiency,
 )
-from msfl_jax.results.tables import number, with_caveats
+from msfl_jax.results.own_results import Result, find_results
+from msfl_jax.results.paper_tables import findings_text
+from msfl_jax.results.pooling import pooled_interval
+from msfl_jax.results.tables import number, seeds_text, with_caveats
 from msfl_jax.tasks.classification import finetune_classification, refuse_other_encoder, variant
 from msfl_jax.tasks.leaks import finetuning_caveats
-from msfl_jax.tasks.outcome import Outcome, identify_split, load_outcomes
+from msfl_jax.tasks.outcome import identify_split, load_outcomes
 from msfl_jax.tasks.run import Run, open_run
 from msfl_jax.train.adaptation import MAY_CHANGE
 from msfl_jax.train.loop import refuse_other_config
@@ -79,7 +83,8 @@ def run_sweep(
     """Label efficiency: every fraction, seed and initialisation in a folder of its own below `workdir`; what is finished is kept.
 
     The records of a percentage and a seed are the same for every initialisation. Whether those of a seed are nested, which published lists need not
-    be, stands beneath the table.
+    be and drawn ones (`data.subsets`) are, stands beneath the table, and above it what each initialisation gains over random weights at each
+    percentage.
 
     Args:
       name: of the configuration, whose argument may hold options but no percentage.
@@ -93,7 +98,7 @@ def run_sweep(
       allow_leak: see `leak_caveats`.
 
     Returns:
-      The table: mean and deviation over seeds; "" in all processes but the lead.
+      The table: mean, deviation over seeds and 95 % interval over patients; "" in all processes but the lead.
 
     Raises:
       UserError: an initialisation or a configuration does not exist.
@@ -109,18 +114,14 @@ def run_sweep(
     pretrained, first = open_run(run), {cell.encoder.init: cell for cell in reversed(cells)}
     starts = {init: with_imported_encoder(pretrained, first[init].encoder) for init in inits}
     caveats = {init: finetuning_caveats(first[init], starts[init], allow_leak=allow_leak) for init in inits}
-    outcomes = [_cell(cell, workdir, starts[cell.encoder.init], caveats[cell.encoder.init]) for cell in cells]
+    for cell in cells:
+        _run_cell(cell, workdir, starts[cell.encoder.init], caveats[cell.encoder.init])
     if not distributed.is_lead():
         return ""
-    found = label_efficiency(outcomes)
     plot = workdir / "label_efficiency.png"
-    title = f"{outcomes[0].dataset}, {outcomes[0].split}: {outcomes[0].records:,} images"
-    save_label_efficiency(found, plot, title=title)
-    table = with_caveats(
-        f"mean AUC over {seeds} seeds, {outcomes[0].dataset}, {outcomes[0].split}\n\n{label_efficiency_table(found)}",
-        list(dict.fromkeys(caveat for outcome in outcomes for caveat in outcome.caveats)),
-    )
-    said = {"images": describe_fractions(directory, fractions, range(seeds)), "runs": workdir, "plot": plot}
+    table = _sweep_table(_sweep_results(cells, workdir), seeds, plot)
+    images = describe_fractions(directory, fractions, range(seeds), subsets=cells[0].data.subsets)
+    said = {"images": images, "runs": workdir, "plot": plot}
     return "\n".join([f"{table}\n", *(f"{name:<8}{words}" for name, words in said.items() if words)])
 
 
@@ -155,18 +156,36 @@ def with_data(config: FinetuneConfig, directory: Path) -> FinetuneConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, directory=str(directory)))
 
 
-def _cell(config: FinetuneConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> Outcome:
-    """One run of a sweep, or what it had come to; raises a CheckpointError where that was with another configuration or encoder."""
+def _run_cell(config: FinetuneConfig, workdir: Path, run: Run, caveats: tuple[str, ...]) -> None:
+    """One run of a sweep, unless it is finished; raises a CheckpointError where that was with another configuration or encoder."""
     folder, images = workdir / variant(config), identify_split(config.data.directory, config.data.test)
-    found = (outcome for _, outcome in load_outcomes([folder]) if (outcome.dataset, outcome.split_hash) == images)
-    if finished := next(found, None):
+    if any((outcome.dataset, outcome.split_hash) == images for _, outcome in load_outcomes([folder])):
         refuse_other_config(config, folder, may_change=MAY_CHANGE)
         refuse_other_encoder(config, folder, run)
-        return finished
+        return
     train = functools.partial(finetune_classification, config, folder, run, caveats=caveats, progress=False)
     if not distributed.is_lead():
-        return train()
+        train()
+        return
     with stage(variant(config)) as current:
         outcome = train()
         current.result = f"mean AUC {number(outcome.metrics['mean_auc'].value, 3)}, step {outcome.step}"
-    return outcome
+
+
+def _sweep_results(cells: Sequence[FinetuneConfig], workdir: Path) -> list[Result]:
+    """Those of the cells' own test split, beside their predictions; others in the same folders are of `msfl eval classification`."""
+    images = identify_split(cells[0].data.directory, cells[0].data.test)
+    found = find_results([workdir / variant(cell) for cell in cells])
+    return [one for one in found if (one.outcome.dataset, one.outcome.split_hash) == images]
+
+
+def _sweep_table(results: Sequence[Result], seeds: int, plot: Path) -> str:
+    """Means with their intervals, gains over random weights and caveats; the plot of the means is saved."""
+    outcomes, cells = [one.outcome for one in results], label_efficiency(results, pooled_interval)
+    first = outcomes[0]
+    save_label_efficiency(cells, plot, title=f"{first.dataset}, {first.split}: {first.records:,} images")
+    title = f"mean AUC over {seeds_text(seeds)} with its 95 % interval over patients, {first.dataset}, {first.split}"
+    title = "; ".join(filter(None, (title, findings_text(outcomes))))
+    parts = [title, label_efficiency_table(cells), "\n".join(map(str, advantages(results)))]
+    caveats = dict.fromkeys(caveat for outcome in outcomes for caveat in outcome.caveats)
+    return with_caveats("\n\n".join(filter(None, parts)), list(caveats))

@@ -22,7 +22,7 @@ from msfl_jax.results.figures import save_report_overlays
 from msfl_jax.results.tables import format_table, number, with_caveats
 from msfl_jax.tasks.grounding import phrase_maps
 from msfl_jax.tasks.grounding_protocol import GroundingProtocol, known_protocol, scale_boxes
-from msfl_jax.tasks.run import open_run
+from msfl_jax.tasks.run import open_run, prepare_image
 
 FRONTAL = ("", "PA", "AP", "AP AXIAL")
 SHOWN_CHARACTERS = 60  # of a sentence in the table; the figure has all of it
@@ -90,7 +90,8 @@ def ground_report(
     subject = _subject(image, phrase, report, boxes, data, split, record)
     run = open_run(workdir)
     chosen = known_protocol(protocol or run.config.grounding.protocol)
-    maps = phrase_maps(run, subject.image, subject.sentences, protocol=chosen, sigma=sigma)
+    seen = subject.image if data is not None else prepare_image(run, subject.image)  # a build has prepared its images
+    maps = phrase_maps(run, seen, subject.sentences, protocol=chosen, sigma=sigma)
     fit = run.config.data.fit
     # One at a time: thirty maps of a radiograph's 3,000 x 3,000 pixels are a gigabyte.
     peaks = [peak(chosen.heat(one, subject.image.shape, fit)) for one in maps]

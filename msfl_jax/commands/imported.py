@@ -9,10 +9,11 @@ import jax
 from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config
+from msfl_jax.config_init import RANDOM_START, InitFromConfig
 from msfl_jax.export.detect import detect_format, pixels_of
 from msfl_jax.export.importing import ROLES, Role, describe, imported_vision, overlay, read_weights, split_skip
 from msfl_jax.export.names import PARTS, Format
-from msfl_jax.export.weight_files import open_weights
+from msfl_jax.export.weight_files import WeightFile, open_weights
 from msfl_jax.finetune_config import FinetuneEncoderConfig
 from msfl_jax.model import Model
 from msfl_jax.segmentation_config import SegmentationEncoderConfig
@@ -26,9 +27,9 @@ def import_report(path: Path, config: Config | None, *, role: str = "", skip: st
 
     Args:
       path: file or folder.
-      config: of a pretraining run.
+      config: of a pretraining run; formats, pixels and names to skip of its `init_from` count here as they do there.
       role: "vision" or "report", to look at only what it would be read for; "" is all that it holds.
-      skip: names that may differ, as in `init_from.skip`.
+      skip: more names that may differ, as in `init_from.skip`.
 
     Returns:
       Lines for people.
@@ -40,8 +41,9 @@ def import_report(path: Path, config: Config | None, *, role: str = "", skip: st
     if role and role not in ROLES:
         raise UserError(f"--as {role}: expected {' or '.join(ROLES)}")
     weights = open_weights(path)
-    form = detect_format(weights)
-    pixels = pixels_of(weights, form)
+    init = config.init_from if config else RANDOM_START
+    form, roles = _read_as(weights, init, role)
+    pixels = pixels_of(weights, form, init.pixels)
     held = ", ".join(PARTS[form]) if form != "msfl" else "all of a model"
     lines = [describe(weights, form), f"holds    {held}"]
     lines += [f"pixels   mean {_numbers(pixels.mean)}, deviation {_numbers(pixels.deviation)}"] if pixels else []
@@ -49,9 +51,8 @@ def import_report(path: Path, config: Config | None, *, role: str = "", skip: st
         return "\n".join(lines)
     model = Model.create(config, vocab_size=_words(config))
     like = jax.eval_shape(model.init, jax.random.key(0))
-    roles = (cast(Role, role),) if role else _roles(form)
-    found = read_weights(path, config, like, roles=roles)
-    left = found.diff.without(split_skip(skip))
+    found = read_weights(path, config, like, roles=roles, form=form, pixels=init.pixels)
+    left = found.diff.without([*split_skip(skip), *split_skip(init.skip)])
     lines += [
         f"model    {config.name}: {found.diff.loaded} of {len(weights.tensors)} tensors have their place",
         *left.lines(),
@@ -77,6 +78,14 @@ def with_imported_encoder(run: Run, encoder: FinetuneEncoderConfig | Segmentatio
     fresh = jax.jit(run.model.init)(jax.random.key(0))["vision"]
     params = {**run.params, "vision": overlay(fresh, vision)}
     return dataclasses.replace(run, params=params, weights=found.weights.sha256, caveats=(f"encoder {found.caveat}",))
+
+
+def _read_as(weights: WeightFile, init: InitFromConfig, role: str) -> tuple[Format, tuple[Role, ...]]:
+    """The format that a run would read a file as, and what for: what its names say, unless `init_from` has a format for that."""
+    roles = (cast(Role, role),) if role else _roles(detect_format(weights))
+    chosen = {getattr(init, f"{one}_format") for one in roles}
+    named = chosen.pop() if len(chosen) == 1 else "auto"
+    return (detect_format(weights) if named == "auto" else named), roles
 
 
 def _roles(form: Format) -> tuple[Role, ...]:

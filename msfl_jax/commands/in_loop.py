@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from input_pipeline.errors import MsflError
+from input_pipeline.manifest import read_manifest
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config
 from msfl_jax.metrics import Interval
@@ -15,7 +16,7 @@ from msfl_jax.model import Model, SpecialTokens
 from msfl_jax.parallel import distributed
 from msfl_jax.tasks.grounding import evaluate_grounding
 from msfl_jax.tasks.linear_probe import evaluate_probe
-from msfl_jax.tasks.prompts import load_prompts
+from msfl_jax.tasks.prompts import choose_set, load_prompts
 from msfl_jax.tasks.retrieval import evaluate_retrieval
 from msfl_jax.tasks.run import Run
 from msfl_jax.tasks.zero_shot import evaluate_zero_shot
@@ -61,12 +62,15 @@ def scheduled(config: Config) -> dict[str, Callable[[Run], Mapping[str, Interval
 
 
 def _zero_shot(run: Run) -> Mapping[str, Interval]:
+    """With the prompts of the data set where the run's own have none of its labels, as in `msfl eval zero-shot`."""
     options = run.config.zero_shot
+    directory = Path(options.directory or run.config.data.directory)
+    manifest = read_manifest(directory)
     result = evaluate_zero_shot(
         run,
-        Path(run.config.data.directory),
+        directory,
         options.split,
-        prompts=load_prompts(options.prompts),
+        prompts=load_prompts(choose_set(options.prompts, manifest.name, manifest.label_names)),
         records=options.records,
         replicates=REPLICATES,
     )

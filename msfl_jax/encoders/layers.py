@@ -15,6 +15,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Key
 
 from msfl_jax.encoders import initializers
+from msfl_jax.encoders.layer_norm import LayerNorm
+from msfl_jax.encoders.recompute import keep, kept
 
 BLOCK = re.compile(r"blocks_(\d+)")
 
@@ -28,7 +30,8 @@ class BlockSpec:
       hidden: width inside the MLP.
       dtype: of matrix products and of the tokens between blocks; parameters, norms and softmax are float32.
       scan_layers: compiles one block and loops over stacked parameters.
-      remat: what the backward pass recomputes: nothing, all but matrix products, or all of a block.
+      remat: what the backward pass recomputes: nothing, all but matrix products and fused attention, or all of a block. On GPUs "dots"
+        is faster than "none": norms and GELU are computed again in less time than their intermediate values are written and read.
       flat_products: multiplies all tokens of a batch as one matrix (see `flat_product`).
       attention: "xla", or "cudnn", cuDNN's fused kernel, for bfloat16 on NVIDIA GPUs (see `attend`).
       drop_path: how often the last block's branches are left out of an image while an rng "drop_path" is given; less in those before it, and
@@ -49,8 +52,12 @@ class BlockSpec:
 
 
 def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Exact GELU through erf (as PyTorch), of the dtype of `x`; JAX's own goes through erfc."""
-    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)).astype(x.dtype)
+    """Exact GELU through erf (as PyTorch; JAX's own goes through erfc), computed in float32 at least and returned as the dtype of `x`.
+
+    bfloat16 would be rounded after each of a dozen operations, which costs GPUs more than it saves.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def flat_product(left: Array, right: Array, dimension_numbers: Any, **options: Any) -> Array:
@@ -72,10 +79,9 @@ def dense(spec: BlockSpec, features: int, name: str, *, fused_third: bool = Fals
     return nn.Dense(features, dtype=jnp.dtype(spec.dtype), kernel_init=init, dot_general=product, name=name)
 
 
-def layer_norm(kind: Literal["vit", "bert"], dtype: str, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm with the epsilon of its kind, computed in float32 (two passes: the variance cannot cancel) and returned as `dtype`."""
-    epsilon = 1e-6 if kind == "vit" else 1e-12
-    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.dtype(dtype), use_fast_variance=False, name=name)
+def layer_norm(kind: Literal["vit", "bert"], dtype: str, name: str | None = None) -> LayerNorm:
+    """LayerNorm with the epsilon of its kind."""
+    return LayerNorm(1e-6 if kind == "vit" else 1e-12, dtype, name=name)
 
 
 def attend(
@@ -92,36 +98,22 @@ def attend(
       mask: True where a query sees a key. A query that sees no key gets their mean: finite, in value and gradient.
       implementation: "cudnn" takes cuDNN's fused kernel, which never writes the weights to memory. A mask [B, 1, N] must then be
         True up to the length of a report and False behind it: cuDNN is given lengths, since its backward pass has had faults
-        with dense masks. Other masks, and float32, which it does not know, take "xla" all the same.
+        with dense masks. Other masks, odd lengths, which JAX does not train with, and float32, which cuDNN does not know, take
+        "xla" all the same.
     """
-    if implementation == "cudnn" and query.dtype == jnp.bfloat16 and (mask is None or mask.shape[1] == 1):
-        return _attend_with_cudnn(query, key, value, mask)
+    if implementation == "cudnn" and _cudnn_knows(query.dtype, mask) and query.shape[1] % 2 == 0:
+        lengths = None if mask is None else jnp.maximum(mask[:, 0].sum(axis=-1, dtype=jnp.int32), 1)
+        lengths = None if lengths is None else jnp.broadcast_to(lengths, len(query))
+        return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
     logits = jnp.einsum("bqhd,bnhd->bhqn", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqn,bnhd->bqhd", weights, value)
+    return keep(jnp.einsum("bhqn,bnhd->bqhd", weights, value))
 
 
-def _attend_with_cudnn(
-    query: Float[Array, "B N H d"],
-    key: Float[Array, "B N H d"],
-    value: Float[Array, "B N H d"],
-    mask: Bool[Array, "#B 1 N"] | None,
-) -> Float[Array, "B N H d"]:
-    """Fused self-attention over as many keys of each row as its mask has.
-
-    For training, JAX refuses sequences of odd length (197 tokens of ViT-B/16): they get one more token, which no query sees.
-    """
-    rows, length = query.shape[:2]
-    lengths = None if mask is None else jnp.maximum(mask[:, 0].sum(axis=-1, dtype=jnp.int32), 1)
-    if length % 2:
-        lengths = jnp.int32([length]) if lengths is None else lengths
-        query, key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
-    if lengths is not None:
-        lengths = jnp.broadcast_to(lengths, rows)
-    mixed = jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
-    return mixed[:, :length]
+def _cudnn_knows(dtype: Any, mask: Array | None) -> bool:
+    return dtype == jnp.bfloat16 and (mask is None or mask.shape[1] == 1)
 
 
 def drop_path(
@@ -143,7 +135,7 @@ class Attention(nn.Module):
         spec = self.spec
         by_head = (*tokens.shape[:2], spec.heads, spec.width // spec.heads)
         query, key, value = (
-            dense(spec, spec.width, name, fused_third=True)(tokens).reshape(by_head)
+            keep(dense(spec, spec.width, name, fused_third=True)(tokens)).reshape(by_head)
             for name in ("query", "key", "value")
         )
         return dense(spec, spec.width, "out")(attend(query, key, value, mask, spec.attention).reshape(tokens.shape))
@@ -166,16 +158,16 @@ class Block(nn.Module):
         fc1, fc2 = dense(spec, spec.hidden, "fc1"), dense(spec, spec.width, "fc2")
 
         def mlp(x: Array) -> Array:
-            return fc2(gelu(fc1(x)))
+            return fc2(gelu(keep(fc1(x))))
 
         def thinned(branch: Array) -> Array:
             return drop_path(branch, self.make_rng("drop_path"), drop) if drops else branch
 
         if spec.kind == "vit":
-            tokens = tokens + thinned(attention(norm1(tokens), mask))
+            tokens = keep(tokens + thinned(attention(norm1(tokens), mask)))
             return tokens + thinned(mlp(norm2(tokens)))
-        tokens = norm1(tokens + attention(tokens, mask))
-        return norm2(tokens + mlp(tokens))
+        tokens = norm1(keep(tokens + attention(tokens, mask)))
+        return norm2(keep(tokens + mlp(tokens)))
 
 
 def apply_blocks(
@@ -204,7 +196,19 @@ def apply_blocks(
     if any(not 1 <= tap <= spec.depth for tap in taps):
         raise ValueError(f"taps are {taps}; expected blocks 1 to {spec.depth}")
     run = _scanned if spec.scan_layers else _unrolled
-    return run(spec, tokens.astype(spec.dtype), mask, spec.depth if masked_blocks is None else masked_blocks, taps)
+    length, masked = tokens.shape[1], spec.depth if masked_blocks is None else masked_blocks
+    tokens = tokens.astype(spec.dtype)
+    odd = length % 2 and (mask is None or masked == spec.depth)
+    if spec.attention == "cudnn" and odd and _cudnn_knows(tokens.dtype, mask):
+        tokens, mask, masked = *_make_even(tokens, mask), spec.depth
+    tokens, tapped = run(spec, tokens, mask, masked, taps)
+    return tokens[:, :length], tuple(layer[:, :length] for layer in tapped)
+
+
+def _make_even(tokens: Array, mask: Array | None) -> tuple[Array, Array]:
+    """One token more, which none sees; once for all blocks, since each would else copy queries, keys and values to add it."""
+    mask = jnp.ones((1, 1, tokens.shape[1]), bool) if mask is None else mask
+    return jnp.pad(tokens, ((0, 0), (0, 1), (0, 0))), jnp.pad(mask, ((0, 0), (0, 0), (0, 1)))
 
 
 def _unrolled(
@@ -251,7 +255,7 @@ def _drop_rate(spec: BlockSpec, layer: Array | int) -> tuple[Array | float, ...]
 def _block_type(spec: BlockSpec) -> Callable[..., Block]:
     if spec.remat == "none":
         return Block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if spec.remat == "dots" else None
+    policy = kept if spec.remat == "dots" else None
     # A loop keeps the recomputation apart by itself; unrolled code needs the barrier that prevent_cse sets.
     return nn.remat(Block, prevent_cse=not spec.scan_layers, policy=policy)
 

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Array
 
 from msfl_jax.encoders import count_visible, masking_from_noise, normalise_image, patchify, take
-from msfl_jax.export.layout import DECODER, LANGUAGE, in_float32
+from msfl_jax.export.layout import DECODER, LANGUAGE, full_precision, in_float32
 from msfl_jax.heads import LanguageHead
 from msfl_jax.model import Model, Params
 from msfl_jax.tasks.grounding import ground_phrases
 from msfl_jax.tasks.prompts import Prompts
-from msfl_jax.tasks.run import Run, encode_texts
+from msfl_jax.tasks.run import Run, encode_texts, prepare_image
 from msfl_jax.tasks.zero_shot import score
 
 GOLDEN = "golden.safetensors"
@@ -31,16 +31,19 @@ IMAGES = 2
 def make_golden(run: Run) -> dict[str, np.ndarray]:
     """Inputs and float32 outputs by name, for the parts that the run has.
 
-    Inputs: image [B, H, W], token_ids and sentence_ids [B, T], and noise [B, P] where there is a decoder. Outputs: what `encode_image`,
-    `encode_report` and `match` of the model return; tokens of the two encoders; scores of FINDING by cosine [B]; heat of PHRASES in the first image
-    [K, H, W]; and pixel_prediction and token_logits, where decoder and language head are there.
+    Inputs: image [B, H, W] of the view's size, token_ids and sentence_ids [B, T], and noise [B, P] where there is a decoder. Outputs: what
+    `encode_image`, `encode_report` and `match` of the model return; tokens of the two encoders; scores of FINDING by cosine [B]; heat of PHRASES in
+    the first image [K, H, W]; and pixel_prediction and token_logits, where decoder and language head are there.
     """
     run = in_float32(run)
     inputs = _inputs(run)
-    outputs = {name: np.asarray(value) for name, value in _outputs(run.params, inputs, model=run.model).items()}
-    present, absent = (encode_texts(run, side).report_embedding for side in (FINDING.positive, FINDING.negative))
-    outputs["scores"] = score(outputs["image_embedding"], present, absent).astype(np.float32)
-    outputs["heat"] = ground_phrases(run, inputs["image"][0], PHRASES).astype(np.float32)
+    shown = np.stack([prepare_image(run, image) for image in inputs["image"]])
+    with full_precision():
+        found = _outputs(run.params, inputs | {"image": shown}, model=run.model)
+        outputs = {name: np.asarray(value) for name, value in found.items()}
+        present, absent = (encode_texts(run, side).report_embedding for side in (FINDING.positive, FINDING.negative))
+        outputs["scores"] = score(outputs["image_embedding"], present, absent).astype(np.float32)
+        outputs["heat"] = ground_phrases(run, shown[0], PHRASES).astype(np.float32)
     named = {INPUTS + name: value for name, value in inputs.items()}
     return named | {OUTPUTS + name: value for name, value in outputs.items()}
 

@@ -18,7 +18,7 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 def write_folders(run: Run, folder: Path) -> list[str]:
-    """Writes what other libraries can load of a run's parts; returns a line for each that cannot be.
+    """Writes what other libraries can load of a run's parts; returns a line for each that cannot be, and for what is to be done to images beside it.
 
     Args:
       run: with the parts that are exported.
@@ -33,22 +33,24 @@ def write_folders(run: Run, folder: Path) -> list[str]:
         except UserError as error:
             refused.append(f"{name} is left out: {error}")
     _write_json(folder / PREPROCESSOR, preprocessing(run.config))
-    return refused
+    return refused + _left_to_the_user(run)
 
 
 def preprocessing(config: Config) -> dict[str, Any]:
-    """Settings of `transformers.ViTImageProcessor`, with the same mean and deviation for all three colours.
+    """Settings of an image processor of transformers, with the same mean and deviation for all three colours.
 
-    It resizes by interpolation where we average areas. An image's own mean and deviation it cannot take: then it only rescales, and
-    `normalisation` says what is to be done.
+    For `fit` "crop" it is CLIP's, which takes the centred square of the shorter side as we do, else ViT's, which stretches images to a square. Both
+    resize by interpolation where we average areas. What neither can do is said by `_left_to_the_user`, and by `normalisation` and `fit`.
     """
     options, side = config.image, config.model.vision.image_size
-    fixed = options.normalisation == "fixed"
+    fixed, square = options.normalisation == "fixed", {"height": side, "width": side}
+    cropped = {"size": {"shortest_edge": side}, "do_center_crop": True, "crop_size": square}
+    crops = config.data.fit == "crop"
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "CLIPImageProcessor" if crops else "ViTImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": side, "width": side},
+        **(cropped if crops else {"size": square}),
         "resample": 2,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -60,9 +62,19 @@ def preprocessing(config: Config) -> dict[str, Any]:
     }
 
 
+def _left_to_the_user(run: Run) -> list[str]:
+    """What an image processor of transformers cannot do, a line each; our own module and `msfl_jax.load` do it."""
+    needed = {
+        "equalise histograms: do it first": run.equalize,
+        "pad images to a square: add equal black margins first": run.config.data.fit == "pad",
+        "normalise an image by its own mean and deviation: do it last": run.config.image.normalisation == "per_image",
+    }
+    return [f"{PREPROCESSOR} cannot {what}" for what, is_needed in needed.items() if is_needed]
+
+
 def _vision(run: Run, folder: Path) -> None:
     tensors = to_format(run.params, "hf_vit", run.config, parts={"vision"})
-    _write(folder, tensors, "ViTConfig", "ViTModel", _sizes(run.config))
+    _write(folder, tensors, "ViTConfig", "ViTModel", _sizes(run.config), pixels=_pixels(run.config))
     _write_json(folder / PREPROCESSOR, preprocessing(run.config))
 
 
@@ -77,7 +89,8 @@ def _mae(run: Run, folder: Path) -> None:
         "mask_ratio": image.mask_ratio,
         "norm_pix_loss": image.norm_pix,
     }
-    _write(folder, tensors, "ViTMAEConfig", "ViTMAEForPreTraining", _sizes(run.config) | options)
+    sizes = _sizes(run.config) | options
+    _write(folder, tensors, "ViTMAEConfig", "ViTMAEForPreTraining", sizes, pixels=_pixels(run.config))
     _write_json(folder / PREPROCESSOR, preprocessing(run.config))
 
 
@@ -102,7 +115,13 @@ def _text(run: Run, folder: Path) -> None:
 
 
 def _timm(run: Run, file: Path) -> None:
-    write_tensors(file, to_format(run.params, "timm", run.config, parts={"vision"}))
+    write_tensors(file, to_format(run.params, "timm", run.config, parts={"vision"}), beside=_pixels(run.config))
+
+
+def _pixels(config: Config) -> dict[str, Any]:
+    """How pixels are normalised, for the header of a file: it can be used without the folder that it lies in."""
+    settings = preprocessing(config)
+    return {key: settings[key] for key in ("image_mean", "image_std")}
 
 
 def _sizes(config: Config) -> dict[str, Any]:
@@ -121,12 +140,20 @@ def _sizes(config: Config) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, tensors: dict[str, Any], kind: str, architecture: str, options: dict[str, Any]) -> None:
-    """Weights, and a config written by transformers' own class `kind`."""
+def _write(
+    folder: Path,
+    tensors: dict[str, Any],
+    kind: str,
+    architecture: str,
+    options: dict[str, Any],
+    *,
+    pixels: dict[str, Any] | None = None,
+) -> None:
+    """Weights, `pixels` in their header, and a config written by transformers' own class `kind`."""
     logging.getLogger("transformers").setLevel(logging.ERROR)  # it says on import that PyTorch is missing
     import transformers
 
-    write_tensors(folder / WEIGHTS, tensors)
+    write_tensors(folder / WEIGHTS, tensors, beside=pixels)
     getattr(transformers, kind)(**options, architectures=[architecture], dtype="float32").save_pretrained(folder)
 
 

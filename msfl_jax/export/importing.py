@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, to_dict
 from msfl_jax.config_init import InitFromConfig
 from msfl_jax.export.detect import detect_format, pixels_of
@@ -27,9 +28,13 @@ ROLES: dict[Role, tuple[str, ...]] = {
 
 # Of an export of ours, settings by which an encoder of the same shapes computes something else.
 UNSEEN: dict[Role, tuple[str, ...]] = {
-    "vision": ("model.vision.heads", "image.normalisation", "image.mean", "image.deviation", "regions.window_radius"),
-    "report": ("model.text.heads",),
+    "vision": (
+        *("model.vision.heads", "model.pixel_decoder.heads", "image.normalisation", "image.mean", "image.deviation"),
+        *("image.pool", "regions.layer", "regions.window_radius"),
+    ),
+    "report": ("model.text.heads", "text.pool", "data.tokenizer_hash"),
 }
+VIT_EPSILON, BERT_EPSILON = 1e-6, 1e-12  # of our norms; transformers' own default is the latter for both
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +200,10 @@ def _notes(weights: WeightFile, form: Format, config: Config, folded: bool) -> l
         notes.append("our images are normalised one by one, so the other model's mean and deviation are not folded in")
     if form in ("clip", "openai"):
         notes.append("CLIP's GELU is approximate and its norms have another epsilon: close to its outputs, not equal")
+    ours = BERT_EPSILON if form == "hf_bert" else VIT_EPSILON
+    theirs = weights.config.get("layer_norm_eps", BERT_EPSILON)
+    if form in ("hf_vit", "hf_vit_mae", "hf_bert") and weights.config and theirs != ours:
+        notes.append(f"config.json: layer_norm_eps is {theirs!r:.20} for {ours!r}: close to its outputs, not equal")
     return notes
 
 
@@ -203,6 +212,8 @@ def _settings(weights: WeightFile, config: Config, form: Format) -> list[tuple[s
     size = config.model.text if form == "hf_bert" else config.model.vision
     expected: dict[str, Any] = {"num_attention_heads": size.heads, "position_embedding_type": "absolute"}
     expected |= {} if form in ("clip", "openai") else {"hidden_act": "gelu"}
+    if form == "hf_vit_mae":
+        expected["decoder_num_attention_heads"] = config.model.pixel_decoder.heads
     inner = weights.config.get("vision_config")
     settings = inner if isinstance(inner, Mapping) else weights.config
     return [
@@ -213,13 +224,15 @@ def _settings(weights: WeightFile, config: Config, form: Format) -> list[tuple[s
 
 
 def _own_settings(weights: WeightFile, config: Config, roles: Sequence[Role]) -> list[tuple[str, str]]:
-    """Of an export's configuration, what `UNSEEN` lists and this model has otherwise; a bare file says nothing."""
+    """Of an export's configuration, what `UNSEEN` lists and this model has otherwise; a bare file says nothing, nor does an empty value."""
     exported, own = weights.config.get("config"), to_dict(config)
+    if "report" in roles and config.data.tokenizer:  # a configuration has the hash itself only when its run has started
+        own["data"]["tokenizer_hash"] = ReportTokenizer.load(config.data.tokenizer).hash
     pairs = [(key, _at(exported, key), _at(own, key)) for role in roles for key in UNSEEN[role]]
     return [
-        (f"config.json:{key}", f"{found!r:.20} for {wanted!r}")
+        (f"config.json:{key}", f"{found!r:.20} for {wanted!r:.20}")
         for key, found, wanted in pairs
-        if found not in (None, wanted)
+        if found not in (None, "", wanted) and wanted != ""
     ]
 
 

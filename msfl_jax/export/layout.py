@@ -3,16 +3,19 @@
 import dataclasses
 import json
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import load_file, save
 
 from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.tables import file_hash
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, from_config_dict, to_dict
+from msfl_jax.export.manifest import refuse_other_bytes
 from msfl_jax.export.mapping import from_format
 from msfl_jax.export.names import part_of, rows
 from msfl_jax.export.trees import shapes
@@ -28,7 +31,7 @@ DECODER, LANGUAGE = "pixel_decoder", "language"  # parts that leave on request
 
 
 def describe_model(run: Run, parts: Collection[str]) -> dict[str, Any]:
-    """What `config.json` says: the model, the step and the run's configuration without any path.
+    """What `config.json` says: the model, the step, the run's configuration without any path, and what must be said and done beside it.
 
     Args:
       run: the model.
@@ -42,6 +45,8 @@ def describe_model(run: Run, parts: Collection[str]) -> dict[str, Any]:
         "vocab_size": run.model.vocab_size,
         "step": run.step,
         "parts": sorted(parts),
+        "caveats": list(run.caveats),
+        "equalize": run.equalize,
         "config": without_paths(run.config),
     }
 
@@ -64,7 +69,7 @@ def is_export(folder: Path) -> bool:
     """Whether a folder says that it is an export; run directories have a `config.json` too."""
     try:
         values = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
 
@@ -89,25 +94,29 @@ def open_export(folder: Path | str) -> Run:
 
     Raises:
       UserError: the folder is no export.
-      CheckpointError: its tensors do not fit its configuration, or it is damaged.
+      CheckpointError: its tensors do not fit its configuration, its weights are not those of its manifest, its tokenizer is not that of the run, or
+        it is damaged.
     """
     folder = Path(folder)
     values = read_description(folder)
     try:
         config, step, parts = from_config_dict(values["config"]), int(values["step"]), set(values["parts"])
+        caveats = tuple(map(str, values.get("caveats", ())))  # exports of earlier releases have none
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}: damaged ({type(error).__name__}); export the run again") from None
-    tokenizer = ReportTokenizer.load(folder / TEXT)
+    tokenizer = _tokenizer_of(folder, config)
     special = SpecialTokens(tokenizer.mask_id, tokenizer.special_ids)
     model = Model.create(config, vocab_size=tokenizer.vocab_size, special=special)
     like = jax.eval_shape(model.init, jax.random.key(0))
+    refuse_other_bytes(folder / WEIGHTS, _sha256_of(folder / WEIGHTS))
     tensors = read_tensors(folder / WEIGHTS)
     params, diff = from_format(tensors, "msfl", config, like, parts=parts)
     missing = sorted({row.name for row in rows("msfl", shapes(like)) if part_of(row.path)[0] in parts} - tensors.keys())
     if diff or missing:
         found = diff.summary() or f"{len(missing)} missing: {missing[0]}"
         raise CheckpointError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {found}; export the run again")
-    return Run(folder, config, model, params, tokenizer, step)
+    equalize = values.get("equalize") is True
+    return Run(folder, config, model, params, tokenizer, step, caveats, equalize=equalize)
 
 
 def in_float32(run: Run) -> Run:
@@ -117,6 +126,11 @@ def in_float32(run: Run) -> Run:
     return dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, config=config))
 
 
+def full_precision() -> AbstractContextManager[Any]:
+    """Within it, matrix products of float32 are float32 on every device: GPUs and TPUs else round what they multiply to 10 or 7 bits."""
+    return jax.default_matmul_precision("highest")
+
+
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file.
 
@@ -124,15 +138,36 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
       CheckpointError: there is none that can be read.
     """
     try:
-        return load(file.read_bytes())
+        return load_file(file)  # maps the file: bytes in memory would be one copy more
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
+        raise _unreadable(file, error) from None
     except Exception as error:  # safetensors has an exception of its own for each kind of damage
         raise CheckpointError(f"{file}: no safetensors file ({type(error).__name__})") from None
 
 
-def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file that transformers reads too; its folder is made."""
+def write_tensors(file: Path, tensors: Mapping[str, np.ndarray], *, beside: Mapping[str, Any] | None = None) -> None:
+    """Writes a safetensors file that transformers reads too; its folder is made. `beside` goes into its header, values as JSON."""
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # a scalar stays one
-    file.write_bytes(save(whole, {"format": "pt"}))
+    file.write_bytes(save(whole, {"format": "pt"} | {key: json.dumps(value) for key, value in (beside or {}).items()}))
+
+
+def _tokenizer_of(folder: Path, config: Config) -> ReportTokenizer:
+    """The tokenizer beside the weights; raises a CheckpointError where the run was trained with another."""
+    tokenizer, wanted = ReportTokenizer.load(folder / TEXT), config.data.tokenizer_hash
+    if wanted not in ("", tokenizer.hash):
+        raise CheckpointError(
+            f"{folder / TEXT / 'tokenizer.json'}: sha256 {tokenizer.hash[:12]} is not the run's {wanted[:12]}; export the run again"
+        )
+    return tokenizer
+
+
+def _sha256_of(file: Path) -> str:
+    try:
+        return file_hash(file)
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{file}: cannot be read ({error.strerror or type(error).__name__})")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.tables import file_hash
 
 MANIFEST = "manifest.json"
 _LISTED = 5  # names in an error, at most
-_CHUNK = 1 << 20
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -64,6 +64,25 @@ def refuse_changes(folder: Path) -> int:
     return len(known)
 
 
+def refuse_other_bytes(file: Path, sha256: str) -> None:
+    """Compares a file with the manifest of the export that it lies in, at its top or one folder below; other files pass.
+
+    Args:
+      file: of weights.
+      sha256: of its bytes.
+
+    Raises:
+      CheckpointError: the manifest knows the file with other bytes, or is damaged.
+    """
+    file = file.absolute()
+    for folder in (file.parent, file.parent.parent):
+        if not _is_manifest(folder / MANIFEST):
+            continue
+        known = read_manifest(folder)["files"].get(file.relative_to(folder).as_posix())
+        if isinstance(known, Mapping) and known.get("sha256") != sha256:
+            raise CheckpointError(f"{file}: changed since it was exported (sha256 differs); export the run again")
+
+
 def files_in(folder: Path) -> list[str]:
     """Paths of all files below a folder, sorted, without the manifest; links are files too."""
     found = [
@@ -78,11 +97,16 @@ def _entry(file: Path) -> dict[str, Any]:
     """Size and hash of a file; those of a link are no export's."""
     if not file.is_file() or file.is_symlink():
         return {"bytes": -1, "sha256": ""}
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": file_hash(file)}
+
+
+def _is_manifest(file: Path) -> bool:
+    """Whether a file of that name is an export's: other programs write a `manifest.json` too."""
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and {"files", "digest"} <= values.keys()
 
 
 def _digest(values: Mapping[str, Any]) -> str:

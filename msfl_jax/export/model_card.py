@@ -86,6 +86,11 @@ def _use(run: Run) -> list[str]:
         "```",
         "",
         f"Images are seen at {run.config.model.vision.image_size} pixels, `{run.config.data.fit}`, and are never flipped.",
+        *(
+            ["Histograms are equalised first, as in training: the module and `msfl_jax.load` do that."]
+            if run.equalize
+            else []
+        ),
     ]
 
 
@@ -115,18 +120,32 @@ def _synthetic(data: Mapping[str, Any]) -> bool:
     return isinstance(settings, Mapping) and settings.get("synthetic") is True
 
 
+def _before(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the runs were trained on whose parameters the run started from, the latest first."""
+    found = data.get("before")
+    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+
+
+def _named(data: Mapping[str, Any]) -> str:
+    return f"{'synthetic study in the layout of ' if _synthetic(data) else ''}{data.get('name', 'unknown')}"
+
+
+def _terms(data: Mapping[str, Any]) -> str:
+    return _SYNTHETIC if _synthetic(data) else _TERMS.get(str(data.get("name")), _UNKNOWN_TERMS)
+
+
 def _training(run: Run, data: Mapping[str, Any]) -> list[str]:
     if not data:
         return ["The run does not say what it was trained on."]
-    kind = "synthetic study in the layout of " if _synthetic(data) else ""
     control = (
         ["- control: every image was shown with the report of another patient"]
         if run.config.data.permute_reports
         else []
     )
     return [
-        f"- data: {kind}{data.get('name', 'unknown')}",
+        f"- data: {_named(data)}",
         f"- split: {data.get('split', 'unknown')}, images by hash {str(data.get('members', 'unknown'))[:16]}",
+        *(f"- trained before on: {_named(entry)}, split {entry.get('split', 'unknown')}" for entry in _before(data)),
         *control,
         *(f"- caveat: {caveat}" for caveat in run.caveats),
     ]
@@ -134,9 +153,9 @@ def _training(run: Run, data: Mapping[str, Any]) -> list[str]:
 
 def _licence(run: Run, data: Mapping[str, Any]) -> list[str]:
     started = [name for name in (run.config.init_from.vision, run.config.init_from.report) if name]
-    terms = _SYNTHETIC if _synthetic(data) else _TERMS.get(str(data.get("name")), _UNKNOWN_TERMS)
     return [
-        f"- data: {terms}.",
+        f"- data: {_terms(data)}.",
+        *(f"- data that it was trained on before, {_named(entry)}: {_terms(entry)}." for entry in _before(data)),
         *(
             f"- started from {Path(name).name}: the terms of those weights, and of what they saw, hold too."
             for name in started

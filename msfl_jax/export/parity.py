@@ -54,7 +54,7 @@ def compare_with_torch(folder: Path) -> dict[str, Parity]:
     with torch.no_grad():
         own = our_module().Msfl.load(folder)
         found |= _own(own, inputs)
-        colour = own.pixels(inputs["image"])[:, None].expand(-1, 3, -1, -1)
+        colour = own.pixels(own.views(inputs["image"]))[:, None].expand(-1, 3, -1, -1)
         for part, outputs in ((VISION, _vision), (TEXT, _text), (MAE, _mae)):
             if (folder / part / WEIGHTS).is_file() and importlib.util.find_spec("transformers"):
                 found |= {f"{part}/{name}": value for name, value in outputs(folder, inputs, colour).items()}
@@ -101,7 +101,7 @@ def _compare(name: str, golden: Mapping[str, np.ndarray], found: np.ndarray) -> 
 
 def _own(model: Any, inputs: Tensors) -> Tensors:
     """Outputs of our module; its code is this package's, and nothing of the folder is run."""
-    embedding, regions = model.encode_image(inputs["image"])
+    embedding, regions = model.encode_image(model.views(inputs["image"]))
     report, units, present = model.encode_report(inputs["token_ids"].long(), inputs["sentence_ids"].long())
     return {
         "image_embedding": embedding,

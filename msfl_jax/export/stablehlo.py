@@ -4,7 +4,8 @@
     embed_image = jax.export.deserialize(bytearray(open("stablehlo/embed_image.bin", "rb").read()))
     image_embedding, regions = embed_image.call(weights, images)          # uint8 [B, H, W, 1]
 
-Weights are arguments, so that the three programs share one file of them. All is computed in float32.
+Weights are arguments, so that the three programs share one file of them. All is computed in float32, matrix products too: left to itself, JAX
+rounds what they multiply to fewer bits on cuda and tpu.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import numpy as np
 from jax import export
 from jaxtyping import Array
 
-from msfl_jax.export.layout import in_float32
+from msfl_jax.export.layout import full_precision, in_float32
 from msfl_jax.export.trees import leaves
 from msfl_jax.metrics import smoothing
 from msfl_jax.model import Model
@@ -42,9 +43,10 @@ def write_programs(run: Run, folder: Path) -> None:
     weights = {path: np.asarray(leaf) for path, leaf in leaves(run.params)}
     np.savez(target / PROGRAM_WEIGHTS, allow_pickle=False, **weights)
     given = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in weights.items()}
-    for name, (function, inputs) in programs(run).items():
-        program = export.export(jax.jit(function), platforms=PLATFORMS)(given, *inputs)
-        (target / f"{name}.bin").write_bytes(program.serialize())
+    with full_precision():
+        for name, (function, inputs) in programs(run).items():
+            program = export.export(jax.jit(function), platforms=PLATFORMS)(given, *inputs)
+            (target / f"{name}.bin").write_bytes(program.serialize())
 
 
 def programs(run: Run) -> dict[str, tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]]:

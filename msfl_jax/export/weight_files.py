@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from input_pipeline.errors import CheckpointError, UserError
+from msfl_jax.export.manifest import refuse_other_bytes
 
 INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = (
@@ -46,7 +47,7 @@ class WeightFile:
       tensors: by name; floats as float64, float32 or float16, bfloat16 as float32.
       sha256: of the weights' bytes, file by file.
       config: of the model, empty where there is none.
-      processor: how images are prepared for it, likewise.
+      processor: how images are prepared for it, likewise; of a single file of an export, what its header says of it.
     """
 
     path: Path
@@ -62,7 +63,7 @@ def open_weights(path: Path) -> WeightFile:
 
     Raises:
       UserError: there is nothing of the kind, or a PyTorch file and no PyTorch.
-      CheckpointError: it is damaged, holds numbers that are not finite, or asks for code to be run.
+      CheckpointError: it is damaged, holds numbers that are not finite, asks for code to be run, or is not what the manifest of its export says.
     """
     config, processor = {}, {}
     file = path
@@ -79,13 +80,16 @@ def open_weights(path: Path) -> WeightFile:
         _refuse_other_names(file, tensors)
     elif file.suffix == ".safetensors":
         kind, tensors = "safetensors", read_safetensors(file)
+        processor = processor or _normalisation(file)
     elif file.suffix in TORCH_SUFFIXES:
         kind, tensors = "PyTorch", read_torch(file)
     else:
         raise UserError(f"{file}: unknown suffix '{file.suffix}'; expected .safetensors, or .pth, .pt, .bin of PyTorch")
     _refuse_odd_names(file, tensors)
     _refuse_not_finite(file, tensors)
-    return WeightFile(path, kind, tensors, _digest(files), config, processor)
+    sha256 = _digest(files)
+    refuse_other_bytes(file, sha256)
+    return WeightFile(path, kind, tensors, sha256, config, processor)
 
 
 def read_safetensors(file: Path) -> dict[str, np.ndarray]:
@@ -94,7 +98,7 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
     Raises:
       CheckpointError: the file is cut short, its header claims what is not there, or tensors overlap.
     """
-    header, start = _read_header(file)
+    header, start, _ = _read_header(file)
     with _opened(file) as tensors:
         return {
             name: _bfloat16(file, start, entry) if entry["dtype"] == "BF16" else tensors.get_tensor(name)
@@ -180,8 +184,17 @@ def _state(file: Path, found: Any, torch: Any) -> dict[str, Any]:
     return {str(name): tensor for name, tensor in tensors.items()}
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Names, dtypes, shapes and places of the tensors, checked; and where the first byte of data lies."""
+def _normalisation(file: Path) -> dict[str, Any]:
+    """`image_mean` and `image_std` from the header of a file of an export; empty for files of others."""
+    beside = _read_header(file)[2]
+    try:
+        return {key: json.loads(beside[key]) for key in ("image_mean", "image_std")}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+
+
+def _read_header(file: Path) -> tuple[dict[str, Any], int, Any]:
+    """Names, dtypes, shapes and places of the tensors, checked; where the first byte of data lies; and, unchecked, what else the header says."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         first = stream.read(8)
@@ -202,7 +215,7 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
         end = stop
     if end != size - 8 - length:
         raise _damaged(file, f"its tensors claim {end:,} bytes, it has {size - 8 - length:,}")
-    return entries, 8 + length
+    return entries, 8 + length, header.get("__metadata__")
 
 
 def _offsets(entry: Mapping[str, Any]) -> tuple[int, int]:

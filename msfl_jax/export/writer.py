@@ -1,7 +1,6 @@
 """A run written as an export: whole, or not at all."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.tables import file_hash
 from msfl_jax.config import config_hash
 from msfl_jax.export import parity, stablehlo
 from msfl_jax.export.golden import GOLDEN, make_golden
@@ -104,10 +104,8 @@ def _write(run: Run, folder: Path, to_stablehlo: bool) -> Exported:
 
 
 def _facts(run: Run, weights: Path) -> dict[str, Any]:
-    with weights.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
-        "weights": digest,
+        "weights": file_hash(weights),
         "name": run.config.name,
         "step": run.step,
         "seed": run.config.seed,

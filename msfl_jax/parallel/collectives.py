@@ -36,10 +36,6 @@ class Devices(NamedTuple):
         """This device's place in its team."""
         return jax.lax.axis_index(self.axes) % self.team
 
-    def gather(self, rows: Array) -> Array:
-        """The rows of the team, in order; backward, each device gets the sum of the gradients of its own, added up in float32 at least."""
-        return _gather(self, rows)
-
     def pass_on(self, value: Array) -> Array:
         """What the next device of the team holds."""
         ring = [(device, self._previous(device)) for device in range(self.count)]
@@ -58,6 +54,7 @@ class Devices(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gather(devices: Devices, rows: Array) -> Any:
+    """The rows of the team, in order; backward, each device gets the sum of the gradients of its own, added up in float32 at least."""
     return jax.lax.all_gather(rows, devices.axes, tiled=True, axis_index_groups=devices.teams)
 
 
@@ -83,7 +80,7 @@ def gathered_scores(
 ) -> Float[Array, "b N"]:
     """This device's images with the N reports of its team, whose sentences it holds all at once."""
     everyone = jax.lax.all_gather(mask, devices.axes, tiled=True, axis_index_groups=devices.teams)
-    return scores(regions, devices.gather(sentences), everyone)
+    return scores(regions, _gather(devices, sentences), everyone)
 
 
 def ring_scores(

@@ -5,7 +5,6 @@ or passed on from device to device ("ring"), which never holds those of the glob
 rows alone, and columns by a maximum and a sum over devices.
 """
 
-import math
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from msfl_jax import losses
 from msfl_jax.parallel.collectives import Devices, Scores, gathered_scores, ring_scores
-from msfl_jax.parallel.mesh import AXES, BATCH_AXES
+from msfl_jax.parallel.mesh import AXES, BATCH_AXES, devices_along
 
 Exchange = Literal["gather", "ring"]
 
@@ -84,9 +83,8 @@ def local_alignment(
 
 def _row_axes(batch: int, group: int) -> tuple[tuple[str, ...], int]:
     """The mesh axes that rows are laid over, and the devices along them: all axes, or those of the batch, where rows and groups fit."""
-    sizes = jax.sharding.get_abstract_mesh().shape
     for axes in (AXES, BATCH_AXES):
-        devices = math.prod(sizes.get(axis, 1) for axis in axes)
+        devices = devices_along(axes)
         rows, left = divmod(batch, devices)
         if not left and (rows % group == 0 or group % rows == 0):
             return axes, devices

@@ -41,6 +41,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def devices_along(axes: Sequence[str]) -> int:
+    """Devices along some axes of the mesh that is set (`jax.set_mesh`); 1 without one."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(axis, 1) for axis in axes)
+
+
 def check_batch_size(batch_size: int, mesh: Mesh, *, microbatches: int = 1) -> None:
     """Raises a UserError unless a global batch splits evenly over the mesh, and each device's rows over microbatches."""
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * microbatches

@@ -11,7 +11,7 @@ from msfl_jax.results.own_results import OBJECTIVES, Result, combination_rank
 from msfl_jax.results.paper_tables import Pool, summarise_seeds
 from msfl_jax.results.pooling import pooled_gain, pooled_interval
 from msfl_jax.results.published import Column, PublishedTable
-from msfl_jax.results.tables import interval, number
+from msfl_jax.results.tables import interval, number, seeds_text
 from msfl_jax.tasks.outcome import Option
 
 GAIN_OF, GAIN_METRIC = "local", "cnr"
@@ -70,7 +70,7 @@ class Gain:
         significant = "" if self.gain.low <= 0 <= self.gain.high else ", which leaves out 0"
         return (
             f"{plus(self.combination)} over {plus(self.base)}: CNR {number(self.gain.value)} higher, "
-            f"95 % interval {interval(self.gain)}{significant} ({len(self.seeds)} seeds, {self.phrases:,} phrases "
+            f"95 % interval {interval(self.gain)}{significant} ({seeds_text(len(self.seeds))}, {self.phrases:,} phrases "
             f"of {self.patients:,} patients, paired)"
         )
 

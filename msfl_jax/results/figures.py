@@ -90,12 +90,12 @@ def save_report_overlays(
     Args:
       image: grey.
       heatmaps: one per sentence, see `save_overlay`.
-      phrases: the sentences.
+      phrases: the sentences; "" for one that is not to be read.
       path: a PNG file; its folder is made.
       boxes: of each sentence; empty where none is known.
     """
     known = boxes or [np.zeros((0, 4), np.float32)] * len(phrases)
-    numbered = [f"{number}. {phrase}" for number, phrase in enumerate(phrases, start=1)]
+    numbered = [f"{number}. {said}" if said else f"sentence {number}" for number, said in enumerate(phrases, start=1)]
     captions = ["radiograph", *map(_caption, numbered, heatmaps)]
     figure, panels = _panels(captions, image.shape, _legend_of(heatmaps, known))
     draw_image(panels[0], image, captions[0])
@@ -111,6 +111,7 @@ def save_record_overlays(
     *,
     protocol: GroundingProtocol | str | None = None,
     sigma: float | None = None,
+    show_text: bool = False,
 ) -> None:
     """Grounds and draws every sentence of the records of one image.
 
@@ -119,6 +120,7 @@ def save_record_overlays(
       records: the phrases of one image with their boxes, or a single record with a report.
       path: a PNG file.
       protocol, sigma: of the heat-maps; None takes the run's own.
+      show_text: writes the sentences, which are of a patient's report, beneath the maps; else their numbers alone.
 
     Raises:
       DataError: the image is damaged.
@@ -127,7 +129,8 @@ def save_record_overlays(
     pairs = [(sentence, record) for record in records for sentence in record.sentences]
     heatmaps = ground_phrases(run, image, [sentence for sentence, _ in pairs], protocol=protocol, sigma=sigma)
     boxes = [scale_boxes(record.boxes, record.original_size, image.shape) for _, record in pairs]
-    save_report_overlays(image, heatmaps, [sentence for sentence, _ in pairs], path, boxes=boxes)
+    captions = [sentence if show_text else "" for sentence, _ in pairs]
+    save_report_overlays(image, heatmaps, captions, path, boxes=boxes)
 
 
 def save_phrase_overlays(
@@ -139,6 +142,7 @@ def save_phrase_overlays(
     count: int,
     protocol: GroundingProtocol | str | None = None,
     sigma: float | None = None,
+    show_text: bool = False,
 ) -> list[Path]:
     """Draws the phrases of some images of a build with boxes, findings in turn.
 
@@ -149,6 +153,7 @@ def save_phrase_overlays(
       folder: gets overlay_00.png, overlay_01.png, ...
       count: of images.
       protocol, sigma: of the heat-maps; None takes the run's own.
+      show_text: see `save_record_overlays`.
 
     Returns:
       The files.
@@ -163,7 +168,7 @@ def save_phrase_overlays(
     files = []
     for index, key in enumerate(_findings_in_turn(images)[:count]):
         files.append(Path(folder) / f"overlay_{index:02d}.png")
-        save_record_overlays(run, images[key], files[-1], protocol=protocol, sigma=sigma)
+        save_record_overlays(run, images[key], files[-1], protocol=protocol, sigma=sigma, show_text=show_text)
     return files
 
 

@@ -10,7 +10,7 @@ from msfl_jax.config_build import nearest
 from msfl_jax.results.paper_tables import Cell, PaperTable, Row
 from msfl_jax.results.tables import format_table
 
-# One line of CSV per cell, then one per note and caveat, whose text stands under "note".
+# One line of CSV per cell, then one per note and caveat, whose text stands under "note", and the paper's caveats' sources under "source".
 CSV_COLUMNS = (
     *("table", "kind", "row", "column", "text", "marks", "value", "low", "high", "spread", "seeds"),
     *("records", "patients", "split", "split_hash", "dataset", "step", "run", "metric", "source", "certainty", "note"),
@@ -104,7 +104,7 @@ def as_latex(table: PaperTable) -> str:
 
 
 def as_csv(table: PaperTable) -> str:
-    """One line per cell with every number and fact behind it, then notes and caveats; see `CSV_COLUMNS`."""
+    """One line per cell with every number and fact behind it, then notes, and caveats with their sources; see `CSV_COLUMNS`."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -115,7 +115,8 @@ def as_csv(table: PaperTable) -> str:
     for mark, text in table.notes:
         writer.writerow({"table": table.name, "kind": "note", "marks": mark, "note": text})
     for caveat in table.caveats:
-        writer.writerow({"table": table.name, "kind": "caveat", "note": caveat})
+        source = table.sources.get(caveat, "")
+        writer.writerow({"table": table.name, "kind": "caveat", "note": caveat, "source": source})
     return stream.getvalue()
 
 

@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import UserError
+from input_pipeline.splits import TEST_CLEAN
+from msfl_jax.config import Config
+from msfl_jax.config_init import with_defaults
+from msfl_jax.finetune_config import FinetuneConfig
+from msfl_jax.segmentation_config import SegmentationConfig
 from msfl_jax.tasks.outcome import RESULTS, Outcome, load_outcomes
 
 OBJECTIVES = ("global", "local", "instance", "modality")
-FINE_TUNED = ("classification", "segmentation")
+_TUNED_BY = {"classification": FinetuneConfig, "segmentation": SegmentationConfig}
+FINE_TUNED = tuple(_TUNED_BY)
 
 _CONFIG, _ENCODER, _DATA = "config.json", "encoder.json", "data.json"
 _TUNING = "fine-tuning."  # before its settings
@@ -89,11 +95,12 @@ class Result:
 
     @property
     def variant(self) -> str:
-        """What else was chosen, without fraction and seed: a rule, a protocol as "biovil/minmax", an initialisation and a mode, and what a
-        run was fine-tuned on where that is another build than this one."""
+        """What else was chosen, without fraction and seed: a rule, a protocol as "biovil/minmax", an initialisation and a mode, what a
+        run was fine-tuned on where that is another build than this one, and "test_clean" where the test images are those."""
         given = self.outcome.options
         words = [str(given[name]) for name in _VARIANT.get(self.outcome.task, ()) if name in given]
         words += [f"fine-tuned on {given['fine_tuned_on']}"] if "fine_tuned_on" in given else []
+        words += [TEST_CLEAN] if self.outcome.split == TEST_CLEAN else []
         if self.outcome.task == "grounding":
             return "/".join(word for word in words if word != "own") or self.outcome.variant
         return ", ".join(words) or self.outcome.variant
@@ -184,7 +191,7 @@ def _describe(workdir: Path, outcome: Outcome) -> Result:
     own, tuned = _read(workdir / _CONFIG), outcome.task in FINE_TUNED
     home, pretraining = _pretraining(workdir)
     origin = _read(workdir / _ENCODER) if tuned else {}
-    encoder = _part(origin, "config")
+    encoder = _completed(Config, _part(origin, "config"))
     if encoder and dict(_flat(encoder, "")) != dict(_flat(pretraining, "")):
         home, pretraining = None, encoder  # the run that it lies in is not the one that it comes from
     settings = dict(_flat(pretraining, "pretraining."))
@@ -193,7 +200,7 @@ def _describe(workdir: Path, outcome: Outcome) -> Result:
         settings["pretraining.data.members"] = members
     schedule = {}
     if tuned:
-        tuning = dict(_flat(own, "")) if "objective" not in own else {}
+        tuning = dict(_flat(_completed(_TUNED_BY[outcome.task], own), "")) if "objective" not in own else {}
         tuning |= {"data.members": members} if (members := _read(workdir / _DATA).get("members")) else {}
         settings |= {f"{_TUNING}{key}": value for key, value in tuning.items()}
         schedule = {key: value for key, value in tuning.items() if key in _SCHEDULE}
@@ -217,8 +224,13 @@ def _pretraining(workdir: Path) -> tuple[Path | None, Mapping[str, Any]]:
     for folder in [workdir, *workdir.resolve().parents][: _PARENTS + 1]:
         config = _read(folder / _CONFIG)
         if "objective" in config:
-            return folder, config
+            return folder, _completed(Config, config)
     return None, {}
+
+
+def _completed(kind: type, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration as it would have been saved today: keys that are newer than its run have their defaults. Nothing stays nothing."""
+    return json.loads(json.dumps(with_defaults(kind, config))) if config else {}
 
 
 def _read(file: Path) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from msfl_jax.metrics import Interval
 from msfl_jax.results.own_results import ALL_COMBINATIONS, OBJECTIVES, Result, combination_rank, differences
 from msfl_jax.results.published import Column, PublishedRow, PublishedTable, Reading
 from msfl_jax.results.tables import MISSING, interval, number
+from msfl_jax.tasks.outcome import Outcome
 
 NOT_RUN, UNDEFINED = "not run", "n/a"
 OTHER_IMAGES = "*"
@@ -51,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table ready to be written: as many cells in each row as columns, notes by mark, and caveats."""
+    """A table ready to be written: as many cells in each row as columns, notes by mark, caveats, and the sources of those that have some, by text."""
 
     name: str
     title: str
@@ -59,6 +60,7 @@ class PaperTable:
     rows: tuple[Row, ...]
     notes: tuple[tuple[str, str], ...]
     caveats: tuple[str, ...]
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -110,7 +112,7 @@ def paper_table(
         rows.sort(
             key=lambda row: combination_rank(row.name.split(",")[0].replace(" + ", ","))
         )  # stable: the paper's first
-    caveats = () if wanted else published.caveats
+    known = {} if wanted else {caveat.text: "; ".join(caveat.sources) for caveat in published.caveats}
     used = [one for column in chosen for one in column]
     return PaperTable(
         name=f"Table {published.number}",
@@ -120,7 +122,8 @@ def paper_table(
         columns=tuple(column.measure if wanted else column.title for column in columns),
         rows=tuple(rows),
         notes=notes.all(),
-        caveats=(*caveats, *_mixed(columns, chosen), *_left_out(results, columns, used), *_own_caveats(used)),
+        caveats=(*known, *_mixed(columns, chosen), *_left_out(results, columns, used), *_own_caveats(used)),
+        sources=known,
     )
 
 
@@ -135,6 +138,17 @@ def summarise_seeds(values: Sequence[float], pooled: Interval | None = None) -> 
     if pooled is not None and math.isfinite(pooled.low) and math.isfinite(pooled.high):
         facts |= {"low": pooled.low, "high": pooled.high}
     return facts
+
+
+def findings_text(outcomes: Sequence[Outcome]) -> str:
+    """`mean of 13 of 14 findings`, or `mean of 13 to 14 ...` where results differ in it; "" where none says over how many its mean AUC is."""
+    counts = sorted({int(one.options["findings_in_mean"]) for one in outcomes if "findings_in_mean" in one.options})
+    if not counts:
+        return ""
+    asked = max(sum(name.startswith("auc/") for name in one.metrics) for one in outcomes)
+    numbers = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
+    numbers += f" of {asked}" if asked > counts[0] else ""
+    return f"mean of {numbers} {'finding' if max(asked, counts[-1]) == 1 else 'findings'}"
 
 
 def number_text(facts: Mapping[str, int | float], digits: int) -> str:
@@ -257,8 +271,9 @@ def _own_cell(
         "run": "; ".join(one.run for one in stack),
         "metric": metric,
     }
-    said = [_provenance(stack, column), *([apart] if apart else [])]
-    note = "; ".join([*said, *([f"n/a: {', '.join(sorted(reasons))}"] if reasons else [])])
+    over = findings_text([one.outcome for one in stack]) if metric == "mean_auc" else ""
+    undefined = f"n/a: {', '.join(sorted(reasons))}" if reasons else ""
+    note = "; ".join(filter(None, (_provenance(stack, column), over, apart, undefined)))
     return Cell(number_text(numbers, column.digits), (notes.letter(note),), facts)
 
 

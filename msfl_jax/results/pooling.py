@@ -51,14 +51,14 @@ def pooled_gain(
 ) -> Interval | None:
     """By how much the mean over the seeds of `better` exceeds that of `base`, on the same resamples of patients; see `pooled_interval`.
 
-    Where a phrase has no value in the mean of one of the two, it counts in neither. None, too, where they are of different samples.
+    Where a phrase has no value in the mean of one of the two, it counts in neither. None, too, where they are of different samples, or are means
+    over different findings.
     """
     first, second = _pooled(better, metric), _pooled(base, metric)
     if first is None or second is None:
         return None
-    if first.samples.keys() != second.samples.keys() or not all(
-        _same(array, second.samples[name]) for name, array in first.samples.items()
-    ):
+    both = first.samples.keys() & second.samples.keys()  # files of older versions do not name their images
+    if not all(_same(first.samples[name], second.samples[name]) for name in both):
         return None
     one, other = first.statistic, second.statistic
     if first.phrases is not None and second.phrases is not None:
@@ -129,18 +129,26 @@ def _of_images(stack: Sequence[Result], metric: str) -> _Pooled | None:
     predictions = [Predictions.load(one.outcome.predictions(one.workdir)) for one in stack]
     first = predictions[0]
     wanted = first.findings if metric == "mean_auc" else (metric.removeprefix("auc/"),)
-    same = all(
+    images = [one.image_key for one in predictions if one.image_key is not None]
+    same = all(_same(images[0], other) for other in images) and all(
         _equal(first, other, ("patient_key", "truth")) and first.findings == other.findings for other in predictions
     )
     if not same or not set(wanted) <= set(first.findings):
         return None
-    columns = [first.findings.index(name) for name in wanted if _has_both(first.truth[:, first.findings.index(name)])]
-    statistics = [
-        auc_statistic(one.scores[:, column].astype(np.float64), one.truth[:, column])
-        for one in predictions
-        for column in columns
-    ]
-    return _Pooled(mean_of(statistics), first.patient_key, {"patient_key": first.patient_key, "truth": first.truth})
+    found = [_defined_aucs(one, wanted) for one in predictions]
+    samples = {"patient_key": first.patient_key, "truth": first.truth}
+    samples["findings"] = np.unique([",".join(aucs) for aucs in found])
+    samples |= {"image_key": images[0]} if images else {}
+    means = [mean_of(list(aucs.values())) for aucs in found if aucs]
+    return _Pooled(mean_of(means), first.patient_key, samples)
+
+
+def _defined_aucs(predictions: Predictions, wanted: Sequence[str]) -> dict[str, Statistic]:
+    """The AUCs of findings by name, of those that have one: as in a result, the others are in no mean."""
+    columns = {name: predictions.findings.index(name) for name in wanted}
+    scores, truth, whole = predictions.scores.astype(np.float64), predictions.truth, np.ones(len(predictions.truth))
+    found = {name: auc_statistic(scores[:, column], truth[:, column]) for name, column in columns.items()}
+    return {name: statistic for name, statistic in found.items() if np.isfinite(statistic(whole))}
 
 
 _PHRASE = ("patient_key", "image_key", "phrase_key", "category")
@@ -150,10 +158,6 @@ _POOLS: dict[str, Callable[[Sequence[Result], str], _Pooled | None]] = {
     "classification": _of_images,
     "segmentation": _of_masks,
 }
-
-
-def _has_both(truth: Float[np.ndarray, "N"]) -> bool:
-    return bool((truth == 1).any() and (truth == 0).any())
 
 
 def _equal(first: object, other: object, names: Sequence[str]) -> bool:

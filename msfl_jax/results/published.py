@@ -1,4 +1,4 @@
-"""The paper's tables 1 to 5 as data: published.json, read once and checked, every number with its source."""
+"""The paper's tables 1 to 5 as data: published.json, read once and checked, every number and every caveat with its sources."""
 
 import importlib.resources
 import json
@@ -80,6 +80,14 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class PublishedCaveat:
+    """What must be known to compare with a table, and where it stands: each source with its certainty in brackets."""
+
+    text: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class PublishedTable:
     """One of the paper's tables with what must be known to compare with it; `measure` is its title where the data set is another one."""
 
@@ -89,7 +97,7 @@ class PublishedTable:
     columns: tuple[Column, ...]
     readings: tuple[Reading, ...]
     rows: tuple[PublishedRow, ...]
-    caveats: tuple[str, ...]
+    caveats: tuple[PublishedCaveat, ...]
 
 
 def load_published(text: str | None = None) -> dict[int, PublishedTable]:
@@ -99,7 +107,7 @@ def load_published(text: str | None = None) -> dict[int, PublishedTable]:
       text: JSON in the form of published.json; None reads that file.
 
     Raises:
-      DataError: a key is missing, unknown or of another type, or a number has no column or no source.
+      DataError: a key is missing, unknown or of another type, a number has no column or no source, or a caveat no source.
     """
     if text is None:
         text = importlib.resources.files("msfl_jax.results").joinpath(_FILE).read_text(encoding="utf-8")
@@ -124,9 +132,8 @@ def _table(number: int, values: Any, sources: Mapping[str, Any]) -> PublishedTab
         if not any(reading.metric(column) for reading in readings):
             raise DataError(f"{_FILE}: {where}.readings: no metric for column '{column.key}'")
     rows = tuple(_row(row, f"{where}.rows.{i}", columns, sources) for i, row in enumerate(values["rows"]))
-    if not all(isinstance(caveat, str) for caveat in values["caveats"]):
-        raise DataError(f"{_FILE}: {where}.caveats: expected sentences")
-    return PublishedTable(number, values["title"], values["measure"], columns, readings, rows, tuple(values["caveats"]))
+    caveats = tuple(_caveat(caveat, f"{where}.caveats.{i}", sources) for i, caveat in enumerate(values["caveats"]))
+    return PublishedTable(number, values["title"], values["measure"], columns, readings, rows, caveats)
 
 
 def _column(values: Any, where: str, sources: Mapping[str, Any]) -> Column:
@@ -168,6 +175,14 @@ def _row(values: Any, where: str, columns: Iterable[Column], sources: Mapping[st
         found[key] = PublishedValue(float(number), source["text"], values.get("certainty", source["certainty"]))
     status = cast(Status, values["status"])
     return PublishedRow(values["name"], status, values.get("note", ""), values.get("objectives", ""), found)
+
+
+def _caveat(values: Any, where: str, sources: Mapping[str, Any]) -> PublishedCaveat:
+    _check(values, where, {"text": str, "sources": list})
+    if not values["sources"] or not all(isinstance(name, str) for name in values["sources"]):
+        raise DataError(f"{_FILE}: {where}: a caveat needs sources by name; expected some of {', '.join(sources)}")
+    found = (_source(name, where, sources) for name in values["sources"])
+    return PublishedCaveat(values["text"], tuple(f"{one['text']} ({one['certainty']})" for one in found))
 
 
 def _source(name: str, where: str, sources: Mapping[str, Any]) -> Mapping[str, str]:

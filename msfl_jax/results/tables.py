@@ -36,6 +36,11 @@ def interval(value: Interval, digits: int = 2) -> str:
     return f"{number(value.low, digits)}{between}{number(value.high, digits)}"
 
 
+def seeds_text(count: int) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count} {'seed' if count == 1 else 'seeds'}"
+
+
 def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
     """Aligned plain text: the first column to the left without a heading, all others to the right under theirs.
 

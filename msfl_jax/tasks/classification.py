@@ -131,7 +131,8 @@ def evaluate_classification(
 ) -> Outcome:
     """Scores a split of a build, and saves predictions and numbers in the run directory.
 
-    Findings are labels of the build by their names; one that is none of them has no AUC, for that reason.
+    Findings are labels of the build by their names; one that is none of them has no AUC, for that reason, and neither has one of which a probe
+    saw a single class.
 
     Args:
       run: opened by `open_finetuned`.
@@ -151,7 +152,6 @@ def evaluate_classification(
         )
     predictions = predict(run.classifier, run.params, findings, run.config, directory, split)
     result = summarise_findings(predictions, seed=seed, replicates=replicates)
-    missing = {f"auc/{name}": "no label of the build" for name in findings if name not in labels}
     dataset, split_hash = identify_split(directory, split)
     outcome = Outcome(
         task=TASK,
@@ -166,13 +166,22 @@ def evaluate_classification(
         records=result.records,
         patients=result.patients,
         metrics=result.metrics,
-        reasons=result.reasons | missing,
+        reasons=result.reasons | _without_scores(run, labels),
         caveats=run.caveats if caveats is None else tuple(caveats),
     )
     if distributed.is_lead():
         predictions.save(outcome.predictions(run.directory))
         save_outcome(outcome, run.directory)
     return outcome
+
+
+def _without_scores(run: ClassifierRun, labels: Sequence[str]) -> dict[str, str]:
+    """Findings without a score or a truth, whatever the images are, by the names of their metrics and with the reason."""
+    findings, reasons = run.origin.findings, {}
+    if run.config.mode == "probe":
+        unfitted = np.isnan(np.asarray(run.params["head"]["fc"]["kernel"])).any(axis=0)
+        reasons = {f"auc/{findings[column]}": "one class only in train" for column in np.flatnonzero(unfitted)}
+    return reasons | {f"auc/{name}": "no label of the build" for name in findings if name not in labels}
 
 
 def variant(config: FinetuneConfig) -> str:
@@ -241,7 +250,7 @@ def _adaptation(
     """The training loop's view of the run."""
     directory, data, size = Path(config.data.directory), config.data, run.config.model.vision
     columns = tuple(label_names(directory).index(finding) for finding in findings)
-    source = labelled_records(directory, data.fraction, seed=config.seed)
+    source = labelled_records(directory, data.fraction, seed=config.seed, subsets=data.subsets)
     spec = training_view_spec(classifier, config)
 
     def batches(start: int, index: int, count: int) -> Iterator[Mapping[str, Any]]:

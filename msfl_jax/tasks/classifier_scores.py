@@ -97,7 +97,8 @@ def predict(
     batches = labelled_evaluation_batches(
         directory, evaluation_view_spec(classifier, config), batch_size=BATCH_SIZE, split=split
     )
-    return Predictions(findings, *_scored(score, params, findings, batches, label_names(directory), config.data.blank))
+    *columns, images = _scored(score, params, findings, batches, label_names(directory), config.data.blank)
+    return Predictions(findings, *columns, image_key=images)
 
 
 def frozen_features(
@@ -110,9 +111,17 @@ def frozen_features(
 ) -> Frozen:
     """As `predict`, with the features of the encoder in the place of scores; of "train", the records of the configuration's fraction."""
     encode = functools.partial(_features, classifier=classifier)
-    spec, share = evaluation_view_spec(classifier, config), {"fraction": config.data.fraction, "seed": config.seed}
-    batches = labelled_evaluation_batches(directory, spec, batch_size=BATCH_SIZE, split=split, **share)
-    return Frozen(*_scored(encode, params, findings, batches, label_names(directory), config.data.blank))
+    spec, data = evaluation_view_spec(classifier, config), config.data
+    batches = labelled_evaluation_batches(
+        directory,
+        spec,
+        batch_size=BATCH_SIZE,
+        split=split,
+        fraction=data.fraction,
+        seed=config.seed,
+        subsets=data.subsets,
+    )
+    return Frozen(*_scored(encode, params, findings, batches, label_names(directory), config.data.blank)[:3])
 
 
 def validation_metrics(predictions: Predictions) -> dict[str, float]:
@@ -135,20 +144,21 @@ def _scored(
     batches: Batches,
     labels: Sequence[str],
     blank: str,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, truth and patient of every record; rows that only fill the last batch are taken out, and labels that the build lacks are NaN."""
-    scores, marks, patients = gather_rows(
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, truth, patient and image of every record, without rows that only fill the last batch; labels that the build lacks are NaN."""
+    scores, marks, patients, images = gather_rows(
         batches,
         lambda batch: (
             to_host(score(params, *on_mesh(params, batch["image"], rows=BATCH_SIZE))),
             batch["labels"],
             batch["patient_key"],
+            batch["image_key"],
         ),
     )
     known = [column for column, finding in enumerate(findings) if finding in labels]
     truth = np.full((len(marks), len(findings)), np.nan, np.float32)
     truth[:, known] = truth_of_labels(marks[:, [labels.index(findings[column]) for column in known]], blank)
-    return scores, truth, patients
+    return scores, truth, patients, images
 
 
 @functools.partial(jax.jit, static_argnames="classifier")

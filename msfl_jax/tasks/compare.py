@@ -126,7 +126,10 @@ def phrases_of(file: Path) -> Samples:
 
 
 def scored_findings_of(file: Path) -> Samples:
-    """Predictions that are scores and truth of findings, as of `msfl eval zero-shot`: the AUC of each and their mean."""
+    """Predictions that are scores and truth of findings, as of `msfl eval zero-shot`: the AUC of each and their mean.
+
+    Files of older versions do not name their images; between one of them and another file, the truth in its order stands for the images.
+    """
     arrays = load_arrays(file)
     try:
         findings = [str(name) for name in arrays["findings"]]
@@ -163,6 +166,7 @@ def ranks_of(file: Path) -> Samples:
     ranks = Ranks.load(file)
     pool = np.broadcast_to(ranks.pool, (len(ranks.own), 2))
     identity = {"patients": ranks.patient_key, "pools": pool, "reports": ranks.sharing}
+    identity |= {} if ranks.image_key is None else {"images": ranks.image_key}
     return Samples(identity, ranks.patient_key, ranks.own.astype(np.float64), rank_statistics)
 
 

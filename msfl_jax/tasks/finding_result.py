@@ -26,6 +26,7 @@ class Predictions:
       patient_key: [N], hashed.
       exchanged: [N, F], scores with positive and negative prompts exchanged; None where the rule gives the opposite order by construction, and
         where there are no prompts.
+      image_key: [N], hashed; None in files that were saved before it was.
     """
 
     findings: tuple[str, ...]
@@ -33,12 +34,13 @@ class Predictions:
     truth: Float[np.ndarray, "N F"]
     patient_key: Real[np.ndarray, "N"]
     exchanged: Float[np.ndarray, "N F"] | None = None
+    image_key: Real[np.ndarray, "N"] | None = None
 
     def save(self, path: Path | str) -> None:
         """Writes an .npz file without pickle."""
         arrays = {"scores": self.scores, "truth": self.truth, "patient_key": self.patient_key}
-        if self.exchanged is not None:
-            arrays["exchanged"] = self.exchanged
+        optional = {"exchanged": self.exchanged, "image_key": self.image_key}
+        arrays |= {name: array for name, array in optional.items() if array is not None}
         save_arrays(path, findings=np.asarray(self.findings, dtype=np.str_), **arrays)
 
     @classmethod
@@ -48,7 +50,7 @@ class Predictions:
         try:
             findings = tuple(str(name) for name in arrays["findings"])
             columns = arrays["scores"], arrays["truth"], arrays["patient_key"]
-            return cls(findings, *columns, exchanged=arrays.get("exchanged"))
+            return cls(findings, *columns, exchanged=arrays.get("exchanged"), image_key=arrays.get("image_key"))
         except KeyError as error:
             raise UserError(
                 f"{path}: array {error} is missing; expected predictions of `msfl eval zero-shot` or of a classifier"

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.manifest import read_manifest
 from msfl_jax.config import Config, from_config_dict, to_dict
+from msfl_jax.config_init import with_defaults
 from msfl_jax.finetune_config import FinetuneConfig, FinetuneDataConfig
 from msfl_jax.parallel import distributed
 from msfl_jax.segmentation_config import SegmentationConfig, SegmentationDataConfig
@@ -89,7 +90,8 @@ def prepare_finetuning(
     manifest, file = read_manifest(data.directory), workdir / ENCODER_FILE
     wanted = json.loads(json.dumps({"config": to_dict(run.config)} | ({"findings": findings} if findings else {})))
     found = json.loads(file.read_text()) if file.is_file() else {}
-    if found and any(found.get(key) != value for key, value in wanted.items()):
+    begun = {**found, "config": json.loads(json.dumps(with_defaults(Config, found.get("config", {}))))}
+    if found and any(begun.get(key) != value for key, value in wanted.items()):
         other = "another encoder or other findings" if findings else "another encoder"
         raise CheckpointError(f"{workdir}: begun with {other}; use a new workdir")
     general = {*run.caveats, *manifest.caveats}

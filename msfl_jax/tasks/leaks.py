@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from input_pipeline.errors import UserError
-from input_pipeline.leaks import compare_builds, refuse_shared
+from input_pipeline.leaks import common_origin, compare_builds, refuse_shared
 from input_pipeline.manifest import Manifest, read_manifest
+from input_pipeline.splits import TEST_CLEAN
 from msfl_jax.finetune_config import FinetuneConfig
 from msfl_jax.segmentation_config import SegmentationConfig
 from msfl_jax.tasks.finetuned import FinetunedRun
@@ -107,8 +108,13 @@ def _caveats(trained: Training, manifest: Manifest, directory: Path, split: str,
     """What one training set makes it necessary to say beside the numbers of a split of a build."""
     synthetic = trained.data is not None and trained.data.synthetic and manifest.dataset == manifest.name
     found = [f"{trained.verb} on {trained.data.dataset}, a synthetic study"] if trained.data and synthetic else []
+    if split == TEST_CLEAN and split in manifest.subsets:
+        found.append(f"{split} holds the test images that no other split has")
     unknown = f"not checked: whether it was {trained.verb} on these patients"
     build = _build_of(trained)
+    dataset = trained.data.dataset if trained.data else build.dataset if build else ""
+    if origin := common_origin(dataset, manifest.dataset):
+        found.append(f"{unknown}; {origin}")
     if build == manifest or _holds(manifest, trained):
         seen = manifest.split_of(split) == manifest.split_of(trained.split)
         return [*found, f"these are the images that it was {trained.verb} on"] if seen else found

@@ -8,6 +8,7 @@ report that many images share weighs as much as they do. Numbers depend on the s
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt32
@@ -47,12 +48,13 @@ def evaluate_retrieval(
       UserError: there is no such build or split.
       DataError: no record has a report, or a shard is damaged.
     """
-    image, report, keys, patients, left_out = _embed(run, directory, split, batch_size, records)
+    found = _embed(run, directory, split, batch_size, records)
+    image, report = found.image, found.report
     if not len(image):
         raise DataError(
             f"{directory}: no record of split '{split}' has a report; expected a build such as of `msfl data build mimic-cxr`"
         )
-    _, first, own = np.unique(keys, return_index=True, return_inverse=True)
+    _, first, own = np.unique(found.study_key, return_index=True, return_inverse=True)
     other = np.random.default_rng(seed).permutation(own)
     pairs = [rank_pairs(image, report[first], owner, block=block) for owner in (own, other)]
     columns = [
@@ -61,22 +63,31 @@ def evaluate_retrieval(
     ]
     pool, sharing = np.asarray([len(first), len(image)]), np.bincount(own)
     # Under the permutation a pair's report has as many images as before.
-    ranks = Ranks(columns[0], columns[1], pool, sharing[own], patients)
-    return summarise(ranks, split=split, step=run.step, left_out=left_out, seed=seed, replicates=replicates)
+    ranks = Ranks(columns[0], columns[1], pool, sharing[own], found.patient_key, found.image_key)
+    return summarise(ranks, split=split, step=run.step, left_out=found.left_out, seed=seed, replicates=replicates)
 
 
-def _embed(
-    run: Run, directory: Path | str, split: str, batch_size: int, records: int
-) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N D"], UInt32[np.ndarray, "N"], UInt32[np.ndarray, "N"], int]:
-    """Embeddings of images and reports, keys of reports and patients, and how many records have no report."""
+class _Pairs(NamedTuple):
+    """Embeddings of images and of their reports, hashed keys, and how many records have no report and are left out."""
+
+    image: Float[np.ndarray, "N D"]
+    report: Float[np.ndarray, "N D"]
+    study_key: UInt32[np.ndarray, "N"]
+    patient_key: UInt32[np.ndarray, "N"]
+    image_key: UInt32[np.ndarray, "N"]
+    left_out: int
+
+
+def _embed(run: Run, directory: Path | str, split: str, batch_size: int, records: int) -> _Pairs:
+    """Every record of a split that has a report, or of its first `records`."""
     batches = evaluation_batches(Path(directory), batch_spec(run), batch_size=batch_size, split=split)
 
     def columns_of(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         image, _ = encode_images(run, batch["image"], batch_size=batch_size)
         report = encode_reports(run, batch["token_ids"], batch["sentence_ids"], batch_size=batch_size)
         written = np.asarray((batch["sentence_ids"] > 0).any(axis=1))
-        return *to_host((image, report)), batch["study_key"], batch["patient_key"], written
+        keys = (batch[name] for name in ("study_key", "patient_key", "image_key"))
+        return *to_host((image, report)), *keys, written
 
     *columns, written = gather_rows(batches, columns_of, records=records)
-    image, report, keys, patients = (column[written] for column in columns)
-    return image, report, keys, patients, int((~written).sum())
+    return _Pairs(*(column[written] for column in columns), left_out=int((~written).sum()))

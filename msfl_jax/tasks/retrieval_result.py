@@ -29,6 +29,7 @@ class Ranks:
       pool: [2] number of distinct reports, and of images.
       sharing: [N] how many images have the pair's report.
       patient_key: [N], hashed.
+      image_key: [N], hashed; None in files that were saved before it was.
     """
 
     own: Int[np.ndarray, "N 2"]
@@ -36,17 +37,19 @@ class Ranks:
     pool: Int[np.ndarray, "2"]
     sharing: Int[np.ndarray, "N"]
     patient_key: Real[np.ndarray, "N"]
+    image_key: Real[np.ndarray, "N"] | None = None
 
     def save(self, path: Path | str) -> None:
         """Writes an .npz file without pickle."""
-        save_arrays(path, **self.__dict__)
+        save_arrays(path, **{name: array for name, array in vars(self).items() if array is not None})
 
     @classmethod
     def load(cls, path: Path | str) -> "Ranks":
         """Reads what `save` wrote; raises a UserError where it is something else."""
         arrays = load_arrays(path)
         try:
-            return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+            required = {name: arrays[name] for name in cls.__dataclass_fields__ if name != "image_key"}
+            return cls(**required, image_key=arrays.get("image_key"))
         except KeyError as error:
             raise UserError(
                 f"{path}: array {error} is missing; expected predictions of `msfl eval retrieval`"

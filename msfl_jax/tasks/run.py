@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
 
 from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.images import equalize
 from input_pipeline.loader import BatchSpec
 from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, config_hash, from_config_dict
@@ -22,11 +23,11 @@ from msfl_jax.model import Model, Params, SpecialTokens
 from msfl_jax.parallel.mesh import BATCH_AXES, batch_sharding
 from msfl_jax.parallel.sharding import sharded_shapes
 from msfl_jax.train.checkpoint import restore_parameters
-from msfl_jax.train.provenance import read_caveats
+from msfl_jax.train.provenance import read_training_data
 
 CONFIG_FILE = "config.json"
 TOKENIZER_DIRECTORY = "tokenizer"
-DECODERS = ("pixel_decoder", "heads/language")  # which reconstruct: only training and exports need them
+DECODERS = ("pixel_decoder", "heads/language")  # which reconstruct: only training, and exports that ask, need them
 BATCH_SIZES = (1, 4, 16, 64)  # what is encoded on request is padded to one of these, each compiled once
 
 
@@ -43,6 +44,7 @@ class Run:
       step: of the parameters.
       caveats: what its training data make it necessary to say beside every number.
       weights: SHA-256 of imported weights whose image encoder stands in the place of the run's own; "" where it is the run's own.
+      equalize: whether the histograms of its training images were equalised, see `prepare_image`.
     """
 
     directory: Path
@@ -53,6 +55,7 @@ class Run:
     step: int
     caveats: tuple[str, ...] = ()
     weights: str = ""
+    equalize: bool = False
 
     @property
     def aligns_locally(self) -> bool:
@@ -69,7 +72,7 @@ class Texts(NamedTuple):
 
 
 def open_run(
-    workdir: Path | str, *, step: int | str | None = None, mesh: Mesh | None = None, decoders: bool = True
+    workdir: Path | str, *, step: int | str | None = None, mesh: Mesh | None = None, decoders: bool = False
 ) -> Run:
     """Opens a run directory of `msfl pretrain` or `msfl demo`; reads parameters alone, without the optimizer.
 
@@ -77,7 +80,7 @@ def open_run(
       workdir: holds config.json, tokenizer/ and checkpoints/.
       step: a step with a checkpoint, "best", or None for the latest.
       mesh: over which the parameters are sharded as they are read, as in training; None puts them on this process's first device.
-      decoders: whether the parameters of `DECODERS` are read too.
+      decoders: whether the parameters of `DECODERS` are read too; they only reconstruct what training has hidden.
 
     Raises:
       UserError: not a run directory.
@@ -102,7 +105,14 @@ def open_run(
             f"{workdir / TOKENIZER_DIRECTORY}: sha256 {tokenizer.hash[:12]} is not the checkpoint's "
             f"{meta['tokenizer_hash'][:12]}; put the run's own tokenizer back"
         )
-    return Run(workdir, config, model, params, tokenizer, meta["step"], read_caveats(workdir))
+    data = read_training_data(workdir)
+    caveats, equalized = (data.caveats, data.equalize) if data else ((), False)
+    return Run(workdir, config, model, params, tokenizer, meta["step"], caveats, equalize=equalized)
+
+
+def prepare_image(run: Run, image: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """An image that is in no build as the run's build stored its own: equalised where that was built with `--equalize`."""
+    return equalize(image) if run.equalize else image
 
 
 def without(params: Params, parts: Sequence[str]) -> Params:

@@ -31,6 +31,7 @@ from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
 from msfl_jax.tasks.run import Run, encoder_parameters, refuse_pretraining_run
 from msfl_jax.train.adaptation import Adaptation, adapt, best_parameters
 from msfl_jax.train.adaptation_optimizer import finetuning_optimizer, finetuning_rate
+from msfl_jax.train.flops import light_decoder_flops, upernet_flops, vit_flops
 from msfl_jax.train.provenance import read_caveats
 
 TASK = "segmentation"
@@ -222,7 +223,15 @@ def adaptation(
             "init": _describe(config, run),
         },
         label=label,
+        flops=training_flops(segmenter),
     )
+
+
+def training_flops(segmenter: Segmenter) -> float:
+    """FLOPs of training on one image: three times those of the encoder at the size of the masks, and of the decoder."""
+    size = dataclasses.replace(segmenter.config.model.vision, image_size=segmenter.image_size)
+    decode = upernet_flops if segmenter.head.kind == "upernet" else light_decoder_flops
+    return 3.0 * (vit_flops(size) + decode(size.width, size.grid, segmenter.head.channels))
 
 
 def training_spec(config: SegmentationConfig, segmenter: Segmenter) -> BatchSpec:

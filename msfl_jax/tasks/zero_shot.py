@@ -152,16 +152,15 @@ def evaluate_zero_shot(
     names = label_names(Path(directory))
     chosen = _known_findings(prompts, names)
     predict = functools.partial(score_batch, run, encode_prompts(run, chosen), chosen_rule, batch_size)
-    scores, labels, patients = gather_rows(
+    scores, labels, patients, images = gather_rows(
         evaluation_batches(Path(directory), batch_spec(run), batch_size=batch_size, split=split),
-        lambda batch: (predict(batch["image"]), batch["labels"], batch["patient_key"]),
+        lambda batch: (predict(batch["image"]), batch["labels"], batch["patient_key"], batch["image_key"]),
         records=records,
     )
     truth = truth_of_labels(labels[:, [names.index(name) for name in chosen]], blank)
     own, exchanged = scores.astype(np.float32).transpose(1, 0, 2)
-    predictions = Predictions(
-        tuple(chosen), own, truth, patients, exchanged=exchanged if chosen_rule == "gloria" else None
-    )
+    other_way = exchanged if chosen_rule == "gloria" else None
+    predictions = Predictions(tuple(chosen), own, truth, patients, exchanged=other_way, image_key=images)
     return summarise(
         predictions,
         rule=chosen_rule,

@@ -60,6 +60,7 @@ class Checkpoints:
           keep: how many of the latest checkpoints stay, at least 1.
         """
         self._directory = (workdir / DIRECTORY).absolute()
+        self._made = [path for path in (self._directory, self._directory.parent) if not path.exists()]
         self._best = _read_best(self._directory)
         self._candidate: dict[str, Any] | None = None
         self._pinned = _Pinned(set())
@@ -69,9 +70,13 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits for what is being saved; where a start was refused, the folders that were made for it are gone if they are empty."""
         self.wait()
         self._manager.close()
+        for folder in self._made if kind is not None and jax.process_index() == 0 else ():
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     @property
     def steps(self) -> list[int]:
@@ -248,10 +253,8 @@ def read_meta(workdir: Path, *, step: int | str | None = None) -> dict[str, Any]
 def _open(directory: Path, *, keep: int = 0, pinned: _Pinned | None = None) -> ocp.CheckpointManager:
     """A manager that writes where `pinned` is given, else one that only reads."""
     policies = [checkpoint_managers.LatestN(keep), pinned] if pinned else [checkpoint_managers.LatestN(None)]
-    handlers: dict[str, Any] = {
-        "params": ocp.PyTreeCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-    }  # it can read a part
+    # This handler of parameters can read some of them.
+    handlers: dict[str, Any] = {"params": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     if pinned is not None:  # nobody who only reads looks at the optimizer
         handlers |= {"params": ocp.StandardCheckpointHandler(), "opt_state": ocp.StandardCheckpointHandler()}
     with _errors_alone() if pinned is None else contextlib.nullcontext():

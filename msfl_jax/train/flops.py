@@ -1,4 +1,4 @@
-"""Floating-point operations of training on one image-report pair, by formula.
+"""Floating-point operations of training on one image-report pair, and of decoders of masks, by formula.
 
 A multiply-add counts 2, training 3 times the forward pass, and only products of matrices count. XLA's own figure counts the body of a scan over
 layers once, so it must not be used.
@@ -7,6 +7,7 @@ layers once, so it must not be used.
 import math
 
 from msfl_jax.config import Config, PixelDecoderSize, TextSize, VisionSize
+from msfl_jax.encoders.segmentation_decoders import AUXILIARY_CHANNELS, CLASSES, LEVELS, POOL_SCALES
 
 
 def flops_per_pair(config: Config, vocab_size: int) -> float:
@@ -35,6 +36,38 @@ def decoder_flops(
     pixels = vision.patch_size**2 if pixels is None else pixels
     ends = 2.0 * size.width * (vision.width * given + pixels * vision.grid**2)
     return ends + blocks_flops(tokens, size.width, size.depth, mlp_ratio)
+
+
+def upernet_flops(width: int, grid: int, channels: int) -> float:
+    """Forward FLOPs of UPerNet on one image, with its pyramid of 4, 2, 1 and 1/2 times the grid and the auxiliary head; resampling is not counted.
+
+    Args:
+      width: of the encoder's tokens.
+      grid: patches along a side, even.
+      channels: of the head.
+    """
+    auxiliary = min(AUXILIARY_CHANNELS, channels)
+    finest, finer, patches, coarse = 16 * grid**2, 4 * grid**2, grid**2, (grid // 2) ** 2
+    pyramid = conv_flops(2 * patches + finer, 1, width, 4 * width)  # three doublings, each from the grid before it
+    lateral = conv_flops(finest + finer + patches, 1, width, channels)
+    pooled = sum(conv_flops(bins**2, 1, width, channels) for bins in POOL_SCALES)
+    pooled += conv_flops(coarse, 3, width + len(POOL_SCALES) * channels, channels)
+    filtered = conv_flops(finest + finer + patches, 3, channels, channels)
+    fused = conv_flops(finest, 3, LEVELS * channels, channels) + conv_flops(finest, 1, channels, CLASSES)
+    beside = conv_flops(patches, 3, width, auxiliary) + conv_flops(patches, 1, auxiliary, CLASSES)
+    return pyramid + lateral + pooled + filtered + fused + beside
+
+
+def light_decoder_flops(width: int, grid: int, channels: int) -> float:
+    """As `upernet_flops`, of the light decoder, which doubles the grid twice."""
+    patches = grid**2
+    total = conv_flops(patches, 1, LEVELS * width, channels) + conv_flops(20 * patches, 3, channels, channels)
+    return total + conv_flops(16 * patches, 1, channels, CLASSES)
+
+
+def conv_flops(pixels: int, kernel: int, inputs: int, outputs: int) -> float:
+    """Forward FLOPs of a convolution with `pixels` results of `outputs` channels, zeros beyond the edge included: they are computed too."""
+    return 2.0 * pixels * kernel**2 * inputs * outputs
 
 
 def text_flops(size: TextSize) -> float:

@@ -29,7 +29,7 @@ from msfl_jax.train.due import Due
 from msfl_jax.train.flops import flops_per_pair
 from msfl_jax.train.optimizer import learning_rate, make_optimizer
 from msfl_jax.train.preemption import Preemption
-from msfl_jax.train.provenance import read_caveats, write_provenance
+from msfl_jax.train.provenance import Inherited, inherit, write_provenance
 from msfl_jax.train.recorder import Recorder
 from msfl_jax.train.state import TrainState, abstract_state, create_state, place_imported
 from msfl_jax.train.step import jit_step_of
@@ -111,8 +111,8 @@ def pretrain(
         Checkpoints(run.workdir, keep=config.train.keep_checkpoints) as checkpoints,
     ):
         state, inherited = first_state(run, checkpoints, init_from, initial)
-        prepare_workdir(run.config, run.workdir, inherited)
         start = int(state.step)
+        prepare_workdir(run.config, run.workdir, inherited, fresh=start == 0)
         with _recorder(run, state, start, progress) as recorder:
             state = _train(run, state, start, recorder, checkpoints, preemption)
     return RunResult(config.train.steps, state.params, recorder.values)
@@ -248,11 +248,11 @@ def _rows(run: _Run, start: int) -> Any:
 
 def first_state(
     run: _Run, checkpoints: Checkpoints, init_from: Path | None, initial: Initial | None = None
-) -> tuple[TrainState, tuple[str, ...]]:
+) -> tuple[TrainState, Inherited]:
     """The state of the latest checkpoint, else a new one, else a new one with another run's parameters or imported ones.
 
     Returns:
-      The state, and what must be said beside the run's numbers because of where it started.
+      The state, and what must be said of the run because of where it started.
 
     Raises:
       UserError: the configuration names weights and nothing reads them.
@@ -264,7 +264,7 @@ def first_state(
     if restored := checkpoints.restore(like):
         state, meta = restored
         refuse_other_data(meta, run.meta, ("tokenizer_hash", "data", "batch_size", "seed"), run.workdir)
-        return state, ()
+        return state, Inherited()
     if run.config.init_from and (initial is None or init_from is not None):
         raise UserError(
             "config: 'init_from' names weights; expected `msfl pretrain` without --init-from, which reads them"
@@ -272,10 +272,11 @@ def first_state(
     imported, caveats = initial(like.params) if initial and run.config.init_from else ({}, ())
     state = create_state(run.model, run.optimizer, run.config.seed, run.mesh)
     if init_from is None:
-        return dataclasses.replace(state, params=place_imported(state.params, imported)), caveats
+        return dataclasses.replace(state, params=place_imported(state.params, imported)), Inherited(caveats)
     params, meta = restore_parameters(init_from, like.params)
     refuse_other_data(meta, run.meta, ("tokenizer_hash",), init_from)
-    return dataclasses.replace(state, params=params), read_caveats(init_from)
+    inherited = inherit(init_from, read_manifest(run.config.data.directory), run.config.data.split)
+    return dataclasses.replace(state, params=params), inherited
 
 
 def describe(config: Config, tokenizer: ReportTokenizer) -> dict[str, Any]:
@@ -342,12 +343,20 @@ def refuse_url(workdir: Path) -> None:
         raise UserError(f"{workdir}: is no folder; mount the bucket and give the path of the mount (launch/README.md)")
 
 
-def prepare_workdir(config: Config, workdir: Path, inherited: Sequence[str]) -> None:
-    """Writes config.json, data.json and a copy of the tokenizer, so that the run directory can be evaluated on its own."""
+def prepare_workdir(config: Config, workdir: Path, inherited: Inherited, *, fresh: bool) -> None:
+    """Writes config.json, data.json and a copy of the tokenizer, so that the run directory can be evaluated on its own.
+
+    Args:
+      config: of the run.
+      workdir: its directory.
+      inherited: from what it starts from.
+      fresh: whether it starts now, rather than being resumed.
+    """
     if distributed.is_lead():
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        write_provenance(read_manifest(config.data.directory), config.data.split, workdir, inherited=inherited)
+        manifest, (caveats, before) = read_manifest(config.data.directory), inherited
+        write_provenance(manifest, config.data.split, workdir, inherited=caveats, before=before, fresh=fresh)
         source, target = Path(config.data.tokenizer).resolve(), (workdir / TOKENIZER_DIRECTORY).resolve()
         if source != target:
             shutil.copytree(source, target, dirs_exist_ok=True)

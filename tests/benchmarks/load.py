@@ -1,7 +1,8 @@
 """Seconds to load and to use ViT-B/16 in a fresh process: `python tests/benchmarks/load.py [--keep DIR] [--repeats N]`.
 
 The run is the shipped configuration `mimic_vit_b16` with parameters as they are initialised, a vocabulary of 30,000 tokens and an optimizer state
-beside it, as training leaves it. Each repeat is a process of its own, with the checkpoint in the page cache and nothing compiled.
+beside it, as training leaves it; and the export that `msfl export` makes of it. Each repeat is a process of its own, with the files in the page cache
+and nothing compiled.
 """
 
 import argparse
@@ -18,8 +19,10 @@ import jax
 from input_pipeline.tokenizer import train_tokenizer
 from msfl_jax.config import MeshConfig, to_dict
 from msfl_jax.config_files import load_config
+from msfl_jax.export.writer import export_run
 from msfl_jax.model import Model
 from msfl_jax.parallel.mesh import make_mesh
+from msfl_jax.tasks.run import open_run
 from msfl_jax.train.checkpoint import Checkpoints
 from msfl_jax.train.optimizer import make_optimizer
 from msfl_jax.train.state import create_state
@@ -68,8 +71,20 @@ def write_run(workdir: Path) -> None:
         checkpoints.save(state, 0, {"tokenizer_hash": tokenizer.hash})
 
 
-def main() -> None:
+def print_times(path: Path, repeats: int) -> None:
     """Prints the median of each stage and its extremes, and the processor time of all its threads."""
+    command = [sys.executable, "-c", USE, str(path)]
+    subprocess.run(command, check=True, capture_output=True)  # warms the page cache
+    outputs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(repeats)]
+    found = [[[float(value) for value in line.split()] for line in output.splitlines()] for output in outputs]
+    print(f"{'seconds':20}{'median':>8}{'least':>8}{'most':>8}{'CPU, median':>14}")
+    for name, *stages in zip(ROWS, *found, strict=True):
+        wall, cpu = zip(*stages, strict=True)
+        print(f"{name:20}{statistics.median(wall):8.2f}{min(wall):8.2f}{max(wall):8.2f}{statistics.median(cpu):14.2f}")
+
+
+def main() -> None:
+    """Prints a table for a run directory and one for its export."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="folder for the run, kept and used again")
     parser.add_argument("--repeats", type=int, default=5)
@@ -78,14 +93,11 @@ def main() -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / "checkpoints").exists():
         write_run(workdir)
-    command = [sys.executable, "-c", USE, str(workdir)]
-    subprocess.run(command, check=True, capture_output=True)  # warms the page cache
-    repeats = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(options.repeats)]
-    found = [[[float(value) for value in line.split()] for line in repeat.stdout.splitlines()] for repeat in repeats]
-    print(f"{'seconds':20}{'median':>8}{'least':>8}{'most':>8}{'CPU, median':>14}")
-    for name, *stages in zip(ROWS, *found, strict=True):
-        wall, cpu = zip(*stages, strict=True)
-        print(f"{name:20}{statistics.median(wall):8.2f}{min(wall):8.2f}{max(wall):8.2f}{statistics.median(cpu):14.2f}")
+    if not (workdir / "export").exists():
+        export_run(open_run(workdir), workdir / "export")
+    for path in (workdir, workdir / "export"):
+        print(f"\n{'export' if path.name == 'export' else 'run directory'}")
+        print_times(path, options.repeats)
     if options.keep is None:
         shutil.rmtree(workdir)
 

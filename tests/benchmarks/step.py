@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import step_common as common
 import step_table as table
+import step_trace as trace
 from safetensors.numpy import load_file, save_file
 from step_common import Plan
 
@@ -249,6 +250,7 @@ def main() -> None:
             threads=threads,
             deadline=begin + options.seconds,
             rows=options.rows,
+            profile=str(options.profile.resolve()) if options.profile else "",
         )
         about = header(device, plan, options.size)
         print(json.dumps(about))
@@ -262,6 +264,8 @@ def main() -> None:
     rows = table.complete(rows, config, vocab_size, ceilings)
     print(json.dumps(ceilings))
     table.print_table(rows)
+    if options.profile:
+        trace.print_profiles(options.profile)
     if options.json:
         with options.json.open("a") as file:
             file.writelines(json.dumps(about | {"ceilings": ceilings} | row) + "\n" for row in rows)
@@ -278,6 +282,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=900, help="after which no further row begins")
     parser.add_argument("--threads", type=int, default=0, help="0: one on a CPU, all beside a GPU")
     parser.add_argument("--rows", default="", help="regular expression, as 'full' or 'torch local'")
+    parser.add_argument(
+        "--profile", type=Path, help="folder for traces of three steps of our rows; what they spend is printed"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--json", type=Path, help="file to which one line per row is added")
     return parser.parse_args()

@@ -25,6 +25,7 @@ class Plan:
       threads: on CPUs; with one, CPU time is counted instead of time on the wall.
       deadline: `time.time()` at which no further row is begun.
       rows: regular expression that a row's name must hold.
+      profile: folder for traces of our rows; "" writes none.
     """
 
     folder: str
@@ -35,6 +36,7 @@ class Plan:
     threads: int
     deadline: float
     rows: str
+    profile: str = ""
 
     def write(self) -> str:
         """As an argument of a child."""

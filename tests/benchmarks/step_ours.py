@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import step_common as common
+import step_trace
 from step_common import Plan
 
 CHECK_ROWS = 4
 PARTS = ("vision", "masked", "text", "decoder")
 # By kind of device: how whole steps are compiled, and in MAIN the parts too. Words as in `Side.config`.
-MAIN = {"gpu": ("scan cudnn", "scan"), "cpu": ("scan flat",)}
+MAIN = {"gpu": ("unrolled cudnn dots", "scan cudnn dots"), "cpu": ("scan flat",)}
 EXTRA = {
-    "gpu": ("unrolled cudnn", "scan cudnn dots"),
+    "gpu": ("scan cudnn", "unrolled cudnn", "scan dots"),
     "cpu": ("scan", "unrolled flat", "scan flat full", "unrolled"),
 }
 
@@ -216,10 +217,23 @@ def time_row(side: Side, part: str, words: str, rows: int) -> dict[str, Any]:
     try:
         built = full(side, rows, words) if part == "full" else component(side, rows, part, words)
         timed = common.measure(built.dispatch, side.jax.block_until_ready, side.plan, on_cpu=side.backend == "cpu")
+        if side.plan.profile:
+            _profile(side, built, f"{part} {words} {rows}")
     except Exception as error:  # the other rows are still worth having
         return row | {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]}
     first = built.seconds + timed.first
     return row | {"steps": timed.steps, "first_s": first, "loss": timed.value, "peak_bytes": _peak(built.program)}
+
+
+def _profile(side: Side, built: Built, name: str) -> None:
+    """Writes a trace of `step_trace.STEPS` steps, once: a second visit finds it there."""
+    folder = Path(side.plan.profile) / name.replace(" ", "-")
+    if folder.exists():
+        return
+    with side.jax.profiler.trace(str(folder)):
+        for _ in range(step_trace.STEPS):
+            side.jax.block_until_ready(built.dispatch())
+    (folder / "program.txt").write_text(built.program.as_text())
 
 
 def _peak(program: Any) -> int | None:

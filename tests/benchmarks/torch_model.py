@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "msfl_jax" / "export" / "pytorch"))
+import modeling_msfl
 import torch_losses as losses
 from modeling_msfl import Msfl, TextEncoder, VisionEncoder, sincos_positions
 
@@ -41,27 +42,12 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
-    """Attention and an MLP with exact GELU: "vit" normalises before both, "bert" after."""
+class Block(modeling_msfl.Block):
+    """A block of the export with the attention above."""
 
     def __init__(self, kind: str, size: SimpleNamespace):
-        super().__init__()
-        self.before = kind == "vit"
-        epsilon, hidden = 1e-6 if self.before else 1e-12, int(size.width * size.mlp_ratio)
-        self.norm1, self.norm2 = (nn.LayerNorm(size.width, eps=epsilon) for _ in range(2))
+        super().__init__(kind, size)
         self.attn = Attention(size.width, size.heads)
-        self.fc1, self.fc2 = nn.Linear(size.width, hidden), nn.Linear(hidden, size.width)
-
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """One block; tokens [B, N, D]."""
-        if self.before:
-            tokens = tokens + self.attn(self.norm1(tokens), mask)
-            return tokens + self._mlp(self.norm2(tokens))
-        tokens = self.norm1(tokens + self.attn(tokens, mask))
-        return self.norm2(tokens + self._mlp(tokens))
-
-    def _mlp(self, tokens: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(tokens)))
 
 
 def blocks(kind: str, size: SimpleNamespace) -> nn.ModuleList:

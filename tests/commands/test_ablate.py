@@ -1,5 +1,6 @@
 """The ablation: which runs it makes, that finished ones are left alone, that a failed one stops no other, and the whole of it at tiny size."""
 
+import csv
 import dataclasses
 import functools
 import json
@@ -10,8 +11,10 @@ import jax
 import pytest
 
 from input_pipeline.build import build
+from input_pipeline.datasets.labelled import SplitPlan
 from input_pipeline.datasets.mimic_cxr import MimicCxr
 from input_pipeline.datasets.ms_cxr import MsCxr
+from input_pipeline.datasets.rsna_pneumonia import RsnaPneumonia
 from input_pipeline.datasets.synthetic import synthesize
 from input_pipeline.errors import DivergedError, RetryError, UserError
 from msfl_jax.commands import ablate, ablation_stages, evaluate, zero_shot
@@ -25,6 +28,8 @@ from msfl_jax.parallel.mesh import make_mesh
 from msfl_jax.results import pooling
 from msfl_jax.tasks.outcome import Outcome, identify_split, save_outcome
 from msfl_jax.train import adaptation, loop
+
+from ..faults.labelled import write_rsna
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -64,6 +69,15 @@ def study(tmp_path_factory):
     build(MsCxr(raw, next(raw.glob("MS_CXR_*.csv"))), folder / "phrases", **options)
     (folder / "tiny.py").write_text(CONFIG)
     return folder
+
+
+@pytest.fixture(scope="module")
+def rsna(study):
+    """A build in the layout of RSNA Pneumonia as released, which results take for that data set."""
+    write_rsna(study / "rsna_raw", 0, "clean")
+    source = RsnaPneumonia(study / "rsna_raw", SplitPlan(validation=0.2, test=0.2))
+    build(source, study / "rsna", short_side=32, workers=1, progress=False)
+    return study / "rsna"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -232,6 +246,47 @@ def test_fine_tuning_is_measured_on_the_split_of_the_ablation_and_each_split_has
     (classified,) = [one for task, one in builds.wanted(tiny(study)).items() if task == "classification"]
     assert classified.split_hash == identify_split(study / "records", "validate")[1]
     assert classified.options["init"] == "pretrained"
+
+
+def test_zero_shot_and_fine_tuning_are_of_the_build_with_labels(study, rsna, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ablation_stages, "zero_shot_report", lambda run, directory, **_: seen.append(directory))
+    monkeypatch.setattr(ablation_stages, "run_classification", lambda *given: seen.append(given[-1]))
+    builds = ablation_stages.Builds(study / "records", None, "test", rsna, "finetune_rsna:1")
+    for name in ("evaluation", "fine_tuning"):
+        ablation_stages.STAGES[name].run(tiny(study), tmp_path, builds)
+    assert len(seen) == 2
+    assert set(seen) == {rsna}
+    assert {one.split_hash for one in builds.wanted(tiny(study)).values()} == {identify_split(rsna, "test")[1]}
+
+    def keys(builds):
+        return {name: stage.key(tiny(study), builds) for name, stage in ablation_stages.STAGES.items()}
+
+    own = dataclasses.replace(builds, labels=None)
+    assert {name for name, key in keys(builds).items() if key != keys(own)[name]} == {"evaluation", "fine_tuning"}
+    assert keys(own) == keys(dataclasses.replace(builds, labels=study / "records")), "what was done before is done"
+
+
+def test_labels_are_classified_zero_shot_where_nothing_is_fine_tuned(study, rsna, fake_stages, call, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ablate, "run_stages", lambda config, workdir, builds: seen.append(builds) or 1.0)
+    call(labels=rsna, seeds=1, objectives="global")
+    call(seeds=1, objectives="global")
+    assert [(one.classified, one.finetune) for one in seen] == [(rsna, ""), (study / "records", "")]
+
+
+def test_with_labels_of_rsna_zero_shot_stands_beside_the_papers(call, rsna, tmp_path):
+    assert call(seeds=1, objectives="global,local", phrases=None, labels=rsna) == 0
+    text = (tmp_path / "ablation" / "table5.csv").read_text()
+    cells = [row for row in csv.DictReader(text.splitlines()) if row["column"] == "zero-shot"]
+    paper = {row["row"]: row["text"] for row in cells if row["kind"] == "paper"}
+    assert len(paper) == 7
+    assert paper["global + local, the paper's"] == "89.5"
+    (ours,) = (row for row in cells if row["kind"] == "ours" and row["value"])
+    assert ours["row"].startswith("global + local, ours")
+    assert (ours["dataset"], ours["split_hash"]) == identify_split(rsna, "test")
+    assert ours["dataset"] == "rsna_pneumonia"
+    assert ours["records"] == "10"
 
 
 def demo_runs(*overrides):

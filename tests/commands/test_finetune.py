@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from input_pipeline.errors import CheckpointError, UserError
@@ -13,8 +15,10 @@ from msfl_jax.config import to_dict
 from msfl_jax.config_files import load_config
 from msfl_jax.metrics import Interval
 from msfl_jax.parallel import distributed
+from msfl_jax.results import pooling
 from msfl_jax.tasks import leaks
 from msfl_jax.tasks.classification import variant
+from msfl_jax.tasks.finding_result import Predictions
 from msfl_jax.tasks.outcome import Outcome, load_outcome, load_outcomes, save_outcome
 from msfl_jax.tasks.run import CONFIG_FILE, Run, describe_start
 from msfl_jax.train.checkpoint import Checkpoints
@@ -50,7 +54,9 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(finetune, "finetune_classification", train)
     monkeypatch.setattr(finetune, "open_run", lambda run: pretrained(7))
-    monkeypatch.setattr(finetune, "describe_fractions", lambda directory, fractions, seeds: f"of {fractions} {seeds}")
+    monkeypatch.setattr(
+        finetune, "describe_fractions", lambda directory, fractions, seeds, subsets: f"{subsets}, {fractions} {seeds}"
+    )
     monkeypatch.setattr(finetune, "identify_split", lambda directory, split: ("nih", "h"))
     monkeypatch.setattr(leaks, "leak_caveats", lambda *args, **options: ("2 patients are shared",))
     monkeypatch.setattr(
@@ -67,13 +73,41 @@ def sweep(tmp_path, name="finetune_nih", **changes):
 def test_every_cell_is_run_once_and_a_second_sweep_runs_only_what_is_new(calls, tmp_path):
     text = sweep(tmp_path)
     assert len(calls) == len({name for name, _ in calls}) == 8
-    assert "0.601 ± 0.000 (2)" in text
-    assert "images  of (1, 10) range(0, 2)\n" in text
+    assert "0.601 ± 0.000 (2 seeds)" in text
+    assert text.startswith("mean AUC over 2 seeds with its 95 % interval over patients, nih, test; mean of 1 finding\n")
+    assert "images  published, (1, 10) range(0, 2)\n" in text
     assert (tmp_path / "sweep" / "label_efficiency.png").is_file()
     calls.clear()
     sweep(tmp_path, seeds=3)
     expected = [f"{init}-full-{fraction}-seed2" for fraction in (1, 10) for init in ("pretrained", "random")]
     assert [name for name, _ in calls] == expected
+
+
+def test_every_mean_has_its_interval_and_every_percentage_its_gain_over_random_weights(calls, tmp_path, monkeypatch):
+    truth, train = np.asarray([[1], [0]] * 10, np.float32), finetune.finetune_classification
+
+    def train_and_score(config, workdir, run, **options):
+        outcome = train(config, workdir, run, **options)
+        strength = 3.0 if config.encoder.init == "pretrained" else 0.0
+        noise = np.random.default_rng([config.data.fraction, config.seed]).normal(size=truth.shape)
+        scored = Predictions(("Edema",), strength * truth + noise, truth, np.arange(20))
+        scored.save(outcome.predictions(workdir))
+        return outcome
+
+    monkeypatch.setattr(finetune, "finetune_classification", train_and_score)
+    monkeypatch.setattr(pooling, "REPLICATES", 100)
+    lines = sweep(tmp_path).splitlines()
+    rows = [line for line in lines if line.startswith(("pretrained, full", "random, full"))]
+    assert [len(re.findall(r"\(2 seeds, 0\.\d{3} - [01]\.\d{3}\)", row)) for row in rows] == [2, 2]
+    gains = [line for line in lines if line.startswith("pretrained - random, full, ")]
+    assert [line.split(":")[0].split(", ")[-1] for line in gains] == ["1 %", "10 %"]
+    assert all("which leaves out 0 (2 seeds, 20 images of 9 patients, paired)" in line for line in gains)
+
+
+def test_the_line_about_the_images_is_of_the_subsets_that_were_asked_for(calls, tmp_path):
+    folders = (tmp_path / "sweep", tmp_path, tmp_path / "build")
+    text = finetune.run_sweep("finetune_nih", ["--config.data.subsets=drawn"], *folders, fractions=(1, 10), seeds=1)
+    assert "images  drawn, (1, 10) range(0, 1)\n" in text
 
 
 def test_a_result_on_another_build_does_not_finish_a_cell(calls, tmp_path):

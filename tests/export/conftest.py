@@ -6,7 +6,7 @@ import pytest
 
 from msfl_jax.export.writer import export_run
 
-from .models import make, random_params
+from .models import make, random_params, tiny
 from .runs import run_of, tokenizer_in
 
 
@@ -20,6 +20,18 @@ def wide():
 def params(wide):
     """Its weights; not to be changed."""
     return random_params(wide)
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A model of a few thousand weights, which reads every format."""
+    return tiny(image__target_scale=2)
+
+
+@pytest.fixture(scope="session")
+def small(model):
+    """Its weights; not to be changed."""
+    return random_params(model)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Models of B/16's width and two layers, small images and few words, with random weights; and their outputs."""
 
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,6 +9,11 @@ import numpy as np
 from msfl_jax import presets
 from msfl_jax.config import from_config_dict
 from msfl_jax.encoders import masking_from_noise, take
+from msfl_jax.export.changes import write_array
+from msfl_jax.export.mapping import fixed_positions
+from msfl_jax.export.names import NO_PATCH_BIAS, rows
+from msfl_jax.export.trees import flatten
+from msfl_jax.export.weight_files import WeightFile
 from msfl_jax.model import Model
 
 VOCAB = 60
@@ -101,3 +107,19 @@ def token_ids(batch=3, length=20, seed=2):
     for row, end in enumerate(range(length, length - 5 * batch, -5)):
         ids[row, end:] = 0
     return ids
+
+
+def written(form, params, config):
+    """Tensors of any format, also of those that we only read, with the names of the table alone."""
+    own = flatten(params) | (fixed_positions(config) if form != "msfl" else {})
+    pieces = {}
+    for row in sorted(rows(form, own), key=lambda row: row.part):
+        if not (row.path == "vision/patch_embed/bias" and form in NO_PATCH_BIAS):
+            pieces.setdefault(row.name, []).append(write_array(own[row.path], row))
+    tensors = {name: np.concatenate(piece) if piece[0].ndim else piece[0] for name, piece in pieces.items()}
+    return tensors | ({"bert_mlp.weight": np.zeros((2, 2), np.float32)} if form == "mrm" else {})
+
+
+def as_file(tensors, **beside):
+    """Tensors as if they had been read."""
+    return WeightFile(Path("w"), "safetensors", tensors, "0" * 64, **beside)

@@ -81,6 +81,7 @@ REDUCED = {  # of the paper's B/16: its widths, and less of all else
     "model.pixel_decoder.width": 96,
     "model.pixel_decoder.depth": 1,
 }
+GLOBAL_PROJECTIONS = {"image_projection", "report_projection", "pooler"}
 SIZES = {"demo": presets.vit_tiny, "windowed": presets.vit_tiny, "global": presets.vit_tiny, "b16": presets.vit_b16}
 CHANGES = {"demo": DEMO, "windowed": WINDOWED, "global": GLOBAL, "b16": REDUCED}
 
@@ -95,13 +96,19 @@ def configure(name: str):
 
 
 def random_params(model: Model):
-    """Random values everywhere, so that no bias is 0 and no scale 1 and a swapped name cannot hide; kernels keep the scale of what they multiply."""
+    """Random values everywhere, so that no bias is 0 and no scale 1 and a swapped name cannot hide; kernels keep the scale of what they multiply.
+
+    Words and global embeddings are as long as in trained models: what is multiplied out of them, logits and raw products, then has a size at which
+    float32 has digits beyond 1e-5.
+    """
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
-        fan_in = leaf.shape[-2] if path[-1].key == "kernel" else 25
-        around = 1.0 if path[-1].key in ("scale", "log_scale") else 0.0
-        return (around + rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
+        names = [key.key for key in path]
+        fan_in = leaf.shape[-2] if names[-1] == "kernel" else 625 if "word_embeddings" in names else 25
+        around = 1.0 if names[-1] in ("scale", "log_scale") else 0.0
+        share = 0.2 if GLOBAL_PROJECTIONS & set(names) else 1.0
+        return (around + share * rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
 

@@ -10,57 +10,30 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from input_pipeline.errors import CheckpointError, UserError
-from input_pipeline.tokenizer import ReportTokenizer
+from input_pipeline.tokenizer import ReportTokenizer, train_tokenizer
 from msfl_jax.commands.imported import import_report, with_imported_encoder
 from msfl_jax.config import config_hash, from_config_dict, to_dict
 from msfl_jax.config_files import load_config
 from msfl_jax.config_init import InitFromConfig, with_defaults
 from msfl_jax.export.arrays import CHEST, HALF, IMAGENET, Pixels
-from msfl_jax.export.changes import write_array
 from msfl_jax.export.detect import detect_format, pixels_of
-from msfl_jax.export.importing import imported_parameters, join, overlay, read_weights, split_skip
-from msfl_jax.export.mapping import fixed_positions, from_format, to_format
-from msfl_jax.export.names import FORMATS, NO_PATCH_BIAS, rows
-from msfl_jax.export.trees import flatten, leaves
-from msfl_jax.export.weight_files import WeightFile
+from msfl_jax.export.importing import imported_parameters, join, overlay, read_weights
+from msfl_jax.export.mapping import from_format, to_format
+from msfl_jax.export.names import FORMATS, NO_PATCH_BIAS
+from msfl_jax.export.trees import leaves
 from msfl_jax.finetune_config import FinetuneEncoderConfig
 from msfl_jax.parallel.mesh import make_mesh
 from msfl_jax.tasks.run import Run, describe_start, encoder_parameters
 from msfl_jax.train import loop
 from msfl_jax.train.checkpoint import Checkpoints
 from msfl_jax.train.optimizer import make_optimizer
+from msfl_jax.train.provenance import Inherited
 from msfl_jax.train.state import place_imported
 
-from .models import random_params, shapes, tiny
-from .published import published_maco, published_mrm
+from .models import as_file, random_params, shapes, tiny, written
+from .runs import SENTENCES
 
 save_file = pytest.importorskip("safetensors.numpy").save_file
-GUIDE = (Path(__file__).parents[2] / "msfl_jax" / "export" / "README.md").read_text()
-
-
-def written(form, params, config):
-    """Tensors of any format, also of those that we only read, with the names of the table alone."""
-    own = flatten(params) | (fixed_positions(config) if form != "msfl" else {})
-    pieces = {}
-    for row in sorted(rows(form, own), key=lambda row: row.part):
-        if not (row.path == "vision/patch_embed/bias" and form in NO_PATCH_BIAS):
-            pieces.setdefault(row.name, []).append(write_array(own[row.path], row))
-    tensors = {name: np.concatenate(piece) if piece[0].ndim else piece[0] for name, piece in pieces.items()}
-    return tensors | ({"bert_mlp.weight": np.zeros((2, 2), np.float32)} if form == "mrm" else {})
-
-
-def as_file(tensors, **beside):
-    return WeightFile(Path("w"), "safetensors", tensors, "0" * 64, **beside)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny(image__target_scale=2)
-
-
-@pytest.fixture(scope="module")
-def small(model):
-    return random_params(model)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -76,51 +49,6 @@ def test_every_format_is_recognised_and_read_bit_by_bit(form, model, small):
             assert_array_equal(array, expected[path], err_msg=path)
 
 
-def test_macos_names_are_those_of_its_checkpoints(model, small):
-    names = written("maco", small, model.config).keys()
-    assert {
-        "cls_token",
-        "blocks.1.attn.qkv.weight",
-        "decoder_blocks.0.mlp.fc1.bias",
-        "decoder_pred.weight",
-        "mask_token",
-        "img_mlp.weight",
-        "bert_encoder.model.bert.embeddings.word_embeddings.weight",
-        "bert_encoder.model.bert.encoder.layer.1.attention.self.query.weight",
-        "bert_encoder.model.bert.pooler.dense.weight",
-        "bert_encoder.model.cls.predictions.transform.dense.weight",
-    } <= names
-
-
-PUBLISHED = {  # names, and what of them this model has no place for
-    "mrm": (lambda sizes: published_mrm(sizes), "bert_mlp"),
-    "maco": (lambda sizes: published_maco(sizes, 8), "logit_scale,Tpar,pos_weight_img,pos_weight_text,pos_cat"),
-}
-
-
-@pytest.mark.parametrize("form", PUBLISHED)
-def test_published_names_all_have_their_place(form, model, small):
-    """Tied words twice, as PyTorch saves them; the tables of positions are the fixed ones of their constructors."""
-    names, skip = PUBLISHED[form]
-    rng = np.random.default_rng(0)
-    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in names(model.config.model).items()}
-    fixed = fixed_positions(model.config)
-    tensors |= {"pos_embed": fixed["vision/pos_embed"], "decoder_pos_embed": fixed["pixel_decoder/pos_embed"]}
-    head = "bert_encoder.model.cls.predictions"
-    words = tensors["bert_encoder.model.bert.embeddings.word_embeddings.weight"]
-    tensors |= {f"{head}.decoder.weight": words, f"{head}.decoder.bias": tensors[f"{head}.bias"]}
-    assert detect_format(as_file(tensors)) == form
-    found, diff = from_format(tensors, form, model.config, shapes(model))
-    assert {name.split(".")[0] for name in diff.names} == set(skip.split(","))
-    assert not diff.without(split_skip(skip))
-    assert skip in GUIDE or form == "mrm"
-    parts = ("vision/", "pixel_decoder/", "text/", "heads/pooler/", "heads/language/")
-    parts += ("heads/image_projection/",) if form == "maco" else ()
-    assert {path for path, _ in leaves(found)} == {path for path, _ in leaves(small) if path.startswith(parts)}
-    key = tensors["blocks.1.attn.qkv.weight"][8:16].T
-    assert_array_equal(found["vision"]["blocks"]["attn"]["key"]["kernel"][1], key)
-
-
 def test_an_export_lends_its_weights_and_settings_that_differ_are_named(model, small, tmp_path):
     values = {"model_type": "msfl", "config": to_dict(model.config)}
     path = folder(tmp_path / "export", to_format(small, "msfl", model.config), **values)
@@ -128,11 +56,36 @@ def test_an_export_lends_its_weights_and_settings_that_differ_are_named(model, s
     found, _ = imported_parameters(init, model.config, shapes(model))
     assert jax.tree.all(jax.tree.map(np.array_equal, found["vision"], small["vision"]))
     assert jax.tree.all(jax.tree.map(np.array_equal, found["text"], small["text"]))
-    other = tiny(image__target_scale=2, model__vision__heads=4, model__text__heads=1, image__mean=0.3)
-    names = [name for name, _ in read_weights(path, other.config, shapes(other)).diff.misshapen]
-    assert names == ["config.json:model.vision.heads", "config.json:image.mean", "config.json:model.text.heads"]
+    changes = {
+        **{"model__vision__heads": 4, "model__pixel_decoder__heads": 4, "image__mean": 0.3, "image__pool": "cls"},
+        **{"regions__layer": 1, "model__text__heads": 1, "text__pool": "cls_linear"},
+    }
+    other = tiny(image__target_scale=2, **changes)
+    found = read_weights(path, other.config, shapes(other), roles=("vision",)).diff.misshapen
+    found += read_weights(path, other.config, shapes(other), roles=("report",)).diff.misshapen
+    assert [name for name, _ in found] == [f"config.json:{key.replace('__', '.')}" for key in changes]
     with pytest.raises(CheckpointError, match=r"image\.mean"):
         imported_parameters(init, other.config, shapes(other))
+
+
+def test_words_of_another_tokenizer_are_a_difference_whatever_their_number(model, small, tmp_path):
+    """Two vocabularies of one size: a row is then another word, which no shape shows."""
+    own, other = (
+        train_tokenizer(sentences, tmp_path / name, vocab_size=60)
+        for name, sentences in (("own", SENTENCES[:2]), ("other", SENTENCES[2:]))
+    )
+    data = {**to_dict(model.config)["data"], "tokenizer_hash": own.hash}
+    tensors = to_format(small, "msfl", model.config)
+    path = folder(tmp_path / "export", tensors, config={**to_dict(model.config), "data": data})
+
+    def differing(directory):
+        data = dataclasses.replace(model.config.data, tokenizer=str(directory))
+        config = dataclasses.replace(model.config, data=data)
+        return [name for name, _ in read_weights(path, config, shapes(model), roles=("report",)).diff.misshapen]
+
+    assert differing(other.directory) == ["config.json:data.tokenizer_hash"]
+    assert differing(own.directory) == []
+    assert [name for name, _ in read_weights(path, model.config, shapes(model)).diff.misshapen] == []
 
 
 def test_a_role_that_there_is_not_is_one_line(model, small, tmp_path):
@@ -224,6 +177,35 @@ def test_settings_that_no_shape_shows_are_differences(settings, model, small, tm
     assert [name for name, _ in diff.misshapen] == [f"config.json:{next(iter(settings))}"]
 
 
+def test_the_heads_of_maes_decoder_are_compared(model, small, tmp_path):
+    plain = tiny()
+    tensors = to_format(random_params(plain), "hf_vit_mae", plain.config)
+    for heads, expected in ((2, []), (4, ["config.json:decoder_num_attention_heads"])):
+        settings = {"num_attention_heads": 2, "decoder_num_attention_heads": heads}
+        path = folder(tmp_path / str(heads), tensors, **settings)
+        assert [name for name, _ in read_weights(path, plain.config, shapes(plain)).diff.misshapen] == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "settings", "noted"),
+    [
+        ("hf_vit", {"layer_norm_eps": 1e-12}, True),
+        ("hf_vit", {"layer_norm_eps": 1e-6}, False),
+        ("hf_vit", {}, True),  # transformers takes its default, 1e-12
+        ("hf_bert", {"layer_norm_eps": 1e-12}, False),
+        ("hf_bert", {"layer_norm_eps": 1e-5}, True),
+        ("hf_bert", {}, False),
+        ("timm", {}, False),
+    ],
+)
+def test_another_epsilon_is_noted(form, settings, noted, model, small, tmp_path):
+    plain = tiny()
+    path = folder(tmp_path / "w", to_format(random_params(plain), form, plain.config), **settings)
+    diff = read_weights(path, plain.config, shapes(plain)).diff
+    assert not diff
+    assert any("layer_norm_eps" in note and "close" in note for note in diff.notes) == noted
+
+
 def test_a_file_with_nothing_for_a_role_is_refused(model, small, tmp_path):
     save_file(to_format(small, "hf_bert", model.config), tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match="nothing in it"):
@@ -294,17 +276,17 @@ def test_imported_weights_are_there_at_step_0_and_never_when_a_run_resumes(model
         return imported_parameters(run.config.init_from, run.config, like)
 
     with jax.set_mesh(run.mesh):
-        state, caveats = loop.first_state(run, NoCheckpoints(), None, initial)
+        state, inherited = loop.first_state(run, NoCheckpoints(), None, initial)
         assert_array_equal(state.params["vision"]["patch_embed"]["kernel"], small["vision"]["patch_embed"]["kernel"])
         assert_array_equal(state.params["pixel_decoder"]["mask_token"], small["pixel_decoder"]["mask_token"])
         fresh, _ = loop.first_state(a_run(model), NoCheckpoints(), None, initial)
         assert_array_equal(
             state.params["text"]["blocks"]["fc1"]["kernel"], fresh.params["text"]["blocks"]["fc1"]["kernel"]
         )
-        assert len(calls) == len(caveats) == 1
-        resumed, caveats = loop.first_state(run, NoCheckpoints(fresh), None, initial)
+        assert len(calls) == len(inherited.caveats) == 1
+        resumed, inherited = loop.first_state(run, NoCheckpoints(fresh), None, initial)
         assert resumed is fresh
-        assert caveats == ()
+        assert inherited == Inherited()
         assert len(calls) == 1
         for wrong in ({"init_from": tmp_path, "initial": initial}, {"init_from": None, "initial": None}):
             with pytest.raises(UserError, match="init_from"):
@@ -370,3 +352,10 @@ def test_the_report_says_what_a_file_is_and_what_differs(tmp_path, capsys):
     assert "unexpected  head.weight" in out
     assert "missing" not in out
     assert "unexpected" not in import_report(file, config, skip="head")
+    start = "--config.init_from"
+    assert "unexpected" not in import_report(file, load_config("demo", [*overrides, f"{start}.skip=head"]))
+    own = load_config("demo", [*overrides, f"{start}.skip=head", f"{start}.pixels=own", f"{start}.vision_format=mae"])
+    text = import_report(file, own)
+    assert "format   mae" in text
+    assert "0.485" not in text
+    assert "unexpected" not in import_report(file, own, role="vision")

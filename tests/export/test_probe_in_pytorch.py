@@ -1,12 +1,16 @@
 """A linear probe outside of this package, on exported weights, against ours."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from msfl_jax.encoders import patchify
 from msfl_jax.export.parity import our_module
 from msfl_jax.metrics import auc
 from msfl_jax.tasks.probe import fit_probe
 from msfl_jax.tasks.run import encode_images
+
+from .models import see
 
 torch = pytest.importorskip("torch")
 linear_model = pytest.importorskip("sklearn.linear_model")
@@ -30,12 +34,48 @@ def study():
 
 @pytest.mark.parametrize("name", ["demo", "windowed"])
 def test_pytorch_and_scikit_learn_reach_our_auc(exported, study, name):
-    images, labels, train = study
+    """On image embeddings of our own module."""
     run, folder, _ = exported(name)
-    ours = np.concatenate([encode_images(run, image[None, ..., None], batch_size=1)[0] for image in images])
+    ours = np.concatenate([encode_images(run, image[None, ..., None], batch_size=1)[0] for image in study[0]])
+    reaches_our_auc(ours, our_module().Msfl.load(folder).embed_image(study[0]).numpy(), study)
+
+
+@pytest.fixture(scope="module")
+def shaded():
+    """Noise, and in half of the images an upper half that is usually brighter: with 768 features of 90 images, squares are lost in the noise."""
+    rng = np.random.default_rng(1)
+    labels = np.arange(IMAGES) // 4 % 2
+    images = rng.integers(60, 160, (IMAGES, 32, 32)).astype(np.float64)
+    images[:, :16] += rng.normal(30 * labels, 15)[:, None, None]
+    return images.clip(0, 255).astype(np.uint8), labels.astype(np.float32), np.arange(IMAGES) % 4 != 3
+
+
+def test_pytorch_and_scikit_learn_reach_our_auc_on_vit_model(exported, shaded):
+    """On the mean of the patch tokens that `transformers.ViTModel` makes of the exported `vision/`."""
+    transformers = pytest.importorskip("transformers")
+    run, folder, _ = exported("b16")
+    options, size = run.config.image, run.config.model.vision
+    pixels = np.float32(shaded[0].repeat(2, axis=1).repeat(2, axis=2) / 255 - options.mean) / np.float32(
+        options.deviation
+    )
+    vit = transformers.ViTModel.from_pretrained(folder / "vision", add_pooling_layer=False).eval()
+    ours, theirs = [], []
+    for start in range(0, IMAGES, 24):
+        grey = pixels[start : start + 24]
+        with torch.no_grad():
+            tokens = vit(torch.tensor(grey)[:, None].expand(-1, 3, -1, -1)).last_hidden_state
+        theirs.append(tokens[:, 1:].mean(dim=1).numpy())
+        patches = patchify(jnp.asarray(grey[..., None]), size.patch_size)
+        ours.append(np.asarray(see(run.model, run.params, patches))[:, 1:].mean(axis=1))
+    reaches_our_auc(np.concatenate(ours), np.concatenate(theirs), shaded)
+
+
+def reaches_our_auc(ours, theirs, study):
+    """Whether probes that others fit to their features reach what ours reaches on ours."""
+    _, labels, train = study
     weights, bias = fit_probe(ours[train], labels[train, None], L2)
     expected = auc((ours[~train] @ weights + bias)[:, 0], labels[~train])
-    theirs = our_module().Msfl.load(folder).embed_image(images).numpy().astype(np.float64)
+    theirs = theirs.astype(np.float64)
     scaler = preprocessing.StandardScaler().fit(theirs[train])
     probe = linear_model.LogisticRegression(C=1 / (train.sum() * L2), tol=1e-10, max_iter=10_000)
     probe.fit(scaler.transform(theirs[train]), labels[train])

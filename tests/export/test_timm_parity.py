@@ -79,6 +79,10 @@ def timm(monkeypatch):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed: pip install --no-deps timm")
     if importlib.util.find_spec("torchvision") is None:
+        if importlib.util.find_spec(
+            "transformers"
+        ):  # it asks once and remembers: before there seems to be a torchvision
+            importlib.import_module("transformers.utils").is_torchvision_available()
         monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EmptyTorchvision()])
     found = importlib.import_module("timm")
     yield found
@@ -119,7 +123,82 @@ def test_maes_fine_tuning_code_takes_the_file_of_an_export(timm, runs_by_name, t
     assert set(report.missing_keys) == {"head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"}
     assert set(report.unexpected_keys) == {"norm.weight", "norm.bias"}
     assert torch.equal(tuned.state_dict()["blocks.1.attn.qkv.weight"], tensors["blocks.1.attn.qkv.weight"])
-    timm.models.vision_transformer.VisionTransformer(**sizes, num_classes=0).load_state_dict(tensors, strict=True)
+
+
+def test_vit_base_patch16_224_takes_the_file_of_an_export_and_sees_what_ours_sees(timm, runs_by_name, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    run = runs_by_name("b16")
+    write_folders(run, tmp_path)
+    theirs = timm.create_model("vit_base_patch16_224", num_classes=0, depth=2, img_size=SIDE).eval()
+    theirs.load_state_dict(load_file(tmp_path / "timm_vit.safetensors"), strict=True)
+    grey = patches()
+    with torch.no_grad():
+        found = theirs.forward_features(torch.tensor(colour_images(grey))).numpy()
+    assert_allclose(see(run.model, run.params, grey), found, rtol=0, atol=1e-5)
+
+
+def test_mgcas_image_encoder_takes_the_file_of_an_export(runs_by_name, tmp_path):
+    """MGCA's encoder is a ViT of its own in a module of its own (mgca/models/backbones), which is given the weights without strictness."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    run = runs_by_name("b16")
+    write_folders(run, tmp_path)
+    encoder = mgca_encoder(torch).eval()
+    report = encoder.model.load_state_dict(load_file(tmp_path / "timm_vit.safetensors"), strict=False)
+    assert (report.missing_keys, report.unexpected_keys) == ([], [])
+    grey = patches()
+    with torch.no_grad():
+        cls, tokens = encoder(torch.tensor(colour_images(grey)))
+    expected = see(run.model, run.params, grey)
+    assert_allclose(cls, expected[:, 0], rtol=0, atol=1e-5)
+    assert_allclose(tokens, expected[:, 1:], rtol=0, atol=1e-5)
+
+
+def mgca_encoder(torch, width=768, heads=12, depth=2):
+    """A module with MGCA's names: `model` is the ViT; it returns the class token and the patches after the last norm."""
+    nn = torch.nn
+
+    class Holder(nn.Module):
+        """Parts by name."""
+
+        def __init__(self, **parts):
+            super().__init__()
+            for name, part in parts.items():
+                setattr(self, name, part)
+
+    def block():
+        attention = Holder(qkv=nn.Linear(width, 3 * width), proj=nn.Linear(width, width))
+        mlp = Holder(fc1=nn.Linear(width, 4 * width), fc2=nn.Linear(4 * width, width))
+        norms = {name: nn.LayerNorm(width, eps=1e-6) for name in ("norm1", "norm2")}
+        return Holder(attn=attention, mlp=mlp, **norms)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = Holder(
+                cls_token=nn.Parameter(torch.zeros(1, 1, width)),
+                pos_embed=nn.Parameter(torch.zeros(1, (SIDE // PATCH) ** 2 + 1, width)),
+                patch_embed=Holder(proj=nn.Conv2d(3, width, PATCH, PATCH)),
+                blocks=nn.ModuleList(block() for _ in range(depth)),
+                norm=nn.LayerNorm(width, eps=1e-6),
+            )
+
+        def forward(self, images):
+            vit = self.model
+            tokens = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
+            tokens = torch.cat([vit.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + vit.pos_embed
+            for part in vit.blocks:
+                mixed = part.attn.qkv(part.norm1(tokens)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+                mixed = nn.functional.scaled_dot_product_attention(*mixed).transpose(1, 2).flatten(2)
+                tokens = tokens + part.attn.proj(mixed)
+                tokens = tokens + part.mlp.fc2(nn.functional.gelu(part.mlp.fc1(part.norm2(tokens))))
+            tokens = vit.norm(tokens)
+            return tokens[:, 0], tokens[:, 1:]
+
+    return Encoder()
 
 
 def test_timms_model_and_ours_are_one(timm):

@@ -6,12 +6,14 @@ import shutil
 import numpy as np
 import pytest
 
+import msfl_jax
 from input_pipeline.errors import CheckpointError, UserError
 from msfl_jax.export import parity, verify
-from msfl_jax.export.layout import open_export, read_tensors, write_tensors
+from msfl_jax.export.layout import is_export, open_export, read_tensors, write_tensors
 from msfl_jax.export.manifest import MANIFEST, files_in, read_manifest, write_manifest
 from msfl_jax.export.trees import leaves
 from msfl_jax.export.verify import verify_export
+from msfl_jax.export.weight_files import open_weights
 
 
 @pytest.fixture
@@ -113,6 +115,50 @@ def test_weights_of_programs_are_those_of_the_model(copy, without_torch):
     np.savez(copy / "stablehlo" / "weights.npz", **weights)
     forge(copy)
     verify_export(copy)
+
+
+def test_weights_that_are_not_the_manifests_are_neither_loaded_nor_imported(copy):
+    """One bit of a weight, which no shape and no config shows; the whole model's file and one that is for other libraries."""
+    open_weights(copy)
+    for name, opened in (("model.safetensors", copy), ("text/model.safetensors", copy / "text")):
+        data = (copy / name).read_bytes()
+        (copy / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        for path in (opened, copy / name):
+            with pytest.raises(CheckpointError, match="changed since it was exported"):
+                open_weights(path)
+        if opened == copy:
+            with pytest.raises(CheckpointError, match="changed since it was exported"):
+                msfl_jax.load(copy)
+        (copy / name).write_bytes(data)
+    msfl_jax.load(copy)
+    (copy / MANIFEST).write_bytes((copy / MANIFEST).read_bytes().replace(b'"step"', b'"stop"'))
+    for opens in (open_weights, msfl_jax.load):
+        with pytest.raises(CheckpointError, match=r"manifest\.json: damaged"):
+            opens(copy)
+    (copy / MANIFEST).unlink()
+    msfl_jax.load(copy)
+    (copy / MANIFEST).write_text('{"files": ["of another program"]}')
+    open_weights(copy)
+
+
+def test_the_tokenizer_must_be_the_one_that_the_run_was_trained_with(copy):
+    values = json.loads((copy / "config.json").read_text())
+    tokenizer = open_export(copy).tokenizer
+    for value, fits in ((tokenizer.hash, True), ("ab" * 32, False)):
+        values["config"]["data"]["tokenizer_hash"] = value
+        (copy / "config.json").write_text(json.dumps(values))
+        if fits:
+            assert open_export(copy).tokenizer.hash == value
+        else:
+            with pytest.raises(CheckpointError, match=r"tokenizer\.json: sha256 .* is not the run's abababababab"):
+                open_export(copy)
+
+
+def test_an_endlessly_nested_config_is_no_export(copy):
+    (copy / "config.json").write_text("[" * 100_000)
+    assert not is_export(copy)
+    with pytest.raises(UserError, match="model type 'msfl'"):
+        open_export(copy)
 
 
 @pytest.mark.skipif(not parity.has_torch(), reason="PyTorch is not installed")

@@ -13,6 +13,8 @@ from numpy.testing import assert_array_equal
 
 from input_pipeline.errors import CheckpointError, MsflError, UserError
 from msfl_jax.export import weight_files
+from msfl_jax.export.arrays import IMAGENET, Pixels
+from msfl_jax.export.detect import pixels_of
 from msfl_jax.export.weight_files import open_weights, read_safetensors
 
 from .files import BAD, GOOD, Trap, plain_pickle, zipped_pickle
@@ -36,6 +38,14 @@ def test_tensors_come_back_as_they_were_saved(tmp_path):
     assert weights.tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert_array_equal(weights.tensors[name], tensor)
+
+
+@pytest.mark.parametrize("value", ["0.5", "[0.5, 0.5, 0.5]", "[", "[" * 100_000, "NaN"])
+def test_what_a_header_says_of_pixels_is_read_and_never_trusted(value, tmp_path):
+    beside = {"format": "pt", "image_mean": value, "image_std": "[0.25, 0.25, 0.25]"}
+    save_file(TENSORS, tmp_path / "w.safetensors", beside)
+    found = pixels_of(open_weights(tmp_path / "w.safetensors"), "timm")
+    assert found == (Pixels.grey(0.5, 0.25) if value == "[0.5, 0.5, 0.5]" else IMAGENET)
 
 
 @pytest.mark.parametrize("fault", BAD)

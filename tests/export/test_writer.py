@@ -3,25 +3,32 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from input_pipeline.errors import CheckpointError, UserError
+from input_pipeline.images import evaluation_view
+from input_pipeline.manifest import Manifest
 from msfl_jax.commands.export import export_report, verify_report
 from msfl_jax.config import config_hash, from_config_dict
 from msfl_jax.config_init import InitFromConfig
-from msfl_jax.export import writer
+from msfl_jax.export import golden, huggingface, writer
+from msfl_jax.export.importing import read_weights
 from msfl_jax.export.layout import open_export, read_tensors, without_paths, write_tensors
 from msfl_jax.export.model_card import write_card
 from msfl_jax.export.parity import has_torch
 from msfl_jax.export.trees import flatten
 from msfl_jax.metrics import Interval
 from msfl_jax.tasks.outcome import Outcome, save_outcome
+from msfl_jax.train.provenance import inherit, read_caveats, write_provenance
 
 from ..tasks.tiny import tiny, write_run
 from .runs import tokenizer_in
@@ -37,11 +44,51 @@ def test_every_output_of_pytorch_is_that_of_jax(exported, name):
     """Also through ViTModel, BertForMaskedLM and ViTMAEForPreTraining with the same masks, where they can hold the model."""
     _, folder, said = exported(name)
     assert set(said.compared) == OWN | (THEIRS if name == "b16" else {"text/states", "text/logits"})
-    assert max(one.share for one in said.compared.values()) < 1e-5
+    assert max(one.difference for one in said.compared.values()) < 1e-5
     stored = json.loads((folder / "parity.json").read_text())["outputs"]
     assert {key: value["difference"] for key, value in stored.items()} == {
         key: one.difference for key, one in said.compared.items()
     }
+
+
+@pytest.mark.skipif(not has_torch(), reason="PyTorch is not installed")
+def test_what_leaves_without_options_is_compared_too(exported, tmp_path):
+    """Then `text/` is a BertModel, and there is no `mae/`."""
+    said = writer.export_run(exported("b16")[0], tmp_path / "plain")
+    assert said.compared.keys() == OWN | {"vision/cls", "vision/patches", "text/states"}
+    assert max(one.difference for one in said.compared.values()) < 1e-5
+    assert not (tmp_path / "plain" / "mae").exists()
+
+
+def test_golden_outputs_are_made_of_products_that_no_device_rounds(exported, monkeypatch):
+    seen = []
+
+    def watched(name, original):
+        def call(*args, **options):
+            seen.append((name, jax.config.jax_default_matmul_precision))
+            return original(*args, **options)
+
+        return call
+
+    for name in ("_outputs", "encode_texts", "ground_phrases"):
+        monkeypatch.setattr(golden, name, watched(name, getattr(golden, name)))
+    golden.make_golden(exported("global")[0])
+    assert dict(seen) == dict.fromkeys(("_outputs", "encode_texts", "ground_phrases"), "highest")
+    assert jax.config.jax_default_matmul_precision is None
+
+
+@pytest.mark.parametrize("file", ["timm_vit.safetensors", "vision/model.safetensors", "mae/model.safetensors"])
+def test_one_file_of_an_export_comes_back_bit_by_bit(exported, file, tmp_path):
+    """With nothing beside it that says how pixels are normalised, and not as others usually are."""
+    run, folder, _ = exported("b16")
+    shutil.copy(folder / file, tmp_path / "w.safetensors")
+    like = jax.eval_shape(run.model.init, jax.random.key(0))
+    found = read_weights(tmp_path / "w.safetensors", run.config, like, roles=("vision",))
+    assert not found.diff
+    arrays, expected = flatten(found.params), flatten(run.params)
+    assert "vision/patch_embed/bias" in arrays
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
 
 
 def test_an_export_opens_as_the_run_bit_by_bit(exported):
@@ -56,8 +103,11 @@ def test_an_export_opens_as_the_run_bit_by_bit(exported):
 
 def test_what_other_libraries_cannot_hold_is_left_out_and_said(exported):
     _, folder, said = exported("demo")
-    assert [note.split()[0] for note in said.notes] == ["vision", "timm_vit.safetensors", "mae"]
-    assert all("window" in note and "\n" not in note for note in said.notes)
+    assert [note.split()[0] for note in said.notes[:3]] == ["vision", "timm_vit.safetensors", "mae"]
+    assert all("window" in note and "\n" not in note for note in said.notes[:3])
+    assert [note.split(":")[0] for note in said.notes[3:]] == [
+        "preprocessor_config.json cannot normalise an image by its own mean and deviation"
+    ]
     assert not (folder / "vision").exists()
     assert (folder / "text" / "model.safetensors").is_file()
 
@@ -74,6 +124,36 @@ def test_transformers_reads_the_configs_and_the_tokenizer(exported):
     assert tokenizer("The heart is normal.")["input_ids"] == expected[expected != 0].tolist()
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     assert settings["image_mean"] == [run.config.image.mean] * 3
+
+
+@pytest.mark.parametrize(("name", "kind"), [("b16", "clip"), ("global", "vit")])
+@pytest.mark.parametrize("shape", [(64, 96), (160, 128), (192, 288)])
+def test_the_image_processor_of_transformers_shows_what_ours_shows(exported, name, kind, shape):
+    """Read from the export as its users do: centred square for "crop", all of the image for "squash", and the same pixels within few grey levels."""
+    module = pytest.importorskip(f"transformers.models.{kind}.image_processing_pil_{kind}")
+    run, folder, _ = exported(name)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    processor = getattr(module, f"{settings['image_processor_type']}Pil").from_pretrained(folder)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    image = np.uint8(128 + 60 * np.sin(rows / 15) + 60 * np.cos(columns / 20))
+    pixels = processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+    options, size = run.config.image, run.config.model.vision.image_size
+    view = evaluation_view(image, size, run.config.data.fit)
+    found = (pixels * options.deviation + options.mean) * 255
+    assert found.shape == (3, size, size)
+    assert np.abs(found - view).max() < (1e-3 if shape == (64, 96) and name == "b16" else 8)
+    assert np.abs(found - view).mean() < 1
+
+
+def test_what_an_image_processor_cannot_do_is_said(exported):
+    run = exported("windowed")[0]
+    assert "pad images to a square" in " ".join(exported("windowed")[2].notes)
+    per_image = dataclasses.replace(run.config.image, normalisation="per_image")
+    other = dataclasses.replace(run, config=dataclasses.replace(run.config, image=per_image), equalize=True)
+    said = huggingface._left_to_the_user(other)
+    assert [line.split()[2] for line in said] == ["equalise", "pad", "normalise"]
+    assert "Histograms are equalised first" in write_card(other, {}, said, None)
+    assert all(f"- {line}" in write_card(other, {}, said, None) for line in said)
 
 
 def test_decoders_and_the_language_head_leave_on_request_alone(exported, tmp_path, monkeypatch):
@@ -199,6 +279,26 @@ def test_the_card_of_a_synthetic_study_is_not_called_by_the_data_set_whose_layou
     card = write_card(evaluated, {}, [], None)
     assert "synthetic study in the layout of mimic_cxr" in card
     assert "PhysioNet" not in card
+
+
+def test_the_card_of_a_run_that_went_on_from_another_has_the_data_and_the_terms_of_both(evaluated, tmp_path):
+    """A run on MIMIC-CXR, one on a synthetic study from its parameters, and one more from those."""
+    synthetic = Manifest("mimic_cxr", (), 64, 95, 1, 0, {}, {"synthetic": True}, {}, "", {})
+    parent, child, grandchild = evaluated.directory, tmp_path / "child", tmp_path / "grandchild"
+    for start, folder in ((parent, child), (child, grandchild)):
+        folder.mkdir()
+        caveats, before = inherit(start, synthetic, "train")
+        write_provenance(synthetic, "train", folder, inherited=caveats, before=before)
+    for folder, earlier in ((child, 1), (grandchild, 2)):
+        run = dataclasses.replace(evaluated, directory=folder, caveats=read_caveats(folder))
+        card = write_card(run, {}, [], None)
+        assert "- data: drawn by a program" in card
+        assert "- data that it was trained on before, mimic_cxr: PhysioNet Credentialed" in card
+        assert "- trained before on: mimic_cxr, split train" in card
+        assert card.count("- trained before on: ") == earlier
+        caveat = "started from a run trained on mimic_cxr, split train; not checked: whether it saw these patients"
+        assert caveat in card
+        assert "splits overlap (allowed)" in card
 
 
 def test_the_commands_read_a_run_directory_and_its_export(tmp_path, monkeypatch):

@@ -148,6 +148,20 @@ def plant_damage(corpus: Corpus, paths: Iterable[Path], *, code: str = "bad_imag
     corpus.plant("path_outside", path)
 
 
+def plant_stray(corpus: Corpus, path: Path, data: bytes) -> None:
+    """An image file that no table names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    corpus.plant("file_in_no_table")
+
+
+def plant_twin(corpus: Corpus, path: Path, folder: Path) -> None:
+    """A second file of an image, in another folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / path.name).write_bytes(path.read_bytes())
+    corpus.plant("two_files")
+
+
 DAMAGED = len(DAMAGE) + 2  # images that `plant_damage` takes
 
 

@@ -15,6 +15,8 @@ from .files import (
     dicom,
     nearly_blank,
     plant_damage,
+    plant_stray,
+    plant_twin,
     write_csv,
 )
 
@@ -54,7 +56,8 @@ def write_chexpert(root: Path, seed: int, level: str) -> Corpus:
     free = iter(corpus.rng.sample(range(0, 120, 2), 60))
     paths = (root / rows["train"][place][0].partition("/")[2] for place in free)
     if level != "clean":
-        _plant_pictures(corpus, paths, root / rows["valid"][3][0].partition("/")[2])
+        _plant_pictures(corpus, paths, root / rows["valid"][2][0].partition("/")[2])
+        plant_stray(corpus, root / "train/patient00099/study1/view1_frontal.jpg", JPEGS["grey"](2000))
         plant_damage(corpus, paths, times=2)
     if level == "all":
         _plant_chexpert_rows(corpus, rows, free)
@@ -81,6 +84,7 @@ def _plant_chexpert_rows(corpus, rows, free) -> None:
     for _ in range(2):
         rows["train"].append(list(rows["train"][next(free)]))
         corpus.plant("duplicate_image")
+    corpus.plant("file_in_no_table", count=4)  # of the paths that are none, and of rows that are too short or too long
     # The folder of a list is its split: a patient of train also in valid.
     place = next(free)
     path = rows["train"][place][0].replace("/train/", "/valid/")
@@ -109,6 +113,8 @@ def write_nih(root: Path, seed: int, level: str, *, lists: bool = True) -> Corpu
     if level != "clean":
         held = root / "images_001" / "images" / rows[4][0]
         _plant_pictures(corpus, paths, held if lists else None)
+        plant_stray(corpus, root / "images_001" / "images" / "00099998_000.png", PNGS["grey"](2000))
+        plant_twin(corpus, root / "images_002" / "images" / rows[99][0], root / "images")
         plant_damage(corpus, paths, times=2)
     if level == "all":
         _plant_nih_rows(corpus, rows, free)
@@ -137,6 +143,7 @@ def _plant_nih_rows(corpus, rows, free) -> None:
     corpus.plant("bad_row")
     rows.append(list(rows[next(free)]))
     corpus.plant("duplicate_image")
+    corpus.plant("file_in_no_table", count=3)  # of the names that are none, and of the short row
 
 
 def _plant_nih_lists(corpus, rows, names, free) -> None:
@@ -168,7 +175,8 @@ def _write_dicoms(root: Path, corpus: Corpus, images, folder: str) -> dict[str, 
     return paths
 
 
-def _plant_dicoms(corpus: Corpus, paths) -> None:
+def _plant_dicoms(corpus: Corpus, paths, folder: Path) -> None:
+    plant_stray(corpus, folder / "stray.dcm", dicom(700))
     for number, bad in enumerate(BAD_DICOMS.values()):
         path = next(paths)
         path.write_bytes(bad(500 + number))
@@ -191,7 +199,7 @@ def write_rsna(root: Path, seed: int, level: str) -> Corpus:
     rows += [[image, 562.0, 152.0, 256.0, 453.0, 1] for image in images[:5]]
     free = iter(corpus.rng.sample(range(5, 40), 35))
     if level != "clean":
-        _plant_dicoms(corpus, (paths[images[place]] for place in free))
+        _plant_dicoms(corpus, (paths[images[place]] for place in free), root / "stage_2_train_images")
         for code, column, value in (
             ("box_outside_image", 1, 1024),
             ("clipped_box", 1, 1000),
@@ -220,6 +228,7 @@ def _plant_rsna_rows(corpus, rows, free) -> None:
     corpus.plant("bad_identifier")
     rows[42].append("")
     corpus.plant("bad_row")
+    corpus.plant("file_in_no_table", count=2)
     for again in (rows[next(free)], [rows[43][0], 1, 2, 3, 4, 1]):
         rows.append(list(again))
         corpus.plant("duplicate_image")
@@ -237,7 +246,7 @@ def write_siim(root: Path, seed: int, level: str) -> Corpus:
     rows += [[image, f" {_PIXELS - 6} 6"] for image in images[:2]]
     free = iter(corpus.rng.sample(range(2, 44), 42))
     if level != "clean":
-        _plant_dicoms(corpus, (paths[images[place]] for place in free))
+        _plant_dicoms(corpus, (paths[images[place]] for place in free), root / "dicom-images-train")
     if level == "all":
         for code in BAD_RUNS:
             rows[next(free)][1] = f" {code}"
@@ -246,6 +255,7 @@ def write_siim(root: Path, seed: int, level: str) -> Corpus:
         corpus.plant("bad_identifier")
         rows[next(free)].append("x")
         corpus.plant("bad_row")
+        corpus.plant("file_in_no_table", count=2)
         rows.append(list(rows[next(free)]))
         corpus.plant("duplicate_image")
     write_csv(root / "stage_2_train.csv", [SIIM_HEADER, *rows])

@@ -137,8 +137,19 @@ def test_a_name_that_is_there_twice_is_refused(sandbox):
 
 def test_too_many_members_are_refused(sandbox, monkeypatch):
     monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
-    with pytest.raises(DataError, match="4 members; expected at most 3"):
+    with pytest.raises(DataError, match="4 members or more; expected at most 3"):
         opened(write(sandbox / "r.zip", {f"files/p10/s{number}.txt": TEXT for number in range(4)}))
+
+
+def test_of_too_many_members_no_more_are_read_than_are_allowed(sandbox, monkeypatch):
+    read, entries = [], archives.read_entries
+    monkeypatch.setattr(
+        archives, "read_entries", lambda path: (read.append(entry.name) or entry for entry in entries(path))
+    )
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
+    with pytest.raises(DataError, match="expected at most 3"):
+        opened(write(sandbox / "r.zip", {f"files/p10/s{number}.txt": TEXT for number in range(40)}))
+    assert len(read) == 4
 
 
 def test_a_bomb_is_refused_by_its_directory(sandbox):

@@ -66,10 +66,12 @@ def test_rows_of_tables_are_counted_beside_the_images_that_they_are_about(mimic_
 def test_a_manifest_prints_as_one_line_per_split(mimic_build):
     assert str(read_manifest(mimic_build)).splitlines() == [
         "mimic_cxr           27 input rows, short side 32",
-        "train               12 records; dropped bad_image 1, missing_image 1, no_metadata 1, no_report 1, no_text 1, not_frontal 1",
+        "train               12 records; dropped bad_image 1, missing_image 1, no_metadata 1, no_report 1, no_text 1, not_frontal 1"
+        "; flagged view_from_code 1",
         "validate             4 records",
         "test                 4 records",
         "none                 0 records; dropped no_split 1",
+        "absent      checksums, image_filenames, test-set-labeled",
     ]
 
 
@@ -99,13 +101,16 @@ def test_two_workers_write_the_bytes_of_one(mimic_root, mimic_build):
     assert contents(out) == contents(mimic_build)
 
 
+def times_of(out):
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("*array_record*")}
+
+
 def test_a_second_run_keeps_every_shard_and_every_byte(mimic_root, tmp_path):
     make(mimic_root, tmp_path / "out")
-    before = contents(tmp_path / "out")
-    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*array_record*")}
+    before, times = contents(tmp_path / "out"), times_of(tmp_path / "out")
     make(mimic_root, tmp_path / "out")
     assert contents(tmp_path / "out") == before
-    assert times == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*array_record*")}
+    assert times_of(tmp_path / "out") == times
 
 
 def test_a_half_finished_folder_is_completed_to_the_same_bytes(mimic_root, tmp_path):
@@ -344,7 +349,7 @@ def test_blank_images_are_kept_and_flagged(own_mimic_root, layout, tmp_path):
     import cv2
 
     cv2.imwrite(str(own_mimic_root / layout.studies()[0].jpg), np.full((40, 40), 7, np.uint8))
-    assert make(own_mimic_root, tmp_path / "out").splits["train"].flags == {"blank_image": 1}
+    assert make(own_mimic_root, tmp_path / "out").splits["train"].flags == {"blank_image": 1, "view_from_code": 1}
 
 
 def test_the_shards_of_a_split_hold_its_rows_in_order(mimic_build, mimic_root):

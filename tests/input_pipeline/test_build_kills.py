@@ -56,7 +56,7 @@ def child(root, out, kind, rng):
     workers = 2 if kind == "moment with workers" else 1
     at_image = rng.randrange(1, 9) if kind == "row" else 0
     if kind == "rename":
-        kill_at_rename(rng.randrange(1, 20), rng.random() < 0.5)  # a whole build has 18
+        kill_at_rename(rng.randrange(1, 26), rng.random() < 0.5)  # a whole build has 24
     source = Killing(root, root, at_image=at_image)
     build(source, out, workers=workers, short_side=32, shard_records=5, progress=False)
 

@@ -70,11 +70,10 @@ def label_rows():
     return [("subject_id", "study_id", *LABEL_NAMES), *rows]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def write_corpus(root):
     """One image has no report, one a report without text, one is cut short, one is missing."""
     assert len(set(CANARIES)) == 200
-    root = tmp_path_factory.mktemp("corpus")
+    root.mkdir(parents=True, exist_ok=True)
     for name, rows in ((SPLIT, split_rows()), (METADATA, metadata_rows()), (LABELS, label_rows())):
         write(root / name, rows)
     write(root / BOX_FILE, [("path",), (f"{place(0)}/{IMAGES[0]}.jpg",)])
@@ -89,6 +88,11 @@ def corpus(tmp_path_factory):
     (root / place(2) / f"{IMAGES[2]}.jpg").write_bytes(f"<html>{WORDS[0]}".encode())
     (root / place(3) / f"{IMAGES[3]}.jpg").unlink()
     return root
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def leaks(text):

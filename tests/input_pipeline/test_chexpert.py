@@ -189,7 +189,7 @@ def test_a_wrong_row_is_named(layout, root, change, message):
 
 def test_duplicates_are_refused_even_under_two_releases_names(layout, root):
     rewrite(layout, root, [table_row(0), table_row(2), table_row(0, release="CheXpert-v1.0")])
-    assert "train.csv: the image of row 4 is listed twice" in refusal(root, DataError)
+    assert "train.csv: the image of row 4 is listed twice, first in row 2; expected" in refusal(root, DataError)
 
 
 def test_a_missing_column_is_named_with_its_nearest(layout, root):

@@ -16,16 +16,16 @@ FILES = sorted(
     if not file.name.startswith("tokenizer")  # their flags are those of tokens
 )
 # Calls that name a code, and which argument that is: a place or a keyword.
-CALLS = {"Dropped": 0, "drop": 1, "_Fault": 0, "_Check": 2, "Found": 2, "_refuse_overlaps": 3}
+CALLS = {"Dropped": 0, "drop": 1, "_Fault": 0, "Note": 0, "Image": 4, "Found": 2, "_refuse_overlaps": 3}
 FLAGS = ("flags", "reasons")  # dictionaries of these names have codes as keys
 # Codes that come from elsewhere, by the text that names them; each is explained by another pattern of this file.
 PASSED_ON = {
     "reason",
     "dropped.reason",
     "fault.code",
+    "note.code",
     "error.code",
     "problem.code",
-    "check.reason",
     "flag",
     "code",
     "_SHARED_PATIENT",
@@ -123,8 +123,15 @@ def test_every_diagnosis_can_be_given():
             {"wrong_checksum", "bad_image", "box_outside_image", "clipped_box", "blank_image", "stored_as_released"},
         ),
         ("reports.py", {"no_report", "bad_report"}),
-        ("sources.py", {"missing_image", "bad_image", "path_outside"}),
-        ("datasets/siim_acr.py", {"bad_identifier", "bad_runs", "duplicate_image"}),
+        ("sources.py", {"missing_image", "bad_image", "path_outside", "wrong_size"}),
+        ("datasets/siim_acr.py", {"bad_identifier", "bad_runs"}),
+        (
+            "datasets/labelled.py",
+            {
+                *("bad_box", "duplicate_image", "file_in_no_table", "two_files"),
+                *("image_in_two_splits", "patient_in_two_splits", "no_split", "not_in_table"),
+            },
+        ),
         ("errors.py", {"bad_row"}),
     ],
 )

@@ -1,12 +1,21 @@
 """Splits given as lists put every image where they say, refuse leaks, and account for every name."""
 
 import pickle
+import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from input_pipeline.build import build
+from input_pipeline.datasets import labelled
 from input_pipeline.datasets.labelled import (
     Found,
     SplitPlan,
@@ -20,6 +29,7 @@ from input_pipeline.datasets.releases import SplitChoice
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.sources import SPLITS, ImageRow, Scan
 from input_pipeline.splits import PublishedSplits
+from input_pipeline.tables import file_hash
 
 
 def row(image, patient=None):
@@ -117,7 +127,8 @@ def test_a_plan_pickles_and_its_hash_ignores_order():
     plan = SplitPlan({"train": ("a", "b"), "test": ("c",)}, {"train_1": ("a",)})
     assert pickle.loads(pickle.dumps(plan)) == plan
     other = SplitPlan({"test": ("c",), "train": ("b", "a")}, {"train_1": {"a"}})
-    assert other.hashes() == plan.hashes() == run("abc", plan).inputs
+    assert other.hashes() == plan.hashes()
+    assert run("abc", plan).inputs == {**plan.hashes(), "checksums": "absent"}  # none of these releases has any
     assert SplitPlan({"train": ("a",), "test": ("b", "c")}).hashes() != plan.hashes()
     assert SplitPlan().hashes() == {}
 
@@ -136,8 +147,17 @@ def test_image_files_are_found_at_any_depth_and_the_better_copy_is_taken(tmp_pat
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_images(tmp_path, ["t", "images", "absent", ""])
+    scan = Scan(lenient=True)
+    found = find_images(tmp_path, ["t", "images", "absent", ""], scan, lambda stem: f"<{stem}>")
     assert found == {"1.2.3": "t/u/v/1.2.3.dcm", "4": "t/4.PNG", "5": "5.png"}
+    assert sorted((note.code, note.identifier) for note in scan.notes) == [
+        ("two_files", "<1.2.3>"),
+        ("two_files", "<4>"),
+        ("two_files", "<4>"),
+    ]
+    strict = Scan()
+    assert find_images(tmp_path, ["t", "images", "absent", ""], strict) == found
+    assert not strict.notes
 
 
 def test_names_lose_folder_and_suffix_but_keep_their_dots():
@@ -201,3 +221,34 @@ def test_the_settings_name_the_variant_of_published_lists_and_nothing_where_ther
     assert SplitChoice(variant="clean").plan(published).settings()["variant"] == "clean"
     assert SplitChoice().plan(published).settings()["variant"] == "as_published"
     assert "variant" not in SplitChoice().plan(None).settings()
+
+
+def test_a_source_that_is_written_from_the_readme_has_its_table_among_the_inputs(tmp_path):
+    text = (Path(labelled.__file__).parents[1] / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    known = {name: getattr(labelled, name) for name in ("Found", "LabelledImages", "distribute", "record_hash")}
+    known |= {"dataclass": dataclass, "Mapping": Mapping, "Iterator": Iterator, "Any": Any, "Path": Path}
+    known |= {"ImageRow": ImageRow, "Scan": Scan, "UserError": UserError}
+    exec(block, known)
+
+    class Hospital(known["MyHospital"]):
+        name = "my_hospital"
+
+        def label_names(self):
+            return ("Edema",)
+
+        def settings(self):
+            return self.plan.settings()
+
+    (tmp_path / "root" / "images").mkdir(parents=True)
+    (tmp_path / "root" / "labels.csv").write_text("image,patient,label\na,p1,1\nb,p2,0\n")
+    for number, image in enumerate("ab"):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40), np.uint8)
+        cv2.imwrite(str(tmp_path / "root" / "images" / f"{image}.png"), pixels)
+    made = build(Hospital(tmp_path / "root"), tmp_path / "out", short_side=32, workers=1, progress=False)
+    assert made.counts == {"train": 2}
+    assert made.inputs == {"checksums": "absent", "labels": file_hash(tmp_path / "root" / "labels.csv")}
+    (tmp_path / "root" / "labels.csv").write_text("image,patient,label\na,p1,maybe\nb,p2,0\n")
+    with pytest.raises(UserError, match=r"labels\.csv: row 2 has no label 0 or 1"):
+        Hospital(tmp_path / "root").scan()
+    assert [problem.code for problem in Hospital(tmp_path / "root").scan(lenient=True).problems] == ["unknown_label"]

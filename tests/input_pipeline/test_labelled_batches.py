@@ -109,6 +109,21 @@ def test_a_published_list_goes_before_what_a_seed_would_draw(tmp_path):
     assert len(labelled_records(tmp_path / "build", 1, seed=0)) <= 3
 
 
+def test_drawn_subsets_pass_over_published_lists_and_are_those_of_a_build_without_lists(grey_build, tmp_path):
+    apart = {"train_1": range(4, 8), "train_10": range(6)}
+    build(Source(published=True, lists=apart), tmp_path / "build", short_side=24, workers=1, progress=False)
+    assert describe_fractions(tmp_path / "build", (1, 10, 100), (0, 1)).startswith("not nested: 2 of the 4 images")
+    assert describe_fractions(tmp_path / "build", (1, 10, 100), (0, 1), subsets="drawn") == NESTED
+    for seed in (0, 1):
+        drawn = {part: labelled_records(tmp_path / "build", part, seed=seed, subsets="drawn") for part in (1, 10)}
+        assert set(drawn[1].indices) <= set(drawn[10].indices)
+        for part, records in drawn.items():
+            assert_array_equal(records.indices, labelled_records(grey_build, part, seed=seed).indices)
+    options = {"batch_size": 4, "split": "train", "fraction": 10, "seed": 1, "subsets": "drawn"}
+    with labelled_evaluation_batches(tmp_path / "build", view_spec(24), **options) as batches:
+        assert sum(int(batch["valid"].sum()) for batch in batches) == len(drawn[10])
+
+
 def described(folder, lists, fractions=(10, 1, 100), seeds=(0, 1)):
     build(Source(published=True, lists=lists), folder, short_side=24, workers=1, progress=False)
     return describe_fractions(folder, fractions, seeds)
@@ -172,8 +187,9 @@ def test_evaluation_shows_every_record_once_in_order_and_marks_what_fills_the_la
         rows = list(batches)
     assert [batch["valid"].tolist() for batch in rows] == [[True] * 4, [True, False, False, False]]
     records = list(labelled_records(grey_build, 100, seed=0))[:5]
-    keys = np.concatenate([batch["patient_key"] for batch in rows])[:5]
-    assert_array_equal(keys, [int(record.patient_key[:8], 16) for record in records])
+    for name in ("patient_key", "image_key"):
+        keys = np.concatenate([batch[name] for batch in rows])[:5]
+        assert_array_equal(keys, [int(getattr(record, name)[:8], 16) for record in records])
     assert_array_equal(np.concatenate([batch["labels"] for batch in rows])[:5], [record.labels for record in records])
     levels = np.concatenate([batch["image"] for batch in rows])[:5, 12, 18, 0]
     assert np.abs(levels.astype(int) - 4 * np.arange(5)).max() <= 3

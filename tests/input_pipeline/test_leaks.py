@@ -1,5 +1,6 @@
 """Overlaps are counted exactly and said in counts alone; refused unless allowed; within lists and across builds."""
 
+import dataclasses
 import itertools
 import shutil
 from types import SimpleNamespace
@@ -84,6 +85,13 @@ def test_a_subset_may_lie_in_the_training_split_and_nowhere_else():
     assert [str(pair) for pair in overlaps.found] == ["validate and train_1 share 1 image"]
     with pytest.raises(KeyError):
         overlaps.between("train", "train_1")
+
+
+def test_the_clean_part_of_a_test_split_is_no_published_list_of_its_own():
+    lists = published(train="abc", validate="cde", test="afg", subset="ab")
+    assert lists.with_clean_test().subsets.keys() == {"train_1", "test_clean"}
+    plain, more = (published_overlaps(one, patient_of=None) for one in (lists, lists.with_clean_test()))
+    assert more == plain
 
 
 def counts(overlaps, second, firsts=("validate", "test"), *, kind="images"):
@@ -209,7 +217,7 @@ def fake_builds(monkeypatch):
     def install(found):
         def manifest(folder):
             names = tuple(split for place, split in found if place == folder)
-            return SimpleNamespace(key_check="same", readable_splits=lambda: names)
+            return SimpleNamespace(key_check="same", readable_splits=lambda: names, dataset=f"data set {folder}")
 
         monkeypatch.setattr(leaks, "read_manifest", manifest)
         monkeypatch.setattr(leaks, "keys_file", lambda *_: None)
@@ -270,6 +278,29 @@ def test_many_records_are_read_with_an_estimate(mimic_build, monkeypatch, capfd)
     assert captured.err.startswith("keys of records  12/12 records")
     read_keys(mimic_build, "train", None)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "first, second, told",
+    [
+        ("nih_chestxray14", "rsna_pneumonia", True),
+        ("nih_boxes", "siim_acr", True),
+        ("siim_acr", "rsna_pneumonia", True),
+        ("nih_chestxray14", "nih_boxes", False),  # one set of names
+        ("nih_chestxray14", "synthetic_siim_acr", False),
+        ("mimic_cxr", "siim_acr", False),
+        ("siim_acr", "siim_acr", False),
+    ],
+)
+def test_builds_of_images_of_nih_under_other_names_are_said_to_be_unchecked(
+    mimic_build, other_build, monkeypatch, first, second, told
+):
+    real = read_manifest
+    names = {mimic_build: first, other_build: second}
+    monkeypatch.setattr(leaks, "read_manifest", lambda folder: dataclasses.replace(real(folder), name=names[folder]))
+    lines = str(compare_builds(mimic_build, other_build)).splitlines()
+    assert any(line.startswith("not checked: ") and "NIH ChestX-ray14" in line for line in lines) == told
+    assert len(lines) == 3 + told
 
 
 @given(

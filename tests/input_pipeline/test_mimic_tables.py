@@ -200,6 +200,14 @@ def test_lateral_views_are_lateral_and_left_lateral(own_mimic_root, layout):
     assert not kept & frontal
     assert not {names[2], names[7]} & (kept | frontal)
     assert source(own_mimic_root, views="lateral").scan().dropped["validate"] == Counter(not_lateral=4)
+    assert (
+        source(own_mimic_root, views="lateral").scan().dropped["train"]["no_view"] == 1
+    )  # row 8, whose code is none of a view
+    assert source(own_mimic_root).scan().dropped["train"]["no_view"] == 1
+    every = {row.image: row for row in rows(source(own_mimic_root, views="all").scan())}
+    coded = {image for image, row in every.items() if row.flags == ("view_from_code",)}
+    assert coded == {names[k] for k in (4, 5, 6)}
+    assert every[names[7]].view == ""
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_official_lists_count_every_row_and_name(root):
     assert {split: len(rows) for split, rows in scan.rows.items()} == {"train": 3, "test": 1}
     assert scan.dropped == {"none": Counter(no_split=1), "test": Counter(not_in_table=1)}
     assert scan.input_rows == 6
-    assert set(scan.inputs) == {"labels", "train_val_list.txt", "test_list.txt", "splits"}
+    assert set(scan.inputs) == {"labels", "train_val_list.txt", "test_list.txt", "splits", "checksums"}
 
 
 def test_without_official_lists_a_plan_is_asked_for(root):
@@ -166,7 +166,9 @@ def test_a_patient_who_is_not_that_of_the_name_and_a_duplicate_are_refused(tmp_p
     path.write_text(text.replace("Effusion|Edema,26,13,", "Effusion|Edema,26,12,"))
     assert "the patient of row 6 is not that of its image's name" in refusal(NihChestXray14(tmp_path, ALL))
     path.write_text(text + text.splitlines()[1] + "\n")
-    assert "the image of row 7 is listed twice" in refusal(NihChestXray14(tmp_path, ALL), DataError)
+    assert "the image of row 7 is listed twice, first in row 2; expected each image once" in refusal(
+        NihChestXray14(tmp_path, ALL), DataError
+    )
 
 
 def test_a_build_reads_rgba_and_counts_what_is_missing(root, tmp_path):
@@ -213,7 +215,7 @@ def test_boxes_on_an_image_of_another_size_are_dropped(root, tmp_path):
         (("00000003_000.png", "Tumour", 1, 2, 3, 4), UserError, "row 2 has an unknown finding"),
         (("3.png", "Mass", 1, 2, 3, 4), UserError, "row 2 has no image name"),
         (("00000003_000.png", "Mass", 1, 2, 3), UserError, "row 2 has 5 fields; expected at least 6"),
-        (BOXES[0], DataError, "the box of row 3 is listed twice"),
+        (BOXES[0], DataError, "the box of row 3 is listed twice, first in row 2; expected each box once"),
     ],
 )
 def test_a_wrong_box_is_named(root, box, kind, message):

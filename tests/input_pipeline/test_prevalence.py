@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from input_pipeline import prevalence
 from input_pipeline.datasets.chexpert import LABEL_NAMES as CHEXPERT
 from input_pipeline.datasets.mimic_cxr import LABEL_NAMES as MIMIC
+from input_pipeline.datasets.ms_cxr import CATEGORIES as MS_CXR
 from input_pipeline.datasets.nih_chestxray14 import LABEL_NAMES as NIH
-from input_pipeline.prevalence import Prevalence, compare_prevalence
+from input_pipeline.datasets.nih_chestxray14 import NihBoxes
+from input_pipeline.prevalence import Prevalence, _published, compare_prevalence
 from input_pipeline.sources import ImageRow
 
 
@@ -38,6 +41,50 @@ def test_images_are_counted_once_each_over_all_splits(published):
     assert math.isnan(other.published)
     assert not edema.odd
     assert not other.odd
+
+
+def test_each_phrase_of_an_image_counts_for_its_own_finding(published):
+    identity = ("p1", "s1", "i1", "x.jpg", "PA")
+    rows = [
+        ImageRow(*identity, (1.0, math.nan), "basal edema", "Edema"),
+        ImageRow(*identity, (math.nan, 1.0), "something else", "Other"),
+        ImageRow(*identity, (math.nan, 1.0), "yet another", "Other"),
+        ImageRow(*identity, (math.nan, 1.0), "basal edema", "Other"),
+    ]
+    for order in (rows, rows[::-1]):
+        edema, other = compare_prevalence("of nobody", ["Edema", "Other"], {"test": order})
+        assert (edema.positive, other.positive) == (1, 3)
+        assert edema.units == other.units == 4
+
+
+def test_ms_cxr_with_its_published_findings_is_not_odd_and_without_one_it_is():
+    counts = _published()["ms_cxr"]["positive"]
+    rows = [
+        ImageRow(
+            "p",
+            "s",
+            f"i{number // 2}",
+            "x.jpg",
+            "",
+            tuple(float(name == own) for own in counts),
+            f"phrase {number}",
+            name,
+        )
+        for number, name in enumerate(name for name, count in counts.items() for _ in range(count))
+    ]
+    assert len(rows) == 1162
+    assert not any(label.odd for label in compare_prevalence("ms_cxr", list(counts), {"test": rows}))
+    without = [row for row in rows if row.category != "Pneumothorax"]
+    odd = {label.label for label in compare_prevalence("ms_cxr", list(counts), {"test": without}) if label.odd}
+    assert "Pneumothorax" in odd
+
+
+def test_the_boxes_of_nih_are_those_that_are_published(real_data, tmp_path):
+    shutil.copy(real_data / "nih_chestxray14" / "BBox_List_2017.csv.gz", tmp_path)
+    scan = NihBoxes(tmp_path).scan()
+    found = compare_prevalence("nih_boxes", NIH, scan.rows)
+    assert {label.label: label.positive for label in found if label.positive} == _published()["nih_boxes"]["positive"]
+    assert {label.units for label in found} == {984}
 
 
 def test_studies_are_counted_where_the_release_labels_those(published):
@@ -75,11 +122,11 @@ def test_without_rows_and_without_anything_published_there_is_no_verdict(publish
 
 def test_published_counts_are_of_labels_that_the_sources_have():
     table = json.loads((Path(prevalence.__file__).parent / "published_prevalence.json").read_text())
-    names = {"mimic_cxr": MIMIC, "chexpert": CHEXPERT, "nih_chestxray14": NIH}
+    names = {"mimic_cxr": MIMIC, "chexpert": CHEXPERT, "nih_chestxray14": NIH, "ms_cxr": {*MS_CXR} - {"Lung Lesion"}}
     for source, labels in names.items():
         assert set(table[source]["positive"]) == set(labels)
     for entry in table.values():
-        assert entry["unit"] in ("image", "study")
+        assert entry["unit"] in ("image", "study", "phrase")
         assert all(0 < count < entry["units"] for count in entry["positive"].values())
 
 

@@ -1,5 +1,6 @@
 """What the doctor found is left out of a build by key, counted under its reason, and nothing else is."""
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -33,7 +34,7 @@ def test_quarantined_rows_are_left_out_under_their_reasons(examined, tmp_path):
     assert made.input_rows == plain.input_rows
     assert made.counts == plain.counts
     assert made.splits["train"].dropped == plain.splits["train"].dropped
-    assert made.splits["train"].flags == {"blank_image": 1}
+    assert made.splits["train"].flags == {"blank_image": 1, "view_from_code": 1}
     assert {split: entry.members for split, entry in made.splits.items()} == {
         split: entry.members for split, entry in plain.splits.items()
     }
@@ -80,7 +81,7 @@ def test_every_row_that_the_file_names_is_gone_and_no_other(examined, tmp_path):
     ],
 )
 def test_what_is_no_quarantine_of_this_data_set_is_refused(examined, tmp_path, content, noted, words):
-    source, file = examined
+    source, file = dataclasses.replace(examined[0], views="all"), examined[1]  # all that the doctor has looked at
     file.unlink() if content is None else file.write_text(content)
     with pytest.raises(UserError, match=words):
         build(source, tmp_path / "out", quarantine=file, drop_noted=noted, **OPTIONS)
@@ -95,3 +96,28 @@ def test_a_copy_without_the_salt_and_reasons_without_a_file_are_refused(examined
         build(source, tmp_path / "out", quarantine=copy, **OPTIONS)
     with pytest.raises(UserError, match="expected the doctor's file as well"):
         build(source, tmp_path / "out", drop_noted=["blank_image"], **OPTIONS)
+
+
+def test_a_build_that_looks_at_none_of_the_views_that_are_named_goes_on(own_mimic_root, tmp_path):
+    source = MimicCxr(own_mimic_root, own_mimic_root, views="all")
+    (lateral,) = (row for row in source.scan().rows["train"] if row.view == "LATERAL")
+    cv2.imwrite(str(own_mimic_root / lateral.path), np.full((40, 40), 7, np.uint8))
+    examine(source, tmp_path / "doctor", workers=1, progress=False)
+    notes = tmp_path / "doctor" / "notes.jsonl"
+    lines = [json.loads(line) for line in notes.read_text().splitlines()]
+    (tmp_path / "doctor" / "quarantine.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines if line["reason"] == "blank_image")
+    )
+    frontal = MimicCxr(own_mimic_root, own_mimic_root)
+    made = build(frontal, tmp_path / "out", quarantine=tmp_path / "doctor" / "quarantine.jsonl", **OPTIONS)
+    assert made.splits["train"].dropped["not_frontal"] == 1
+    assert "blank_image" not in made.splits["train"].dropped
+
+
+def test_a_reason_that_is_asked_for_counts_where_another_stands_before_it(examined, tmp_path):
+    source, file = examined
+    notes = file.with_name("notes.jsonl")
+    (line,) = (line for line in notes.read_text().splitlines() if "blank_image" in line)
+    notes.write_text(line.replace("blank_image", "clipped_box") + "\n" + notes.read_text())
+    made = build(source, tmp_path / "out", quarantine=file, drop_noted=["blank_image"], **OPTIONS)
+    assert made.splits["train"].dropped["blank_image"] == 1

@@ -12,7 +12,10 @@ from input_pipeline.build import build
 from input_pipeline.datasets.labelled import SplitPlan
 from input_pipeline.datasets.rsna_pneumonia import RsnaPneumonia
 from input_pipeline.errors import DataError, MsflError, UserError
+from input_pipeline.keys import open_keyring
 from input_pipeline.reading import open_split
+
+from .dicom_files import CANARY, file_of
 
 IMAGES = [f"{number:08x}-14fd-4e49-80ba-63a80b6bddd{number}" for number in range(5)]
 TABLE = (
@@ -115,7 +118,7 @@ def test_detailed_classes_are_two_more_labels(root):
     scan = source.scan()
     assert [row.labels for row in scan.rows["train"]] == [(0, 1, 0), (1, 0, 0), (0, 0, 1), (1, 0, 0)]
     np.testing.assert_array_equal(scan.rows["test"][0].labels, [1, np.nan, np.nan])
-    assert set(scan.inputs) == {"labels", "classes", "listed"}
+    assert set(scan.inputs) == {"labels", "classes", "listed", "checksums"}
 
 
 @pytest.mark.parametrize(
@@ -125,10 +128,10 @@ def test_detailed_classes_are_two_more_labels(root):
         ((4, 1, 2, 3, 4, 0), UserError, "row 7 has Target 0 and a box"),
         ((4, "", 2, 3, 4, 1), UserError, "row 7 has no box"),
         ((4, 1, 2, 0, 4, 1), UserError, "row 7 has no box"),
-        ((0, "", "", "", "", 0), DataError, "row 7 repeats or contradicts another row of its image"),
-        ((1, "", "", "", "", 0), DataError, "row 7 repeats or contradicts"),
-        ((0, 1, 2, 3, 4, 1), DataError, "row 7 repeats or contradicts"),
-        (TABLE[1], DataError, "row 7 repeats or contradicts"),
+        ((0, "", "", "", "", 0), DataError, "row 7 repeats or contradicts row 2 of its image"),
+        ((1, "", "", "", "", 0), DataError, "row 7 repeats or contradicts row 3 of its image"),
+        ((0, 1, 2, 3, 4, 1), DataError, "row 7 repeats or contradicts row 2 of its image"),
+        (TABLE[1], DataError, "row 7 repeats or contradicts row 3 of its image"),
     ],
 )
 def test_a_wrong_row_is_named(root, row, kind, message):
@@ -216,3 +219,16 @@ def test_the_published_lists_fit_the_released_table(real_data):
         labels = {image.rpartition("/")[2].removesuffix(".dcm"): label for image, label in names.items()}
         assert all(row.labels == (labels[row.image],) for row in scan.rows[split])
     assert Counter(name for row in scan.rows["train"] for name in row.subsets) == {"train_1": 251, "train_10": 2_518}
+
+
+def test_the_view_of_a_dicom_header_is_kept_where_it_is_one_and_no_other_text_is(root, tmp_path):
+    (root / "stage_2_train_images").mkdir()
+    views = {0: "AP", 1: "PA ", 2: CANARY, 3: None}
+    for number, view in views.items():
+        side = np.random.default_rng(number).integers(0, 256, (1024, 1024), dtype=np.uint8)
+        elements = {} if view is None else {"ViewPosition": view}
+        (root / "stage_2_train_images" / f"{IMAGES[number]}.dcm").write_bytes(file_of(side, **elements))
+    build(RsnaPneumonia(root), tmp_path / "out", short_side=32, workers=1, progress=False)
+    keyring = open_keyring(tmp_path)
+    found = {record.image_key: record.view for record in open_split(tmp_path / "out", "train")}
+    assert [found[keyring.key("image", IMAGES[number])] for number in views] == ["AP", "PA", "", ""]

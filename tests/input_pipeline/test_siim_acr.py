@@ -158,7 +158,10 @@ def test_both_spellings_and_names_of_the_table_give_the_same(tmp_path, name, spa
 
 @pytest.mark.parametrize("row", [(0, "-1"), (0, "1 2"), (1, "-1"), (1, "2048 10")])
 def test_rows_that_repeat_or_contradict_are_refused(tmp_path, row):
-    with pytest.raises(DataError, match=r"^train-rle.csv: row 7 repeats or contradicts another row of its image$"):
+    first = next(other for other in ROWS if other[0] == row[0])
+    with pytest.raises(
+        DataError, match=rf"^train-rle.csv: row 7 repeats or contradicts row {2 + ROWS.index(first)} of its image$"
+    ):
         SiimAcr(write(tmp_path, (*ROWS, row))).scan()
 
 
@@ -274,3 +277,32 @@ def test_both_real_dicoms_become_records_with_the_same_picture(real_data, tmp_pa
         assert record.original_size == (SIDE, SIDE)
     assert decode_mask(found[1.0].mask).sum() == 23 + 33
     assert not decode_mask(found[0.0].mask).any()
+
+
+def intervals(codes):
+    """First pixel and end of every stretch of the union of some codes, counted down the columns, in order and apart from one another."""
+    found = []
+    for code in codes:
+        place, numbers = 0, [int(word) for word in code.split()]
+        for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
+            found.append((place + gap, place + gap + length))
+            place += gap + length
+    united = []
+    for start, end in sorted(found):
+        if united and start <= united[-1][1]:
+            united[-1] = (united[-1][0], max(end, united[-1][1]))
+        else:
+            united.append((start, end))
+    return united
+
+
+def test_every_released_image_has_the_mask_of_all_its_codes(real_data):
+    source = SiimAcr(real_data / "siim_acr")
+    scan = source.scan()
+    masks = 0
+    for row in scan.rows["train"]:
+        flat = source.mask(row, SIDE, SIDE).T.reshape(-1)
+        edges = np.flatnonzero(np.diff(flat, prepend=False, append=False))
+        assert edges.tolist() == [place for stretch in intervals(row.runs) for place in stretch]
+        masks += 1
+    assert masks == 12_047

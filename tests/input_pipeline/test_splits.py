@@ -163,6 +163,22 @@ def test_clean_subsets_lose_what_the_training_split_loses(tmp_path):
     assert clean.splits["train"] == ("a", "f")
 
 
+def test_as_published_the_test_images_that_no_other_list_has_are_a_subset(tmp_path):
+    write_lists(tmp_path, train_list="abcdef", val_list="bxt", test_list="cytz", train_10="abc")
+    published = read_published(tmp_path, labels=0)
+    assert published.splits == {"train": tuple("abcdef"), "validate": tuple("bxt"), "test": tuple("cytz")}
+    assert published.subsets == {"train_10": tuple("abc"), "test_clean": ("y", "z")}
+    assert published.clean() == read_published(tmp_path, labels=0, variant="clean")
+    same_patient = {name: {"d": "y"}.get(name, name) for name in "abcdefxtyz"}
+    assert read_published(tmp_path, labels=0, patient_of=same_patient).subsets["test_clean"] == ("z",)
+
+
+@pytest.mark.parametrize("test", ["yz", "ct"], ids=["all clean", "none clean"])
+def test_there_is_no_such_subset_where_it_would_be_all_or_nothing(tmp_path, test):
+    write_lists(tmp_path, train_list="abc", val_list="bt", test_list=test)
+    assert read_published(tmp_path, labels=0).subsets == {}
+
+
 @pytest.mark.parametrize(
     "patient_of, name, patient",
     [
@@ -204,7 +220,7 @@ def raw_names(path):
     [
         ("NIH_ChestX-ray", 14, (78468, 11219, 22433, 785, 7847)),
         ("RSNA_Pneumonia", 1, (25184, 1500, 3000, 251, 2518)),
-        ("SIIM-ACR_Pneumothorax", 0, (7969, 1898, 1904, 80, 797)),
+        ("SIIM-ACR_Pneumothorax", 0, (7969, 1898, 1904, 80, 797, 1286)),
     ],
 )
 def test_real_lists_are_read_whole(real_data, folder, labels, sizes):
@@ -228,6 +244,9 @@ def test_clean_siim_splits_are_disjoint_and_lose_no_image(real_data):
     assert train == written["train"] - written["val"] - written["test"]
     assert (len(train), len(validate), len(test)) == (6997, 1774, 1904)
     assert len(train | validate | test) == 10675
+    published = read_published(folder, labels=0)
+    assert set(published.subsets["test_clean"]) == written["test"] - written["train"] - written["val"]
+    assert len(published.subsets["test_clean"]) == 1286
     assert set(clean.subsets["train_1"]) <= set(clean.subsets["train_10"]) <= train
     assert (len(clean.subsets["train_1"]), len(clean.subsets["train_10"])) == (73, 693)
 

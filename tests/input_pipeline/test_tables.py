@@ -73,6 +73,11 @@ def test_the_gzipped_table_is_found_first(tmp_path):
     assert find_table(tmp_path, "mimic-cxr-*-split.csv") == tmp_path / "mimic-cxr-2.0.0-split.csv"
     (tmp_path / "mimic-cxr-2.0.0-split.csv.gz").touch()
     assert find_table(tmp_path, "mimic-cxr-*-split.csv") == tmp_path / "mimic-cxr-2.0.0-split.csv.gz"
+    (tmp_path / "mimic-cxr-2.1.0-split.csv").touch()
+    with pytest.raises(
+        UserError, match=r"found mimic-cxr-2.0.0-split.csv and mimic-cxr-2.1.0-split.csv; expected tables of one"
+    ):
+        find_table(tmp_path, "mimic-cxr-*-split.csv")
 
 
 def test_fields_are_read_by_place_where_the_header_has_another_number_of_them(tmp_path):

@@ -1,5 +1,6 @@
 """The numbers and the figure of an ablation, from results on disk."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -121,6 +122,7 @@ def test_the_gain_of_local_alignment_is_taken_over_the_seeds_that_both_have(resu
         "global + local over global: CNR 1.00 higher, 95 % interval 1.00 - 1.00, which leaves out 0 "
         "(2 seeds, 6 phrases of 3 patients, paired)"
     )
+    assert "(1 seed, 6 phrases" in str(dataclasses.replace(gain, seeds=(0,)))
 
 
 def test_undefined_numbers_are_null_in_json(results):

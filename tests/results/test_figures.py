@@ -6,6 +6,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from input_pipeline.errors import UserError
 from msfl_jax.results.figures import LEGEND_LINE, save_curves, save_overlay, save_report_overlays
@@ -26,6 +27,14 @@ def panels(path, *, lines=1):
 
 def reddish(pixels):
     return (pixels[..., 0] > pixels[..., 1] + 40) & (pixels[..., 0] > pixels[..., 2] + 40)
+
+
+def picture(path):
+    """The part of a figure of a grey radiograph that shows it."""
+    pixels = colours(path)
+    grey = (pixels == 128).all(axis=-1)
+    rows, columns = (np.flatnonzero(grey.mean(axis=axis) > 0.2) for axis in (1, 0))
+    return pixels[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
 
 @pytest.fixture
@@ -60,6 +69,20 @@ def test_boxes_are_black_with_a_white_halo_also_on_black(tmp_path):
     save_overlay(black, boxes=np.asarray([[10, 10, 30, 20]], np.float32), path=tmp_path / "with.png", **options)
     white = [(colours(tmp_path / f"{name}.png") > 200).all(axis=-1).mean() for name in ("without", "with")]
     assert white[1] > white[0] + 0.005
+
+
+def test_the_line_of_a_box_is_black_and_where_the_box_is(tmp_path):
+    grey = np.full((60, 60), 128, np.uint8)
+    options = {"heatmap": np.zeros((60, 60)), "phrase": ""}
+    save_overlay(grey, boxes=NO_BOXES, path=tmp_path / "without.png", **options)
+    save_overlay(grey, boxes=np.asarray([[10, 10, 30, 20]], np.float32), path=tmp_path / "with.png", **options)
+    assert not (picture(tmp_path / "without.png") < 40).any()
+    marked = picture(tmp_path / "with.png")
+    places = np.argwhere((marked < 40).all(axis=-1)) / marked.shape[:2]
+    assert_allclose(places.min(axis=0), [10 / 60, 10 / 60], atol=0.02)
+    assert_allclose(places.max(axis=0), [30 / 60, 40 / 60], atol=0.02)
+    inside = marked[int(0.25 * len(marked)) : int(0.4 * len(marked)), int(0.25 * len(marked)) : int(0.6 * len(marked))]
+    assert (inside == 128).all()  # a line and no area
 
 
 def test_what_the_model_did_not_see_stays_grey(image, tmp_path):

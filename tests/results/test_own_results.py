@@ -128,6 +128,25 @@ def test_in_table_five_other_recipes_for_one_encoder_are_lines_of_their_own(tune
     assert [one.split("; ")[-1] for one in said] == [f"fine-tuning.optimizer.momentum {value}" for value in (0.9, 0.5)]
 
 
+def test_keys_that_came_after_a_run_make_it_no_other_model(tuned, run_directory):
+    """A new fine-tuned run of an old pretraining run is of it, and a seed of an old fine-tuned one."""
+    home = run_directory("home")
+    older, newer = tuned("home/older", seed=0), tuned("home/newer", seed=1)
+    then = json.loads((older / "encoder.json").read_text())["config"] | {"train": {}}
+    (home / "config.json").write_text(json.dumps(then))
+    (home / "data.json").write_text(json.dumps({"members": "aa" * 32}))
+    (older / "encoder.json").write_text(json.dumps({"config": then}))
+    (newer / "encoder.json").write_text(json.dumps({"config": then | {"train": {"microbatches": 1}}}))
+
+    config = json.loads((newer / "config.json").read_text())
+    for subsets, same in (("published", True), ("drawn", False)):
+        config["data"]["subsets"] = subsets
+        (newer / "config.json").write_text(json.dumps(config))
+        one, other = find_results([home])
+        assert (one.identity == other.identity) == same
+        assert {found.settings["pretraining.data.members"] for found in (one, other)} == {"aa" * 32}
+
+
 def test_where_and_how_a_run_computed_makes_it_no_other_model(run_directory, save):
     for seed, workers in enumerate((0, 4)):
         run = run_directory(f"run{seed}", seed=seed)

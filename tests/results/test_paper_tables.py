@@ -26,7 +26,7 @@ def test_without_results_every_cell_of_ours_says_so(number):
     assert {text for row in ours(table) for text in texts(row)} == {"not run"}
     assert len(ours(table)) == (8 if number == 5 else 1)
     assert len([row for row in table.rows if row.kind == "paper"]) == len(TABLES[number].rows)
-    assert table.caveats == TABLES[number].caveats
+    assert table.caveats == tuple(caveat.text for caveat in TABLES[number].caveats)
 
 
 def test_one_result_has_its_interval_and_says_what_it_is(run_directory, save):
@@ -42,6 +42,32 @@ def test_one_result_has_its_interval_and_says_what_it_is(run_directory, save):
     )
     assert table.caveats[-1] == "first: kept"
     assert [r.cells[0].text for r in table.rows[:2]] == ["71.45", "80.42"]
+
+
+@pytest.mark.parametrize(
+    "counts, said",
+    [
+        ((14,), "; mean of 14 findings"),
+        ((1,), "; mean of 1 of 14 findings"),
+        ((14, 13), "; mean of 13 to 14 of 14 findings"),
+    ],
+    ids=["all", "one", "seeds differ"],
+)
+def test_a_mean_says_over_how_many_of_the_findings_it_is(run_directory, save, counts, said):
+    for seed, count in enumerate(counts):
+        run = run_directory(f"seed{seed}", seed=seed)
+        metrics = {"mean_auc": (0.8, 0.7, 0.9)} | {f"auc/{name}": (0.8, 0.7, 0.9) for name in "abcdefghijklmn"}
+        options = {**ZERO_SHOT["options"], "findings_in_mean": count}
+        save(run, "zero_shot", "rsna_pneumonia", metrics, options=options, variant="cosine")
+    table = paper_table(TABLES[3], find_results([run.parent]))
+    (row,) = ours(table)
+    assert dict(table.notes)[row.cells[0].marks[0]].endswith(f"3,000 records of 2,900 patients{said}")
+
+
+def test_a_metric_that_is_no_mean_over_findings_says_nothing_of_them(run_directory, save):
+    run = run_directory("first")
+    save(run, "grounding", "ms_cxr", {"cnr": (1.2, 1.1, 1.3)}, options={"findings_in_mean": 3})
+    assert not any("finding" in text for _, text in paper_table(TABLES[4], find_results([run])).notes if "step" in text)
 
 
 def test_a_test_set_of_another_size_than_the_papers_is_noted(run_directory, save):
@@ -120,12 +146,33 @@ def test_segmentation_shows_all_four_dice(run_directory, save):
     run = run_directory("tuned", None)
     names = ("per_image_with_empty", "positive_only", "pooled_foreground", "pooled_with_background")
     metrics = {f"dice_{name}": (0.1 * i, 0.05, 0.5) for i, name in enumerate(names, start=1)}
-    options = {"init": "pretrained", "head": "linear", "fraction": 10, "seed": 0, "lists": "clean"}
-    save(run, "segmentation", "siim_acr", metrics, options=options, records=1286)
+    options = {"init": "pretrained", "head": "linear", "fraction": 10, "seed": 0, "lists": "as_published"}
+    save(run, "segmentation", "siim_acr", metrics, options=options, records=1904)
     rows = ours(paper_table(TABLES[2], find_results([run])))
     assert [texts(row)[1].split()[0] for row in rows] == ["10.0", "20.0", "30.0", "40.0"]
-    assert rows[0].name == "ours, pretrained, linear, clean, per image, empty = 1"
+    assert rows[0].name == "ours, pretrained, linear, as_published, per image, empty = 1"
     assert rows[1].name.endswith("positives only")
+
+
+def test_the_published_test_set_and_its_clean_part_are_rows_of_their_own(run_directory, save):
+    run = run_directory("tuned", None)
+    options = {"init": "pretrained", "head": "linear", "fraction": 10, "seed": 0, "lists": "as_published"}
+    for split, records, value in (("test", 1904, 0.8), ("test_clean", 1286, 0.7)):
+        metrics = {"dice_pooled_foreground": (value, 0.6, 0.9)}
+        images = {"split": split, "split_hash": f"{records}aabbccdd", "records": records, "patients": records}
+        save(run, "segmentation", "siim_acr", metrics, options=options, **images)
+    table = paper_table(TABLES[2], find_results([run]))
+    found = {row.name: row.cells[1] for row in ours(table) if row.name.endswith("pooled foreground")}
+    whole, clean = (f"ours, pretrained, linear, as_published{more}, pooled foreground" for more in ("", ", test_clean"))
+    assert {name: cell.text for name, cell in found.items()} == {
+        whole: "80.0 (60.0 - 90.0)",
+        clean: "70.0 (60.0 - 90.0)",
+    }
+    assert all("*" in cell.marks for cell in found.values())
+    note = dict(table.notes)[found[clean].marks[0]]
+    assert (
+        "siim_acr test_clean (split 1286aabb); 1,286 records of 1,286 patients; the paper's test set has 1,904" in note
+    )
 
 
 PROTOCOL = {"protocol": "biovil", "scaling": "minmax", "geometry": "own", "sigma": 1.5, "shifts": 1}

@@ -191,3 +191,44 @@ def test_the_pooled_auc_is_the_mean_over_seeds_and_findings_of_scikit_learns(tmp
     hernia = pooled_interval(stack, "auc/Hernia", replicates=0)
     assert hernia.value == pytest.approx(np.mean([roc_auc_score(truth[:, 1], one[:, 1]) for one in scores]), rel=1e-12)
     assert pooled_interval(stack, "auc/Mass") is None
+
+
+NAMES = ("Edema", "Hernia")
+LABELS = np.asarray([[1, 0, 1, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 1, 0, 0]], np.float32).T
+IMAGES = np.arange(8, dtype=np.uint32)
+
+
+@pytest.fixture
+def classified(tmp_path):
+    """Saves random scores of one seed."""
+
+    def save(seed, images=IMAGES, nowhere=()):
+        scores = np.random.default_rng(seed).normal(size=LABELS.shape).astype(np.float32)
+        scores[:, [NAMES.index(name) for name in nowhere]] = np.nan
+        one = result(tmp_path / f"seed{seed}", "zero_shot", seed)
+        Predictions(NAMES, scores, LABELS, PATIENTS, image_key=images).save(one.outcome.predictions(one.workdir))
+        return one, [roc_auc_score(LABELS[:, f], scores[:, f]) for f in (0, 1) if NAMES[f] not in nowhere]
+
+    return save
+
+
+def test_images_are_told_by_their_keys_and_older_files_that_lack_them_are_still_pooled(classified):
+    (one, first), (other, second), (old, third) = classified(0), classified(1, IMAGES[::-1].copy()), classified(2, None)
+    assert pooled_interval([one, other], "mean_auc") is None, "the same patients and truth, other images"
+    assert pooled_gain([one], [other], "mean_auc") is None
+    for stack, aucs in (([one, old], (first, third)), ([old, other], (third, second))):
+        assert pooled_interval(stack, "mean_auc", replicates=5).value == pytest.approx(np.mean(aucs), rel=1e-12)
+        gain = pooled_gain(stack[:1], stack[1:], "mean_auc", replicates=5)
+        assert gain.value == pytest.approx(np.mean(aucs[0]) - np.mean(aucs[1]), rel=1e-12)
+    assert pooled_interval([one, old, other], "mean_auc") is None, "an older file between them proves nothing"
+
+
+def test_a_finding_without_numbers_is_in_no_mean_and_means_over_other_findings_are_not_compared(classified):
+    (one, both), (other, single) = classified(0), classified(1, nowhere=["Hernia"])
+    found = pooled_interval([one, other], "mean_auc", replicates=30)
+    assert found.value == pytest.approx((np.mean(both) + single[0]) / 2, rel=1e-12)
+    assert found.low <= found.value <= found.high
+    assert pooled_interval([one, other], "auc/Hernia", replicates=0).value == pytest.approx(both[1], rel=1e-12)
+    assert pooled_gain([one], [other], "mean_auc") is None
+    gain = pooled_gain([one], [other], "auc/Edema", replicates=5)
+    assert gain.value == pytest.approx(both[0] - single[0], rel=1e-12)

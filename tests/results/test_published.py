@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import re
 
 import pytest
 
@@ -74,6 +75,9 @@ def test_every_number_has_a_source_and_every_doubtful_row_a_note(tables):
     assert sorted(tables) == [1, 2, 3, 4, 5]
     for table in tables.values():
         assert table.caveats
+        for caveat in table.caveats:
+            assert caveat.sources
+            assert all(re.search(r"\S \((printed|high|medium|inferred)\)$", source) for source in caveat.sources)
         for row in table.rows:
             assert all(value.source and value.certainty for value in row.values.values())
             assert row.status == "printed" or row.note
@@ -81,6 +85,21 @@ def test_every_number_has_a_source_and_every_doubtful_row_a_note(tables):
     assert "issue threads" in mrm.values["nih/1"].source
     assert "issue threads" not in mrm.values["rsna/1"].source
     assert "siim/1" not in next(row for row in tables[2].rows if row.name == "MRM").values
+
+
+def test_counts_of_images_in_caveats_are_of_the_lists_that_were_counted(tables):
+    counts = ("494 of 1,904", "5,337 images, 1,218 positive", "3,000 images (1,094 positive)", "36.5 %", "22,433")
+    said = {
+        one: caveat.sources
+        for table in tables.values()
+        for caveat in table.caveats
+        for one in counts
+        if one in caveat.text
+    }
+    assert said.keys() == set(counts)
+    for one, sources in said.items():
+        assert any("lists of splits" in source for source in sources), one
+    assert any("MedKLIP" in source for source in said["5,337 images, 1,218 positive"])
 
 
 def test_what_is_known_of_mrm_stands_above_the_paper_in_all_but_one_cell(tables):
@@ -116,6 +135,11 @@ def change(path, value):
         (("tables", "3", "readings", 0, "metrics"), {"grounding": "cnr"}, "no metric for column 'rsna'"),
         (("tables", "1", "rows", 7, "sources"), {"nih/2": "mrm"}, "no column 'nih/2'"),
         (("tables", "1", "caveats"), "none", "'caveats' is str"),
+        (("tables", "1", "caveats", 0), "a bare sentence", "tables.1.caveats.0 is str; expected an object"),
+        (("tables", "1", "caveats", 0, "sources"), None, "tables.1.caveats.0: 'sources' is missing"),
+        (("tables", "2", "caveats", 2, "sources"), [], "tables.2.caveats.2: a caveat needs sources"),
+        (("tables", "2", "caveats", 2, "sources"), [["paper"]], "tables.2.caveats.2: a caveat needs sources by name"),
+        (("tables", "2", "caveats", 2, "sources"), ["hearsay"], "tables.2.caveats.2: no source 'hearsay'"),
         (("sources", "paper"), "the paper", "sources.paper is str"),
     ],
 )

@@ -19,6 +19,7 @@ from msfl_jax.commands import finetuned as commands
 from msfl_jax.config_files import load_config
 from msfl_jax.finetune_config import finetune_config
 from msfl_jax.model import Model
+from msfl_jax.results.label_efficiency import classification_table
 from msfl_jax.results.own_results import find_results
 from msfl_jax.tasks.classification import evaluate_classification, finetune_classification, open_finetuned
 from msfl_jax.tasks.classifier_scores import chosen_findings, evaluation_view_spec, validation_metrics
@@ -48,7 +49,7 @@ def build(split_build):
     return split_build
 
 
-def settings(build, **overrides):
+def settings(build, words="", **overrides):
     usual = {
         "data.directory": build,
         "data.batch_size": 8,
@@ -61,8 +62,8 @@ def settings(build, **overrides):
         "optimizer.warmup_steps": 2,
         "optimizer.layer_decay": 1.0,
     }
-    words = [f"--config.{key}={value}" for key, value in (usual | overrides).items()]
-    return load_config("finetune_demo", words, make=finetune_config)
+    changes = [f"--config.{key}={value}" for key, value in (usual | overrides).items()]
+    return load_config(f"finetune_demo:{words}", changes, make=finetune_config)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +91,14 @@ def test_a_finding_without_positives_is_na_with_the_reason_and_the_mean_says_ove
     assert_allclose(outcome.metrics["mean_auc"].value, np.mean(both))
 
 
-def test_numbers_follow_from_the_saved_predictions(finetuned):
+def test_numbers_follow_from_the_saved_predictions_which_name_their_images(finetuned, build):
     outcome, workdir = finetuned
     assert next(found for _, found in load_outcomes([workdir])).name == outcome.name
     saved = Predictions.load(outcome.predictions(workdir))
     assert saved.findings == FINDINGS
+    records = list(open_split(build, "test"))
+    for name in ("patient_key", "image_key"):
+        assert_array_equal(getattr(saved, name), [int(getattr(record, name)[:8], 16) for record in records])
     for column, name in enumerate(FINDINGS[:2]):
         known = ~np.isnan(saved.truth[:, column])
         expected = roc_auc_score(saved.truth[known, column], saved.scores[known, column])
@@ -120,7 +124,7 @@ def test_running_again_gives_the_same_and_another_configuration_is_refused(finet
 
 
 def test_a_probe_trains_nothing_but_its_last_layer_and_equals_features_times_weights(build, run, tmp_path):
-    config = dataclasses.replace(settings(build), mode="probe")
+    config = settings(build, "100,probe")
     outcome = finetune_classification(config, tmp_path, run, progress=False, replicates=5)
     probe = open_finetuned(tmp_path)
     assert (outcome.variant, outcome.step) == ("pretrained-probe-100-seed0", 0)
@@ -134,6 +138,30 @@ def test_a_probe_trains_nothing_but_its_last_layer_and_equals_features_times_wei
     assert_allclose(saved.scores[: batch["valid"].sum()], expected[batch["valid"]], rtol=1e-3, atol=1e-3)
     again = evaluate_classification(probe, build, "test", replicates=5)
     assert again.metrics == outcome.metrics or np.isnan(again.metrics["auc/Pneumothorax"].value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Healthy(PlantedSource):
+    """The planted study without edema in its training split."""
+
+    def scan(self):
+        whole = super().scan()
+        train = [dataclasses.replace(row, labels=(row.labels[0], 0.0, row.labels[2])) for row in whole.rows["train"]]
+        return dataclasses.replace(whole, rows={**whole.rows, "train": train})
+
+
+def test_a_finding_of_which_a_probe_saw_one_class_is_na_with_that_reason(run, tmp_path):
+    directory, splits = tmp_path / "data", ("train", "validate", "test")
+    build_records(Healthy(boxes=False, splits=splits), directory, short_side=32, workers=1, progress=False)
+    config = settings(directory, "probe")
+    outcome = finetune_classification(config, tmp_path / "run", run, progress=False, replicates=5)
+    truth = Predictions.load(outcome.predictions(tmp_path / "run")).truth
+    assert {0.0, 1.0} <= set(truth[:, 1])  # both classes of edema are among the test images
+    assert outcome.reasons == {f"auc/{name}": "one class only in train" for name in ("Edema", "Pneumothorax")}
+    assert outcome.options["findings_in_mean"] == 1
+    assert outcome.metrics["mean_auc"].value == outcome.metrics["auc/Pneumonia"].value
+    assert "n/a: one class only in train" in classification_table(outcome)
+    assert all(check.agrees for check in check_results(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,11 @@ def save_phrases(workdir, cnr, *, phrases=(1, 2, 3, 4, 5, 6), **changes):
     return workdir, outcome("grounding", **changes)
 
 
-def save_findings(workdir, scores, truth, **changes):
+def save_findings(workdir, scores, truth, images=None, **changes):
     file = outcome("zero_shot", **changes).predictions(workdir)
-    save_arrays(file, findings=np.asarray(["Edema", "Hernia"]), scores=scores, truth=truth, patient_key=PATIENTS)
+    named = {} if images is None else {"image_key": np.asarray(images, np.uint32)}
+    told = {"findings": np.asarray(["Edema", "Hernia"]), "patient_key": PATIENTS} | named
+    save_arrays(file, scores=scores, truth=truth, **told)
     save_outcome(outcome("zero_shot", **changes), workdir)
     return workdir, outcome("zero_shot", **changes)
 
@@ -178,10 +180,11 @@ def test_dices_are_compared_against_loops_on_every_resample(tmp_path):
         compare(one, save_masks(tmp_path / "b", changed))
 
 
-def save_ranks(workdir, own, pool=(5, 6)):
+def save_ranks(workdir, own, pool=(5, 6), images=None):
     one = outcome("retrieval", variant="")
     sharing = np.asarray([1, 1, 1, 1, 2, 2])
-    Ranks(np.asarray(own), np.ones((6, 2), int), np.asarray(pool), sharing, PATIENTS).save(one.predictions(workdir))
+    ranks = Ranks(np.asarray(own), np.ones((6, 2), int), np.asarray(pool), sharing, PATIENTS, images)
+    ranks.save(one.predictions(workdir))
     save_outcome(one, workdir)
     return workdir, one
 
@@ -203,6 +206,24 @@ def test_recalls_and_median_ranks_are_compared_on_the_same_resamples_and_pool(tm
     assert "image_to_report/recall@5" in text
     with pytest.raises(DataError, match="not of the same pools"):
         compare(one, save_ranks(tmp_path / "b", ranks["b"], pool=(6, 6)))
+
+
+@pytest.mark.parametrize("task", ["findings", "ranks"])
+def test_images_are_paired_by_their_keys_and_files_that_have_none_by_their_order(tmp_path, task):
+    truth = np.asarray([[1, 0], [0, 0], [1, 0], [0, 0], [1, 0], [0, 0]], np.float32)
+    keys = np.arange(6, dtype=np.uint32)
+
+    def save(name, images):
+        if task == "ranks":
+            return save_ranks(tmp_path / name, np.ones((6, 2), int), images=images)
+        return save_findings(tmp_path / name, truth, truth, images=images)
+
+    one, same, old = save("one", keys), save("same", keys), save("old", None)
+    for other in (same, old):
+        assert compare(one, other, replicates=5).samples == 6
+    other = save("other", keys[[1, 0, 2, 3, 4, 5]])  # of the same patient
+    with pytest.raises(DataError, match="not of the same images in the same order"):
+        compare(one, other, replicates=5)
 
 
 def test_the_table_names_both_runs_the_split_and_which_is_higher(tmp_path):

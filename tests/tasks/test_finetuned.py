@@ -114,6 +114,20 @@ def test_what_was_noted_first_stays_and_earlier_folders_get_what_they_lack(build
         prepare_finetuning(run.config.data, run.directory, pretraining, (), findings=("Mass",))
 
 
+def test_a_run_that_was_begun_before_a_key_existed_goes_on_and_a_changed_one_does_not(builds, pretrained, tmp_path):
+    pretraining = pretrained(builds[0])
+    run = prepared(tmp_path, pretraining, builds[1])
+    file = run.directory / ENCODER_FILE
+    older = json.loads(file.read_text())
+    del older["config"]["zero_shot"]["directory"], older["config"]["model"]["attention"]
+    file.write_text(json.dumps(older))
+    prepare_finetuning(run.config.data, run.directory, pretraining, (), findings=("Edema",))
+    older["config"]["model"]["attention"] = "cudnn"
+    file.write_text(json.dumps(older))
+    with pytest.raises(CheckpointError, match="begun with another encoder"):
+        prepare_finetuning(run.config.data, run.directory, pretraining, (), findings=("Edema",))
+
+
 def test_the_folder_is_enough_for_the_split_that_it_was_tested_on(builds, pretrained, tmp_path):
     run = prepared(tmp_path, pretrained(builds[0]), builds[1], leaks=("pretraining and test share 3 images",))
     shutil.rmtree(builds[0])

@@ -57,3 +57,20 @@ def test_the_caveats_of_the_run_and_of_the_build_that_is_evaluated_are_both_told
     found = leak_caveats(run, leaky, "test")
     assert found[0] == "MS-CXR patients were kept in training"
     assert any("overlap" in caveat for caveat in found)
+
+
+def test_what_was_trained_on_nih_is_said_to_be_unchecked_on_sets_made_of_its_images(
+    planted_run, labelled_build, boxes_build, tmp_path
+):
+    builds = {}
+    for name, origin in (("nih_chestxray14", labelled_build), ("rsna_pneumonia", boxes_build)):
+        builds[name] = shutil.copytree(origin, tmp_path / name, ignore=shutil.ignore_patterns(".keys"))
+        values = json.loads((builds[name] / MANIFEST_NAME).read_text())
+        (builds[name] / MANIFEST_NAME).write_text(json.dumps({**values, "name": name}))
+    run = trained_on(planted_run, builds["nih_chestxray14"], "test")
+    found = leak_caveats(run, builds["rsna_pneumonia"], "test", allow_leak=True)
+    assert found[0] == (
+        "not checked: whether it was trained on these patients; images of nih_chestxray14 and of rsna_pneumonia "
+        "come from NIH ChestX-ray14, whose patients may be in both"
+    )
+    assert not any("NIH" in caveat for caveat in leak_caveats(run, boxes_build, "test", allow_leak=True))

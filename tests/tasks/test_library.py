@@ -194,7 +194,7 @@ def export_folder(workdir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer.parity, "has_torch", lambda: False)
         patch.setattr(writer, "make_golden", lambda run: {"inputs.image": np.zeros(1, np.uint8)})
-        writer.export_run(tasks_run.open_run(workdir), folder, decoders=True, mlm_head=True)
+        writer.export_run(tasks_run.open_run(workdir, decoders=True), folder, decoders=True, mlm_head=True)
     return folder
 
 
@@ -214,8 +214,42 @@ def test_an_export_is_loaded_like_its_run_on_one_device_and_on_eight(model, expo
         msfl_jax.load(export_folder, step=3)
 
 
+def test_an_export_knows_what_must_be_said_of_its_run_and_done_to_images(model, workdir, tmp_path, monkeypatch):
+    run = dataclasses.replace(tasks_run.open_run(workdir), caveats=("splits overlap (allowed)",), equalize=True)
+    monkeypatch.setattr(writer.parity, "has_torch", lambda: False)
+    monkeypatch.setattr(writer, "make_golden", lambda run: {"inputs.image": np.zeros(1, np.uint8)})
+    writer.export_run(run, tmp_path / "export")
+    found = msfl_jax.load(tmp_path / "export").run
+    assert (found.caveats, found.equalize) == (run.caveats, True)
+    values = json.loads((tmp_path / "export" / "config.json").read_text())
+    del values["caveats"], values["equalize"]  # as exports of earlier releases
+    (tmp_path / "export" / "config.json").write_text(json.dumps(values))
+    found = msfl_jax.load(tmp_path / "export").run
+    assert (found.caveats, found.equalize) == ((), False)
+
+
+def test_images_are_equalised_where_those_of_training_were(model, workdir, tmp_path):
+    """By what the run has noted of its build, in every form of use; OpenCV does it for the expected values."""
+    own = shutil.copytree(workdir, tmp_path / "own")
+    data = {"name": "nih_chestxray14", "split": "train", "settings": {}, "caveats": [], "equalize": True}
+    (own / "data.json").write_text(json.dumps(data))
+    equalising, dark = msfl_jax.load(own), PICTURES[0] // 5 + 40
+    shown = cv2.equalizeHist(dark)
+    assert_allclose(equalising.embed_image(dark), model.embed_image(shown), **CLOSE)
+    assert np.abs(equalising.embed_image(dark) - model.embed_image(dark)).max() > 1e-3
+    expected = model.ground(shown, "Edema is seen.")
+    assert_allclose(equalising.ground(dark, "Edema is seen."), expected, equal_nan=True, **CLOSE)
+    for name, scores in equalising.zero_shot(dark, PROMPTS).items():
+        assert_allclose(scores, model.zero_shot(shown, PROMPTS)[name], **CLOSE)
+    tables = []
+    for run, image in ((own, dark), (workdir, shown)):
+        (tmp_path / "a.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+        tables.append(ground_report(run, image=tmp_path / "a.png", phrase="Edema is seen.", out=tmp_path / "out.png"))
+    assert tables[0] == tables[1]
+
+
 def test_what_only_reconstruction_needs_is_not_read(model, workdir, tmp_path):
-    whole = tasks_run.open_run(workdir).params
+    whole = tasks_run.open_run(workdir, decoders=True).params
     assert {"pixel_decoder", "vision"} < whole.keys()
     kept = model.run.params
     assert kept.keys() == whole.keys() - {"pixel_decoder"}
@@ -308,9 +342,11 @@ def test_the_examples_of_the_module_run(examples):
 
 def test_the_lines_of_the_readme_run(examples):
     section = (ROOT / "README.md").read_text().split("\n## Use a model\n")[1].split("\n## ")[0]
-    code = next(block for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL) if "msfl_jax.load" in block)
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     names = {}
-    exec(code, names)
+    assert len([line for line in blocks[0].splitlines() if line]) == 3
+    for block in blocks[:2]:
+        exec(block, names)
     assert names["heat"].shape == PICTURES[2].shape
     assert names["scores"]["Pneumothorax"].shape == (2,)
     assert names["embeddings"].shape == (2, 16)

@@ -38,6 +38,19 @@ def test_shipped_sentences_are_spelled_out_once_and_no_sentence_stands_on_both_s
         assert len(set(texts)) == len(texts)
 
 
+@pytest.mark.parametrize("name", LABELS)
+def test_a_data_sets_own_set_says_what_it_is_and_asks_with_every_synonym_on_both_sides(name):
+    values = json.loads(shipped_prompts()[name].read_text())
+    assert values.pop("about").startswith("Written for msfl_jax.")
+    loaded = load_prompts(name)
+    assert loaded.keys() == values.keys()
+    for finding, sides in values.items():
+        assert len(set(sides["synonyms"])) >= 2
+        for word in sides["synonyms"]:
+            for texts in (loaded[finding].positive, loaded[finding].negative):
+                assert any(word in text for text in texts), (finding, word)
+
+
 def test_published_templates_are_those_of_the_reference():
     assert load_prompts("rsna_maco")["Pneumonia"] == Prompts(
         ("There is lung opacity.",),

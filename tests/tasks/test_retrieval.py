@@ -8,8 +8,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from input_pipeline.build import build
 from input_pipeline.errors import DataError, UserError
+from input_pipeline.reading import open_split
 from input_pipeline.sources import Sentences
 from msfl_jax.results.tables import retrieval_table
+from msfl_jax.tasks.predictions import load_arrays, save_arrays
 from msfl_jax.tasks.retrieval import evaluate_retrieval
 from msfl_jax.tasks.retrieval_result import Ranks, describe, summarise
 
@@ -53,6 +55,13 @@ def test_a_model_that_sees_what_reports_say_finds_all_of_them(result):
         assert result.metrics[f"{direction}/recall@1_shuffled"].value < 0.9
 
 
+def test_pairs_are_named_by_the_hashed_keys_of_their_images_and_patients(result, reported_build):
+    records = [record for record in open_split(reported_build, "test") if record.sentences]
+    assert len(records) == result.records
+    for name in ("patient_key", "image_key"):
+        assert_array_equal(getattr(result.ranks, name), [int(getattr(record, name)[:8], 16) for record in records])
+
+
 def test_chance_is_that_of_a_random_order(result):
     pool, pairs = result.ranks.pool, result.records
     assert_allclose(result.metrics["image_to_report/recall@1_chance"].value, 1 / pool[0])
@@ -70,6 +79,13 @@ def test_saved_ranks_give_the_same_numbers(result, reported_build, tmp_path):
     result.ranks.save(tmp_path / "ranks.npz")
     again = summarise(Ranks.load(tmp_path / "ranks.npz"), split="test", step=7, replicates=50)
     assert again.metrics == result.metrics
+    assert_array_equal(again.ranks.image_key, result.ranks.image_key)
+    arrays = load_arrays(tmp_path / "ranks.npz")
+    del arrays["image_key"]  # as versions before saved them
+    save_arrays(tmp_path / "old.npz", **arrays)
+    old = Ranks.load(tmp_path / "old.npz")
+    assert old.image_key is None
+    assert summarise(old, split="test", step=7, replicates=50).metrics == result.metrics
     outcome = describe(again, reported_build, options={"seed": 0, "replicates": 50})
     assert (outcome.name, outcome.reasons) == ("retrieval-planted-test", {})
     np.savez(tmp_path / "other.npz", own=np.zeros((1, 2)))

@@ -89,5 +89,6 @@ def test_two_processes_fine_tune_as_one(pretrained, split_build, tmp_path):
         assert_allclose(found.metrics[name], interval, rtol=1e-5)
     ours, theirs = (Predictions.load(found.predictions(tmp_path / folder)) for folder in ("two", "one"))
     assert_array_equal(ours.patient_key, theirs.patient_key)
+    assert_array_equal(ours.image_key, theirs.image_key)
     assert_allclose(ours.scores, theirs.scores, rtol=1e-5, atol=1e-5)
     assert np.ptp(ours.scores) > 0

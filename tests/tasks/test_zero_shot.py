@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score
 
 from input_pipeline.errors import UserError
+from input_pipeline.reading import open_split
 from msfl_jax.tasks import zero_shot
+from msfl_jax.tasks.predictions import load_arrays, save_arrays
 from msfl_jax.tasks.prompts import Prompts
 from msfl_jax.tasks.zero_shot import (
     Predictions,
@@ -153,6 +155,19 @@ def test_saved_predictions_give_the_same_numbers_as_scikit_learn(planted_run, la
         assert_allclose(numbers.auc[name].value, expected, rtol=1e-12)
         assert numbers.auc[name].low <= expected <= numbers.auc[name].high
     assert_allclose(numbers.mean.value, np.mean([numbers.auc[name].value for name in again.findings[:2]]))
+
+
+def test_saved_predictions_name_every_image_by_its_hashed_key(planted_run, labelled_build, tmp_path):
+    result = evaluate_zero_shot(planted_run, labelled_build, "test", prompts=PROMPTS, batch_size=7, replicates=0)
+    result.predictions.save(tmp_path / "new.npz")
+    records = list(open_split(labelled_build, "test"))
+    assert_array_equal(Predictions.load(tmp_path / "new.npz").image_key, [int(r.image_key[:8], 16) for r in records])
+    arrays = load_arrays(tmp_path / "new.npz")
+    del arrays["image_key"]  # as versions before saved them
+    save_arrays(tmp_path / "old.npz", **arrays)
+    old = Predictions.load(tmp_path / "old.npz")
+    assert old.image_key is None
+    assert summarise(old, rule="cosine", split="test", step=7, replicates=0).mean.value == result.mean.value
 
 
 def test_the_interval_of_the_mean_resamples_the_same_patients_for_all_findings():

@@ -64,6 +64,24 @@ def test_nothing_is_restored_from_an_empty_folder(tmp_path, mesh_of):
         assert checkpoints.restore(like(make_state(mesh_of(1)))) is None
 
 
+def test_a_refused_start_leaves_no_folder_that_was_not_there(tmp_path, mesh_of):
+    def refuse(workdir):
+        with pytest.raises(CheckpointError, match="refused"), Checkpoints(workdir, keep=1):
+            raise CheckpointError("refused")
+
+    refuse(tmp_path / "runs" / "new")
+    assert not (tmp_path / "runs" / "new").exists()
+    (tmp_path / "mine").mkdir()
+    refuse(tmp_path / "mine")
+    assert not list((tmp_path / "mine").iterdir())
+    save_steps(tmp_path / "kept", mesh_of(1), [1])
+    refuse(tmp_path / "kept")
+    assert (tmp_path / "kept" / "checkpoints" / "1").is_dir()
+    with Checkpoints(tmp_path / "empty", keep=1):
+        pass
+    assert (tmp_path / "empty" / "checkpoints").is_dir()
+
+
 def test_donating_a_state_after_saving_it_does_not_change_the_checkpoint(tmp_path, mesh_of):
     state = make_state(mesh_of(8), value=1)
     expected = jax.device_get(state)

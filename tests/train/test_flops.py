@@ -3,12 +3,27 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from msfl_jax import presets
 from msfl_jax.config import PixelDecoderSize, TextSize, from_config_dict
-from msfl_jax.encoders import layers
-from msfl_jax.train.flops import decoder_flops, flops_per_pair, mlm_head_flops, text_flops, vit_flops
+from msfl_jax.config_files import load_config
+from msfl_jax.encoders import SegmentationDecoder, layers
+from msfl_jax.encoders import segmentation_decoders as decoders
+from msfl_jax.segmentation_config import segmentation_config
+from msfl_jax.segmenter import Segmenter
+from msfl_jax.tasks.segmentation import training_flops
+from msfl_jax.train.flops import (
+    decoder_flops,
+    flops_per_pair,
+    light_decoder_flops,
+    mlm_head_flops,
+    text_flops,
+    upernet_flops,
+    vit_flops,
+)
 
 B16 = from_config_dict(presets.pretraining("b16", presets.vit_b16())).model.vision
 MAE_DECODER = PixelDecoderSize(512, 8, 16)
@@ -69,6 +84,47 @@ def test_a_stack_of_blocks_equals_what_xla_counts():
     counted = jax.jit(Stack().apply).lower(params, tokens).compile().cost_analysis()["flops"]
     size = TextSize(vocab_size=0, max_tokens=50, width=256, depth=2, heads=4, mlp_ratio=4.0)
     assert text_flops(size) <= counted <= 1.06 * text_flops(size)
+
+
+def flops_of(jaxpr):
+    """Of all products of matrices and convolutions of a program, those within its parts too, by nothing but their shapes."""
+    total = 0
+    for equation in jaxpr.eqns:
+        shapes = [
+            variable.aval.shape for variable in (*equation.invars, *equation.outvars) if hasattr(variable, "aval")
+        ]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2 * np.prod(shapes[2]) * np.prod([shapes[0][axis] for axis in contracted])
+        elif equation.primitive.name == "conv_general_dilated":
+            outputs = equation.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * np.prod(shapes[2]) * np.prod(np.delete(shapes[1], outputs))
+        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
+            total += flops_of(part.jaxpr) if hasattr(part, "jaxpr") else 0
+    return float(total)
+
+
+@pytest.mark.parametrize("head, formula", [("upernet", upernet_flops), ("linear", light_decoder_flops)])
+@pytest.mark.parametrize("width, grid, channels", [(768, 32, 768), (384, 32, 64), (128, 12, 32)])
+def test_decoders_of_masks_have_the_products_of_the_formula(head, formula, width, grid, channels, monkeypatch):
+    """Of their programs all but resampling is counted."""
+    monkeypatch.setattr(decoders, "enlarge", lambda one, size: jnp.zeros((len(one), *size, one.shape[-1]), one.dtype))
+    monkeypatch.setattr(decoders, "adaptive_pool", lambda one, bins: decoders.enlarge(one, (bins, bins)))
+    decoder = SegmentationDecoder(head, channels)
+    tokens = (jax.ShapeDtypeStruct((1, grid**2, width), "float32"),) * 4
+    params = jax.eval_shape(decoder.init, jax.random.key(0), tokens)
+    assert flops_of(jax.make_jaxpr(decoder.apply)(params, tokens).jaxpr) == formula(width, grid, channels)
+
+
+def test_a_training_image_of_siim_costs_what_the_readme_says():
+    config = load_config("segment_siim", make=segmentation_config)
+    segmenter = Segmenter.create(config, load_config("mimic_vit_b16"))
+    at_512 = dataclasses.replace(B16, image_size=512)
+    flops = training_flops(segmenter)
+    assert flops == 3 * (vit_flops(at_512) + upernet_flops(768, 32, 768))
+    assert flops / 1e12 == pytest.approx(3.6, abs=0.05)
+    light = Segmenter.create(load_config("segment_siim:linear", make=segmentation_config), load_config("mimic_vit_b16"))
+    assert training_flops(light) == 3 * (vit_flops(at_512) + light_decoder_flops(768, 32, 64))
 
 
 def test_each_pass_that_a_configuration_runs_is_counted(changed):

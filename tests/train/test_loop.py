@@ -160,8 +160,11 @@ def test_another_tokenizer_is_refused(run_config, changed, stopped_copy, study, 
 def test_a_run_starts_from_the_parameters_of_another(run_config, changed, uninterrupted, tmp_path):
     expected, workdir = uninterrupted
     config = changed(run_config, train__evaluate_every=1)
+    (tmp_path / "data.json").write_text('{"caveats": []}')  # of a start that was killed before its first checkpoint
     with pytest.raises(RetryError, match="step 2 is saved"):
         pretrain(config, tmp_path, evaluate=stop_at(1), init_from=workdir, progress=False)
+    own, noted = (json.loads((folder / "data.json").read_text()) for folder in (workdir, tmp_path))
+    assert noted == own | {"before": [{key: own[key] for key in ("name", "split", "settings")}]}
     params, _ = restore_parameters(tmp_path, shapes_of(expected.params))
     two_steps = 2.5 * run_config.optimizer.peak_rate
     jax.tree.map(functools.partial(assert_allclose, atol=two_steps), params, jax.device_get(expected.params))
@@ -179,6 +182,8 @@ def test_steps_without_a_finite_loss_end_the_run(run_config, changed, stopped, t
         pretrain(config, tmp_path / "run", init_from=tmp_path / "broken", progress=False)
     assert error.value.exit_code == 5
     assert logged(tmp_path / "run")[2]["skipped"] == 2
+    caveats = json.loads((tmp_path / "run" / "data.json").read_text())["caveats"]
+    assert any("does not say what it was trained on" in caveat for caveat in caveats)
 
 
 def test_a_signal_to_a_run_and_its_loader_worker_ends_the_command_with_75(

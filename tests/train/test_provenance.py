@@ -1,13 +1,14 @@
 """data.json says what a run was trained on, once, without paths; its caveats travel to the runs that start from it."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
 
 from input_pipeline.errors import CheckpointError
 from input_pipeline.manifest import SubsetEntry, read_manifest
-from msfl_jax.train.provenance import DATA_FILE, read_caveats, write_provenance
+from msfl_jax.train.provenance import DATA_FILE, inherit, read_caveats, read_training_data, write_provenance
 
 KEPT, LEAK = "MS-CXR patients were kept in training", "splits overlap (allowed)"
 
@@ -33,7 +34,9 @@ def test_a_run_says_what_it_was_trained_on(manifest, study, tmp_path):
         "split": "train",
         "members": manifest.splits["train"].members,
         "key_check": manifest.key_check,
+        "equalize": False,
         "settings": manifest.settings,
+        "before": [],
         "caveats": [],
     }
     assert found["settings"]["grounding_patients"] == "excluded"
@@ -54,6 +57,45 @@ def test_it_is_written_once(manifest, tmp_path):
     assert read_caveats(tmp_path) == (KEPT,)
 
 
+def test_a_start_that_came_to_nothing_leaves_nothing_behind(manifest, tmp_path):
+    """Killed before its first checkpoint, and started again from something else."""
+    write_provenance(with_settings(manifest, grounding_patients="kept"), "train", tmp_path, fresh=True)
+    write_provenance(manifest, "train", tmp_path, inherited=("started from imported weights",), fresh=True)
+    assert read_caveats(tmp_path) == ("started from imported weights",)
+
+
+def test_whether_images_were_equalised_is_noted(manifest, tmp_path):
+    write_provenance(dataclasses.replace(manifest, equalize=True), "train", tmp_path)
+    assert read_training_data(tmp_path).equalize
+    older = {key: value for key, value in written(tmp_path).items() if key not in ("equalize", "before")}
+    (tmp_path / DATA_FILE).write_text(json.dumps(older))
+    data = read_training_data(tmp_path)
+    assert (data.equalize, data.before) == (False, ())
+
+
+def test_a_run_says_what_those_before_it_were_trained_on(manifest, tmp_path):
+    """A parent on other images, a child of that, and one that saw the very images of the child."""
+    other = dataclasses.replace(manifest, name="chexpert", settings={}, key_check="00")
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    for folder in folders:
+        folder.mkdir()
+    write_provenance(other, "train", folders[0])
+    caveat = "started from a run trained on chexpert, split train; not checked: whether it saw these patients"
+    for parent, folder in itertools.pairwise(folders):
+        inherited = inherit(parent, manifest, "train")
+        assert inherited.caveats == (caveat,)
+        write_provenance(manifest, "train", folder, inherited=inherited.caveats, before=inherited.before)
+    entries = [{"name": one.name, "split": "train", "settings": one.settings} for one in (manifest, other)]
+    assert written(folders[2])["before"] == entries
+    assert written(folders[1])["before"] == entries[1:]
+
+
+def test_a_parent_that_says_nothing_is_said_to(manifest, tmp_path):
+    (caveat,), before = inherit(tmp_path, manifest, "train")
+    assert "does not say what it was trained on; not checked" in caveat
+    assert before == ()
+
+
 def test_caveats_are_those_of_the_data_and_of_the_first_run(manifest, tmp_path):
     assert with_settings(manifest, grounding_patients="kept", allow_leak=True).caveats == (KEPT, LEAK)
     assert with_settings(manifest, grounding_patients="excluded", allow_leak=False).caveats == ()
@@ -63,7 +105,14 @@ def test_caveats_are_those_of_the_data_and_of_the_first_run(manifest, tmp_path):
 
 def test_a_run_without_the_file_has_no_caveats_and_a_damaged_file_is_refused(tmp_path):
     assert read_caveats(tmp_path) == ()
-    for content in ("", "{}", "[]", '{"caveats": 3}'):
+    for content in (
+        "",
+        "{}",
+        "[]",
+        '{"caveats": 3}',
+        '{"caveats": [], "before": 3}',
+        '{"caveats": [], "before": ["x"]}',
+    ):
         (tmp_path / DATA_FILE).write_text(content)
         with pytest.raises(CheckpointError, match="damaged"):
             read_caveats(tmp_path)

@@ -5,27 +5,16 @@ import json
 import math
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
 from msfl_jax.train import telemetry
 from msfl_jax.train.telemetry import Clock, Progress, Telemetry, rewind, throughput
 
+from ..event_files import events, scalars
+
 
 def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def events(workdir):
-    """What is in the event files; a record is length (8 bytes), checksum (4), event, checksum (4)."""
-    found = []
-    for file in sorted((workdir / "tensorboard").iterdir()):
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            length = int.from_bytes(data[at : at + 8], "little")
-            found.append(Event.FromString(data[at + 12 : at + 12 + length]))
-            at += 16 + length
-    return found
 
 
 def test_a_log_step_is_one_json_object_and_one_scalar_per_name(tmp_path):
@@ -34,10 +23,7 @@ def test_a_log_step_is_one_json_object_and_one_scalar_per_name(tmp_path):
     logs.write(20, {"loss/total": 1.25})
     logs.close()
     assert rows(tmp_path) == [{"step": 10, "loss/total": 1.5, "accuracy": None}, {"step": 20, "loss/total": 1.25}]
-    scalars = [
-        (event.step, value.tag, value.simple_value) for event in events(tmp_path) for value in event.summary.value
-    ]
-    assert scalars == [(10, "loss/total", 1.5), (20, "loss/total", 1.25)]
+    assert scalars(tmp_path) == [(10, "loss/total", 1.5), (20, "loss/total", 1.25)]
 
 
 def test_a_resumed_log_has_no_step_twice_and_no_damaged_line(tmp_path):

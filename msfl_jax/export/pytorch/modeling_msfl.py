@@ -6,9 +6,8 @@ In the folder of an export, or with that folder on sys.path:
     model = Msfl.load()
     heat = model.ground(image, ["opacity in the left lower lobe"])
 
-Images are uint8 arrays or tensors of grey levels, [H, W] or [B, H, W] of any size, or a list of such; none is flipped. A text is one
-sentence, or a list of the sentences of a report. B images, N texts, P regions row by row, S sentences, D and E the widths of global and
-local embeddings.
+Images are uint8 arrays or tensors of grey levels, [H, W] or [B, H, W] of any size, or a list of such; none is flipped. A text is one sentence, or a
+list of those of a report. B images, N texts, P regions row by row, S sentences, D and E the widths of global and local embeddings.
 
 Parameters are named by the paths of the JAX model, as `vision.blocks.0.attn.query.weight`. All is computed in float32.
 """
@@ -25,6 +24,7 @@ from processing_msfl import (
     Text,
     Words,
     enlarge,
+    equalized,
     local_similarity,
     score,
     shifted,
@@ -177,6 +177,7 @@ class Msfl(nn.Module):
         self.config = config = settings.config
         model = config.model
         self.aligns_locally = config.objective.lambda_local > 0  # else regions and sentences are as initialised
+        self.equalizes = getattr(settings, "equalize", False)  # the images that it was trained on were
         self.folder = Path(__file__).parent
         self.words: Words | None = None
         self.vision = VisionEncoder(model.vision, config.regions)
@@ -292,13 +293,15 @@ class Msfl(nn.Module):
         return max(math.exp(-self.temperature["log_scale"].item()), MIN_TEMPERATURE)
 
     def views(self, images: Any) -> Tensor:
-        """Images as the model sees them: uint8 [B, size, size]; images of that size are left as they are."""
+        """Images as the model sees them: uint8 [B, size, size]; of that size they are cut no more."""
         if isinstance(images, list | tuple):
             return torch.cat([self.views(image) for image in images])
         images, size = torch.as_tensor(images), self.config.model.vision.image_size
         if images.dtype != torch.uint8 or images.ndim not in (2, 3):
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 [H, W] or [B, H, W]")
         images = images if images.ndim == 3 else images[None]
+        if self.equalizes and len(images):
+            images = torch.stack([equalized(image) for image in images])
         return square_views(images, size, self.config.data.fit).to(self._device)
 
     def tokenize(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:

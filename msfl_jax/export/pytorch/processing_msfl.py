@@ -10,6 +10,14 @@ from torch.nn import functional
 
 _RESERVED = re.compile(r"\[(?:PAD|UNK|CLS|SEP|MASK)\]")  # spelled out in a text they are no special tokens
 _UNDERSCORES = re.compile(r"_{2,}")  # what de-identification left
+# What may end a sentence within a text, or begin an item of a list: more than does, so that no second sentence passes for a part of the first.
+_SECOND = re.compile(
+    r"""[.?!]["')\]\u201d\u2019]*(?:\s+\S|[A-Z][a-z]|\d{1,2}[.)]\s)  # a stop, and something behind it
+    |\n\s*\S                                                     # another line
+    |(?<!\S)(?:\(?\d{1,2}[.)](?=\s|[A-Z])|[-*\u2022]\s)         # a number or a bullet""",
+    re.VERBOSE,
+)
+_WORD = re.compile(r"\w")
 
 Text = str | Sequence[str]
 
@@ -28,7 +36,7 @@ class Words:
         """Token ids [N, T] and the sentence of each token [N, T]: 1 to S, 0 for special tokens and padding."""
         if isinstance(texts, str):
             raise ValueError("found one string; expected a list of texts")
-        rows = [self._assemble([text] if isinstance(text, str) else text) for text in texts]
+        rows = [self._assemble(one_sentence(text) if isinstance(text, str) else text) for text in texts]
         return torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows])
 
     def _assemble(self, sentences: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -54,6 +62,20 @@ class Words:
         clean = " ".join(_UNDERSCORES.sub("[DEID]", sentence).split())
         clean = _RESERVED.sub(lambda match: match[0].lower(), clean)
         return self.backend.encode(clean, add_special_tokens=False).ids
+
+
+def one_sentence(text: str) -> list[str]:
+    """The text as a list of one sentence, or of none where it has no word.
+
+    Raises:
+      ValueError: it may be several. The library splits texts by rules for radiology reports, which stay there; here the caller says what the
+        sentences are, also that "approx. 3 cm" is one: ["approx. 3 cm"].
+    """
+    if _SECOND.search(text.lstrip()):
+        raise ValueError(
+            "a text may hold several sentences; give each text as the list of its sentences: [['First.', 'Second.']]"
+        )
+    return [text] if _WORD.search(text) else []
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -93,6 +115,18 @@ def shifted(views: Tensor, down: int, right: int) -> Tensor:
         for side, step in zip(views.shape[1:], (down, right), strict=True)
     )
     return views[:, rows][:, :, columns]
+
+
+def equalized(image: Tensor) -> Tensor:
+    """Grey levels uint8 [H, W] spread so that each share of the range holds as many pixels, to the last level as OpenCV does it."""
+    counts = torch.bincount(image.flatten().long().cpu(), minlength=256)
+    darkest = int(counts.nonzero()[0])
+    others = image.numel() - int(counts[darkest])
+    if not others:
+        return image
+    scale = torch.tensor(255.0) / others
+    table = ((counts.cumsum(0) - counts[darkest]) * scale).round().clamp(0, 255).to(torch.uint8)
+    return table.to(image.device)[image.long()]
 
 
 def square_views(images: Tensor, size: int, fit: str) -> Tensor:

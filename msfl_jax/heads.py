@@ -23,7 +23,7 @@ def pooler(width: int) -> nn.Dense:
     return nn.Dense(width, dtype=jnp.float32, kernel_init=initializers.normal)
 
 
-def region_norm() -> nn.LayerNorm:
+def region_norm() -> nn.Module:
     """The norm of tokens that are taken before the encoder's own final norm."""
     return layer_norm("vit", "float32")
 

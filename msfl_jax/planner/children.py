@@ -43,6 +43,7 @@ def environment(platform: Platform, given: Mapping[str, str]) -> dict[str, str]:
     """
     kept = {name: value for name, value in given.items() if not name.startswith(("TPU_WORKER", "MEGASCALE"))}
     kept |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    kept |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # it only compiles: a run beside it keeps its TPUs
     # The package of this process, wherever it was started.
     kept["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [given.get("PYTHONPATH", "")])])
     if platform == "gpu":

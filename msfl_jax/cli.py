@@ -25,6 +25,7 @@ from msfl_jax.cli_options import (
     Split,
     say,
 )
+from msfl_jax.cli_plan import plan
 from msfl_jax.parallel.clusters import lead_before_start, refuse_several
 from msfl_jax.parallel.xla_flags import PRESETS, use_preset
 
@@ -33,6 +34,7 @@ evaluate = typer.Typer(no_args_is_help=True, help="Evaluate a run directory.")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="eval")
 app.add_typer(finetune, name="finetune")
+app.command(context_settings=OVERRIDES)(plan)
 
 
 def main() -> None:

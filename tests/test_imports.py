@@ -21,6 +21,7 @@ ALLOWED = {
     "config_init": set(),
     "config_files": {"config", "config_build"},
     "presets": set(),
+    "chips": set(),
     "vectors": set(),
     "encoders": {"vectors"},
     "losses": {"vectors"},
@@ -34,6 +35,7 @@ ALLOWED = {
     "parallel": {"config", "losses", "vectors"},
     "export": {"classifier", "config", "config_init", "encoders", "heads", "metrics", "model", "tasks", "train"},
     "train": {
+        "chips",
         *("config", "config_init", "encoders", "finetune_config", "gradient_cache", "model", "objective", "parallel"),
     },
     "tasks": {
@@ -51,6 +53,7 @@ ALLOWED = {
         ),
         *("segmentation_config", "segmenter"),
     },
+    "planner": {"chips", "config", "config_build", "model", "parallel", "train"},
     "results": {
         *("config", "config_build", "config_init", "finetune_config", "metrics", "segmentation_config", "segmenter"),
         "tasks",
@@ -69,15 +72,17 @@ ALLOWED = {
             "tasks",
             "metrics",
         ),
-        *("results", "segmentation_config"),
+        *("chips", "planner", "results", "segmentation_config"),
     },
     "cli_options": set(),
     "cli_data": {"cli_options", "parallel"},
+    "cli_plan": {"cli_options", "commands", "config_files", "parallel"},
     "cli_finetune": {"cli_options", "commands", "config_files", "finetune_config"},
     "cli": {
         "cli_data",
         "cli_finetune",
         "cli_options",
+        "cli_plan",
         "commands",
         "config",
         "config_files",

@@ -22,7 +22,6 @@ from input_pipeline.tokenizer import ReportTokenizer
 from msfl_jax.config import Config, config_hash, to_dict
 from msfl_jax.config_init import with_defaults
 from msfl_jax.model import Model, SpecialTokens
-from msfl_jax.objective import Weights
 from msfl_jax.parallel import distributed
 from msfl_jax.parallel.mesh import check_batch_size, make_mesh
 from msfl_jax.train.checkpoint import Checkpoints, restore_parameters
@@ -33,7 +32,7 @@ from msfl_jax.train.preemption import Preemption
 from msfl_jax.train.provenance import Inherited, inherit, write_provenance
 from msfl_jax.train.recorder import Recorder
 from msfl_jax.train.state import TrainState, abstract_state, create_state, place_imported
-from msfl_jax.train.step import jit_train_step
+from msfl_jax.train.step import jit_step_of
 
 CONFIG_FILE = "config.json"
 TOKENIZER_DIRECTORY = "tokenizer"
@@ -157,16 +156,7 @@ def _train(
     run: _Run, state: TrainState, start: int, recorder: Recorder, checkpoints: Checkpoints, preemption: Preemption
 ) -> TrainState:
     """All steps after `start`: update, read and evaluate where due, save where due, stop where asked to."""
-    weights, seed = Weights.create(run.config), run.config.seed
-    update = jit_train_step(
-        state,
-        run.mesh,
-        model=run.model,
-        weights=weights,
-        optimizer=run.optimizer,
-        seed=seed,
-        microbatches=run.config.train.microbatches,
-    )
+    update = jit_step_of(run.config, state, run.mesh, model=run.model, optimizer=run.optimizer)
     evaluate_owed(run.evaluate, run.best_metric, state, start, recorder, checkpoints)
     with contextlib.closing(_rows(run, start)) as rows:
         batches = distributed.device_batches(rows, run.mesh)

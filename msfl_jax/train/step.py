@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from msfl_jax import encoders, gradient_cache, objective
+from msfl_jax.config import Config
 from msfl_jax.model import Keys, Model
 from msfl_jax.objective import Batch, Tally, Weights
 from msfl_jax.parallel.mesh import BATCH_AXES, batch_sharding, devices_along, replicated
@@ -173,6 +174,29 @@ def jit_train_step(
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def jit_step_of(
+    config: Config, state: TrainState, mesh: Mesh, *, model: Model, optimizer: optax.GradientTransformation
+):
+    """`jit_train_step` with what else a configuration says: weights, seed and microbatches."""
+    weights, microbatches = Weights.create(config), config.train.microbatches
+    parts: dict[str, Any] = {"weights": weights, "seed": config.seed, "microbatches": microbatches}
+    return jit_train_step(state, mesh, model=model, optimizer=optimizer, **parts)
+
+
+def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a global batch as the loader makes it, to compile a step without data."""
+    batch, vision = config.data.batch_size, config.model.vision
+    side, tokens = vision.image_size * config.image.target_scale, config.model.text.max_tokens
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": ((batch, side, side, 1), jnp.uint8),
+        "token_ids": ((batch, tokens), jnp.int32),
+        "sentence_ids": ((batch, tokens), jnp.int32),
+        "study_key": ((batch,), jnp.uint32),
+    }
+    placed = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(*shape, sharding=placed) for name, shape in shapes.items()}
 
 
 @functools.cache

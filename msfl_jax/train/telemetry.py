@@ -19,28 +19,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
+from msfl_jax.chips import peak_of
+
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIRECTORY = "tensorboard"
 PARAMETERS_FILE = "parameters.txt"
-
-# Dense bfloat16 peak of one device in TFLOP/s, by the beginning of `jax.Device.device_kind`; from the vendors' data sheets, without sparsity.
-PEAK_TFLOPS = {
-    "NVIDIA B200": 2250.0,
-    "NVIDIA H200": 989.0,
-    "NVIDIA H100 PCIe": 756.0,
-    "NVIDIA H100": 989.0,
-    "NVIDIA GH200": 989.0,
-    "NVIDIA A100": 312.0,
-    "NVIDIA L40S": 362.0,
-    "NVIDIA L4": 121.0,
-    "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5p": 459.0,
-    "TPU v5": 459.0,
-    "TPU v4": 275.0,
-}
 
 log = logging.getLogger(__name__)
 
@@ -178,8 +161,8 @@ def throughput(rate: float, flops: float, devices: int, device_kind: str) -> dic
         return {"studies_per_second": rate}
     tflops = rate * flops / devices / 1e12
     values = {"studies_per_second": rate, "tflops_per_device": tflops}
-    peak = next((value for kind, value in PEAK_TFLOPS.items() if device_kind.startswith(kind)), None)
-    return values if peak is None else values | {"mfu": tflops / peak, "peak_tflops": peak}
+    peak = peak_of(device_kind)
+    return values if peak is None else values | {"mfu": tflops * 1e12 / peak, "peak_tflops": peak / 1e12}
 
 
 def write_parameter_overview(params: Any, workdir: Path) -> int:

@@ -1,5 +1,6 @@
 """The step on several meshes, and with gradients that are no numbers."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -9,15 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 from numpy.testing import assert_allclose
 
+from input_pipeline.loader import train_batches
 from msfl_jax.model import Model
 from msfl_jax.objective import Weights
 from msfl_jax.parallel.distributed import global_batch
 from msfl_jax.parallel.sharding import path_name
+from msfl_jax.train.loop import training_spec
 from msfl_jax.train.optimizer import make_optimizer, updates_taken
 from msfl_jax.train.state import abstract_state, create_state
-from msfl_jax.train.step import jit_train_step, merge, readable, useful_tokens
+from msfl_jax.train.step import abstract_batch, jit_train_step, merge, readable, useful_tokens
 
 MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
 THRESHOLD = 64  # so that even this model is sharded
@@ -224,3 +228,15 @@ def test_a_batch_without_a_finite_loss_is_skipped_and_counted(parts, mesh_of, ra
     assert metrics["skipped_in_a_row"] == 2
     assert metrics["loss/total"] == readable(third)["loss/total"], "a skipped step counts nothing"
     assert np.isfinite(list(metrics.values())).all()
+
+
+def test_an_abstract_batch_is_what_the_loader_makes(run_config, mesh_of):
+    spec, size = training_spec(run_config), run_config.data.batch_size
+    rows = train_batches(run_config.data.directory, spec, batch_size=size, seed=0, split="train")
+    with contextlib.closing(rows):
+        batch = next(rows)
+    expected = abstract_batch(run_config, mesh_of(8))
+    assert {name: (array.shape, array.dtype) for name, array in batch.items()} == {
+        name: (shape.shape, shape.dtype) for name, shape in expected.items()
+    }
+    assert all(shape.sharding.spec == PartitionSpec(("data", "fsdp")) for shape in expected.values())

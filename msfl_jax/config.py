@@ -29,7 +29,8 @@ NOT_HASHED = (
     "grounding.directory",
     "zero_shot.in_loop",
 )
-NOT_HASHED += ("retrieval", "probe", "train.microbatches", "objective.local_alignment.exchange", "model.attention")
+NOT_HASHED += ("retrieval", "probe", "train.microbatches", "model.attention")
+NOT_HASHED += ("objective.local_alignment.exchange", "objective.local_alignment.kernel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ class LocalAlignmentConfig:
     """Options of eq. 2-3; `block` 0 lets the loss choose how many reports it scores at once.
 
     `negatives` is "global", all reports of the global batch, or "group(N)", those of N consecutive rows of it. `exchange` is how sentences reach
-    other devices, which changes nothing that is computed.
+    other devices, and `kernel` what computes the scores, "pallas" on TPUs only; neither changes what is computed.
     """
 
     attention: Literal["gloria", "regions"]
@@ -153,6 +154,7 @@ class LocalAlignmentConfig:
     block: int
     negatives: str
     exchange: Literal["gather", "ring"] = "gather"
+    kernel: Literal["xla", "pallas"] = "xla"
 
     @property
     def group(self) -> int | None:

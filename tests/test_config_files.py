@@ -78,9 +78,10 @@ def test_how_the_same_numbers_are_computed_does_not_make_another_experiment():
     for name, expected in (("demo", "fa51e783bb421479"), ("mimic_vit_b16:global,local", "70a6a5410a256664")):
         values = to_dict(load_config(name))
         del values["train"]["microbatches"], values["model"]["attention"]
-        del values["objective"]["local_alignment"]["exchange"]
+        del values["objective"]["local_alignment"]["exchange"], values["objective"]["local_alignment"]["kernel"]
         assert config_hash(from_config_dict(values)) == expected
-    words = ("train.microbatches=4", "objective.local_alignment.exchange=ring")
+    local = "objective.local_alignment"
+    words = ("train.microbatches=4", f"{local}.exchange=ring", f"{local}.kernel=pallas")
     assert config_hash(load_config("demo", [f"--config.{word}" for word in words])) == "fa51e783bb421479"
     negatives = "--config.objective.local_alignment.negatives=group(8)"
     assert config_hash(load_config("demo", [negatives])) != "fa51e783bb421479"

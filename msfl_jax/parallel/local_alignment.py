@@ -6,6 +6,7 @@ rows alone, and columns by a maximum and a sum over devices.
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from input_pipeline.errors import UserError
 from msfl_jax import losses
+from msfl_jax.config import Config
 from msfl_jax.parallel.collectives import Devices, Scores, gathered_scores, ring_scores
 from msfl_jax.parallel.mesh import AXES, BATCH_AXES
 
@@ -61,7 +64,7 @@ def local_alignment(
     group = batch if group is None else group
     if group < 1 or batch % group:
         raise ValueError(f"groups of {group} negatives; expected a divisor of the batch size {batch}")
-    axes, devices = _row_axes(batch, group)
+    axes, devices = _row_axes(batch, group, jax.sharding.get_abstract_mesh().shape)
     if same_study is None:
         same_study = jnp.zeros((batch, batch), bool)
     rows = _Rows(regions, sentences, sentence_mask, _own_columns(same_study, group))
@@ -82,9 +85,47 @@ def local_alignment(
     return jax.shard_map(over_devices, in_specs=by_row, out_specs=PartitionSpec(), check_vma=False)(rows) / batch
 
 
-def _row_axes(batch: int, group: int) -> tuple[tuple[str, ...], int]:
-    """The mesh axes that rows are laid over, and the devices along them: all axes, or those of the batch, where rows and groups fit."""
-    sizes = jax.sharding.get_abstract_mesh().shape
+def check_kernel(config: Config, sizes: Mapping[str, int], platform: str) -> None:
+    """Refuses the TPU kernel of local alignment where it cannot run, before anything is computed.
+
+    Args:
+      config: of a run.
+      sizes: of the mesh, by axis.
+      platform: of its devices, as JAX calls it.
+
+    Raises:
+      UserError: the devices are no TPUs, a group lies on parts of several, or a tile does not fit into their fast memory.
+    """
+    objective = config.objective
+    if objective.local_alignment.kernel == "pallas" and objective.lambda_local:
+        fault = _misfit(config, sizes, platform)
+        if fault:
+            raise UserError(f"config: 'objective.local_alignment.kernel' is 'pallas'; expected 'xla': {fault}")
+
+
+def _misfit(config: Config, sizes: Mapping[str, int], platform: str) -> str:
+    """Why the TPU kernel cannot run, or nothing."""
+    from msfl_jax.losses.local_pallas import Tiles  # see `losses.local_scores`
+
+    local, batch, width = config.objective.local_alignment, config.data.batch_size, config.model.region_width
+    if platform != "tpu":
+        return f"the kernel is for TPUs, and the devices here are of kind {platform}"
+    if math.prod(sizes.values()) > 1 and _row_axes(batch, local.group or batch, sizes)[1] == 1:
+        return f"neither has a device whole groups of {local.group} rows nor a group whole devices"
+    units = config.text.max_sentences + local.include_cls
+    try:
+        Tiles.of(
+            (batch, config.model.vision.grid**2, width),
+            (batch, units, width),
+            jnp.dtype(config.model.compute_dtype).itemsize,
+        )
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _row_axes(batch: int, group: int, sizes: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+    """The axes that rows are laid over on a mesh of these sizes, and the devices along them: all or those of the batch, where rows and groups fit."""
     for axes in (AXES, BATCH_AXES):
         devices = math.prod(sizes.get(axis, 1) for axis in axes)
         rows, left = divmod(batch, devices)

@@ -24,6 +24,7 @@ from msfl_jax.config_init import with_defaults
 from msfl_jax.model import Model, SpecialTokens
 from msfl_jax.objective import Weights
 from msfl_jax.parallel import distributed
+from msfl_jax.parallel.local_alignment import check_kernel
 from msfl_jax.parallel.mesh import check_batch_size, make_mesh
 from msfl_jax.train.checkpoint import Checkpoints, restore_parameters
 from msfl_jax.train.due import Due
@@ -50,7 +51,8 @@ MAY_CHANGE = (
         "train.evaluate_every",
         "train.max_skipped_steps",
     ),
-    *("train.microbatches", "objective.local_alignment.exchange", "model.attention"),
+    *("train.microbatches", "model.attention"),
+    *("objective.local_alignment.exchange", "objective.local_alignment.kernel"),
 )
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
@@ -136,6 +138,7 @@ class _Run:
     def create(cls, config: Config, workdir: Path, evaluate: Evaluate | None, best_metric: str) -> "_Run":
         mesh = make_mesh(config.mesh)
         check_batch_size(config.data.batch_size, mesh, microbatches=config.train.microbatches)
+        check_kernel(config, mesh.shape, mesh.devices.flat[0].platform)
         tokenizer = ReportTokenizer.load(Path(config.data.tokenizer))
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer_hash=tokenizer.hash))
         return cls(

@@ -31,8 +31,8 @@ NOT_HASHED = (
     "zero_shot.directory",
 )
 NOT_HASHED += ("retrieval", "probe", "train.microbatches", "model.attention", "mesh.shard_moments")
-NOT_HASHED += ("text.length_buckets",)
-NOT_HASHED += ("objective.global_alignment.exchange", "objective.local_alignment.exchange")
+NOT_HASHED += ("text.length_buckets", "objective.global_alignment.exchange")
+NOT_HASHED += ("objective.local_alignment.exchange", "objective.local_alignment.kernel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ class LocalAlignmentConfig:
     """Options of eq. 2-3; `block` 0 lets the loss choose how many reports it scores at once.
 
     `negatives` is "global", all reports of the global batch, or "group(N)", those of N consecutive rows of it. `exchange` is how sentences reach
-    other devices, which changes nothing that is computed.
+    other devices, and `kernel` what computes the scores, "pallas" on TPUs only; neither changes what is computed.
     """
 
     attention: Literal["gloria", "regions"]
@@ -168,6 +168,7 @@ class LocalAlignmentConfig:
     block: int
     negatives: str
     exchange: Literal["gather", "ring"] = "gather"
+    kernel: Literal["xla", "pallas"] = "xla"
 
     @property
     def group(self) -> int | None:

@@ -156,6 +156,7 @@ def _local(
         same_study=same_study,
         group=options.group,
         exchange=options.exchange,
+        kernel=options.kernel,
     )
     metrics["loss/local_alignment"] = per_batch(loss)
     return loss

@@ -244,6 +244,7 @@ def _objective() -> ConfigDict:
     objective.local_alignment.block = 0  # (ours) reports scored at once; 0 chooses
     objective.local_alignment.negatives = "global"  # (ours) the reports of the global batch; "group(N)" those of N rows
     objective.local_alignment.exchange = "gather"  # (ours) sentences of all devices at once; "ring" holds one device's
+    objective.local_alignment.kernel = "xla"  # (ours) "pallas" computes the scores in kernels of our own, on TPUs
     objective.instance_matching = ConfigDict()
     objective.instance_matching.fusion = "sum"  # (paper) "summarizing the features of the two modalities"
     objective.instance_matching.activation = (

@@ -43,7 +43,7 @@ class Tiling:
         at_once = max(1, SCORES_AT_ONCE // max(1, patches * count * several))
         if several == reports and not whole:
             at_once = min(at_once, -(-images // 2))
-        return cls(_evened(images, at_once), _evened(reports, several))
+        return cls(evened(images, at_once), evened(reports, several))
 
 
 def uses_gram(patches: int, width: int) -> bool:
@@ -60,7 +60,7 @@ def blockwise_scores(
     sentence_mask: Bool[Array, "B S"],
 ) -> Float[Array, "A B"]:
     """`local_tile.tile_scores` of all images with all reports; regions and sentences have one dtype, padded sentences are zero vectors."""
-    grouped = _reports(sentences, sentence_mask, tiling.reports)
+    grouped = sentence_by_sentence(sentences, sentence_mask, tiling.reports)
 
     def with_all_reports(images: Float[Array, "a P E"]) -> Float[Array, "m a r"]:
         gram = gram_of(images, form)
@@ -79,7 +79,7 @@ def blockwise_gradients(
     cotangent: Float[Array, "A B"],
 ) -> tuple[Float[Array, "A P E"], Float[Array, "B S E"]]:
     """The gradients of `sum(cotangent * blockwise_scores(...))` by regions and by sentences, at least float32."""
-    grouped = _reports(sentences, sentence_mask, tiling.reports)
+    grouped = sentence_by_sentence(sentences, sentence_mask, tiling.reports)
     dtype = cotangent.dtype
 
     def with_all_reports(d_sentences, tile):
@@ -117,7 +117,7 @@ def _backward(form: Form, tiling: Tiling, inputs: Any, cotangent: Array) -> tupl
 blockwise_scores.defvjp(_forward, _backward)
 
 
-def _evened(count: int, most: int) -> int:
+def evened(count: int, most: int) -> int:
     """The size of blocks of at most `most` that differ least."""
     return -(-count // -(-count // most)) if count else 1
 
@@ -128,7 +128,7 @@ def _split(rows: Shaped[Array, "N ..."], size: int) -> Shaped[Array, "n size ...
     return jnp.pad(rows, padding).reshape(-1, size, *rows.shape[1:])
 
 
-def _reports(sentences: Float[Array, "B S E"], mask: Bool[Array, "B S"], size: int) -> Reports:
+def sentence_by_sentence(sentences: Float[Array, "B S E"], mask: Bool[Array, "B S"], size: int) -> Reports:
     """Blocks of `size` reports, sentence by sentence: [m, S, size, E] and [m, S, size]."""
     return Reports(jnp.swapaxes(_split(sentences, size), 1, 2), jnp.swapaxes(_split(mask, size), 1, 2))
 

@@ -19,9 +19,9 @@ Attention = Literal["gloria", "regions"]
 Aggregate = Literal["sum", "mean"]
 
 # GLoRIA's clamp of |c| |t|.
-_SMALLEST_NORM = 1e-8
+SMALLEST_NORM = 1e-8
 # Weights reach down to exp(-2 region_scale); beyond this they could vanish in all regions, and a maximum is taken out first.
-_BOUNDED_SCALE = 20.0
+BOUNDED_SCALE = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,7 @@ def tile_scores(
 ) -> Float[Array, "A R"]:
     """Z of all images of the tile with all its reports; 0 for a report without sentences."""
     logits = _match(regions, gram, reports, form).logits
-    scores = jax.nn.logsumexp(logits, axis=1)
-    if form.aggregate == "mean":
-        scores = scores - jnp.log(_scored(reports.mask).sum(axis=0)).astype(scores.dtype)
-    return jnp.where(reports.mask.any(axis=0), scores, 0)
+    return of_reports(jax.nn.logsumexp(logits, axis=1), reports.mask, form)
 
 
 def tile_gradients(
@@ -116,7 +113,7 @@ def tile_gradients(
         d_attended = matched.among_sentences * (d_attended - mean)
     d_similarity = d_product[:, None] * matched.weights + d_attended
     d_sentences = _product("apsr,ape->sre", d_similarity, regions, like=regions)
-    d_sentences += _through_length(jnp.sum(d_cosine * matched.cosine, axis=0), reports.sentences)
+    d_sentences += through_length(jnp.sum(d_cosine * matched.cosine, axis=0), reports.sentences)
     d_regions += _product("apsr,sre->ape", d_similarity, reports.sentences, like=regions)
     return Gradients(d_regions, d_gram, d_sentences)
 
@@ -130,13 +127,13 @@ def _match(
     regions: Float[Array, "A P E"], gram: Float[Array, "A P P"] | None, reports: Reports, form: Form
 ) -> _Matched:
     """Each sentence with its attended context in each image: similarities, weights, lengths, cosines."""
-    scored = _scored(reports.mask)
+    real = scored(reports.mask)
     similarity = _product("ape,sre->apsr", regions, reports.sentences, like=regions)
     among_sentences = None
     if form.attention == "gloria":
-        among_sentences = jax.nn.softmax(jnp.where(scored, similarity, -jnp.inf), axis=2)
+        among_sentences = jax.nn.softmax(jnp.where(real, similarity, -jnp.inf), axis=2)
     attended = similarity if among_sentences is None else among_sentences
-    highest = 1 if form.region_scale <= _BOUNDED_SCALE else attended.max(axis=1, keepdims=True)
+    highest = 1 if form.region_scale <= BOUNDED_SCALE else attended.max(axis=1, keepdims=True)
     weights = jnp.exp(form.region_scale * (attended - highest))
 
     if gram is None:
@@ -146,26 +143,34 @@ def _match(
         response = _product("apq,aqsr->apsr", gram, weights, like=regions)
         squared = jnp.sum(weights * response, axis=1)
     product, total = jnp.sum(weights * similarity, axis=1), jnp.sum(weights, axis=1)
-    lengths = safe_sqrt(squared) * _lengths(reports.sentences)
-    clamped = lengths < _SMALLEST_NORM * total
-    inverse_length = 1 / jnp.where(clamped, _SMALLEST_NORM * total, lengths)
+    both_lengths = safe_sqrt(squared) * lengths(reports.sentences)
+    clamped = both_lengths < SMALLEST_NORM * total
+    inverse_length = 1 / jnp.where(clamped, SMALLEST_NORM * total, both_lengths)
     cosine = product * inverse_length
-    logits = jnp.where(scored, form.sentence_scale * jnp.clip(cosine, -1, 1), -jnp.inf)
+    logits = jnp.where(real, form.sentence_scale * jnp.clip(cosine, -1, 1), -jnp.inf)
     return _Matched(similarity, among_sentences, weights, response, squared, inverse_length, clamped, cosine, logits)
 
 
-def _scored(mask: Bool[Array, "S R"]) -> Bool[Array, "S R"]:
+def scored(mask: Bool[Array, "*tiles S R"]) -> Bool[Array, "*tiles S R"]:
     """The mask, all True for a report without sentences: its score is replaced afterwards, and no softmax is empty."""
-    return mask | ~mask.any(axis=0)
+    return mask | ~mask.any(axis=-2, keepdims=True)
 
 
-def _lengths(sentences: Float[Array, "S R E"]) -> Float[Array, "S R"]:
+def of_reports(scores: Float[Array, "A R"], mask: Bool[Array, "S R"], form: Form) -> Float[Array, "A R"]:
+    """Scores from the log-sum-exp over each report's sentences: less log S where the form takes the mean, 0 for a report without sentences."""
+    if form.aggregate == "mean":
+        scores = scores - jnp.log(scored(mask).sum(axis=0)).astype(scores.dtype)
+    return jnp.where(mask.any(axis=0), scores, 0)
+
+
+def lengths(sentences: Float[Array, "*rows E"]) -> Float[Array, "*rows"]:
+    """Of each sentence, at least float32."""
     return safe_sqrt(jnp.sum(at_least_float32(sentences) ** 2, axis=-1))
 
 
-def _through_length(d_log_length: Float[Array, "S R"], sentences: Float[Array, "S R E"]) -> Float[Array, "S R E"]:
+def through_length(d_log_length: Float[Array, "*rows"], sentences: Float[Array, "*rows E"]) -> Float[Array, "*rows E"]:
     """What cosines lose as sentences get longer: -sum_a(dcos cos) t / |t|^2."""
-    squared = _lengths(sentences)[..., None] ** 2
+    squared = lengths(sentences)[..., None] ** 2
     return -d_log_length[..., None] * sentences / jnp.where(squared > 0, squared, 1)
 
 

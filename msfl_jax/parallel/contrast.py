@@ -4,6 +4,8 @@ Reports are gathered once ("gather"), or passed on from device to device ("ring"
 not gathered either: a device normalises its rows alone, and columns by a maximum and a sum over devices.
 """
 
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -14,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from msfl_jax import losses
 from msfl_jax.parallel.collectives import Devices, Scores, gathered_scores, ring_scores
-from msfl_jax.parallel.mesh import AXES, BATCH_AXES, devices_along
+from msfl_jax.parallel.mesh import AXES, BATCH_AXES
 
 Exchange = Literal["gather", "ring"]
 
@@ -62,7 +64,7 @@ def contrast(
     group = batch if group is None else group
     if group < 1 or batch % group:
         raise ValueError(f"groups of {group} negatives; expected a divisor of the batch size {batch}")
-    axes, devices = _row_axes(batch, group)
+    axes, devices = row_axes(batch, group, jax.sharding.get_abstract_mesh().shape)
     if same_study is None:
         same_study = jnp.zeros((batch, batch), bool)
     rows = _Rows(images, reports, mask, _own_columns(same_study, group))
@@ -82,10 +84,10 @@ def contrast(
     return jax.shard_map(over_devices, in_specs=by_row, out_specs=PartitionSpec(), check_vma=False)(rows) / batch
 
 
-def _row_axes(batch: int, group: int) -> tuple[tuple[str, ...], int]:
-    """The mesh axes that rows are laid over, and the devices along them: all axes, or those of the batch, where rows and groups fit."""
+def row_axes(batch: int, group: int, sizes: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+    """The axes that rows are laid over on a mesh of these sizes, and the devices along them: all or those of the batch, where rows and groups fit."""
     for axes in (AXES, BATCH_AXES):
-        devices = devices_along(axes)
+        devices = math.prod(sizes.get(axis, 1) for axis in axes)
         rows, left = divmod(batch, devices)
         if not left and (rows % group == 0 or group % rows == 0):
             return axes, devices

@@ -23,6 +23,7 @@ from msfl_jax.config import Config, config_hash, to_dict
 from msfl_jax.config_init import with_defaults
 from msfl_jax.model import Model, SpecialTokens
 from msfl_jax.parallel import distributed
+from msfl_jax.parallel.local_alignment import check_kernel
 from msfl_jax.parallel.mesh import check_batch_size, make_mesh
 from msfl_jax.train.checkpoint import Checkpoints, restore_parameters
 from msfl_jax.train.due import Due
@@ -49,8 +50,14 @@ MAY_CHANGE = (
         "train.evaluate_every",
         "train.max_skipped_steps",
     ),
-    *("train.microbatches", "model.attention", "text.length_buckets"),
-    *("objective.global_alignment.exchange", "objective.local_alignment.exchange"),
+    *(
+        "train.microbatches",
+        "model.attention",
+        "model.remat",
+        "text.length_buckets",
+        "objective.global_alignment.exchange",
+    ),
+    *("objective.local_alignment.exchange", "objective.local_alignment.kernel"),
 )
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
@@ -136,6 +143,7 @@ class _Run:
     def create(cls, config: Config, workdir: Path, evaluate: Evaluate | None, best_metric: str) -> "_Run":
         mesh = make_mesh(config.mesh)
         check_batch_size(config.data.batch_size, mesh, microbatches=config.train.microbatches)
+        check_kernel(config, mesh.shape, mesh.devices.flat[0].platform)
         tokenizer = ReportTokenizer.load(Path(config.data.tokenizer))
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer_hash=tokenizer.hash))
         return cls(

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from input_pipeline.errors import UserError
 from msfl_jax import losses
-from msfl_jax.parallel.local_alignment import local_alignment
+from msfl_jax.config_files import load_config
+from msfl_jax.parallel.local_alignment import check_kernel, local_alignment
 from msfl_jax.parallel.mesh import batch_sharding
 
 MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)]
+EIGHT = {"data": 8, "fsdp": 1, "tensor": 1}
 
 
 def make_batch(batch=32, sentences=3, patches=4, width=6, dtype="float64", seed=0):
@@ -153,3 +156,31 @@ def test_the_ring_gathers_nothing(mesh_of):
     assert found["all-gather"] == found["reduce-scatter"] == found["all-to-all"] == 0
     assert found["collective-permute"] == 5  # sentences and mask in each pass, and the gradient backward
     assert "f32[64,3,16]" not in text  # the sentences of the global batch
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_the_kernels_of_a_tpu_give_the_same_on_eight_devices(mesh_of, exchange):
+    batch = make_batch(dtype="float32")
+    found = on_mesh(mesh_of(4, 2), batch, exchange=exchange, kernel="interpreted")
+    assert_same(found, on_one_device(batch), 2e-5)
+
+
+@pytest.mark.parametrize(
+    "platform, overrides, fault",
+    [
+        ("cpu", [], "the kernel is for TPUs, and the devices here are of kind cpu"),
+        ("tpu", ["objective.local_alignment.negatives=group(96)"], "neither has a device whole groups of 96 rows"),
+        ("tpu", ["text.max_sentences=64"], "65 sentences and 196 patches of 768 values need"),
+        ("tpu", [], None),
+        ("cpu", ["objective.lambda_local=0.0"], None),
+        ("cpu", ["objective.local_alignment.kernel=xla"], None),
+    ],
+)
+def test_where_the_kernels_cannot_run_they_are_refused_in_one_line(platform, overrides, fault):
+    overrides = ["objective.local_alignment.kernel=pallas", "data.batch_size=4032", *overrides]
+    config = load_config("mimic_vit_b16", [f"--config.{override}" for override in overrides])
+    if fault is None:
+        check_kernel(config, EIGHT, platform)
+    else:
+        with pytest.raises(UserError, match=rf"^config: '[a-z_.]*kernel' is 'pallas'; expected 'xla': {fault}.*$"):
+            check_kernel(config, EIGHT, platform)

@@ -25,7 +25,7 @@ MODEL = (
     "no time for reading data, evaluations or checkpoints."
 )
 LOOPS = (
-    "the program's figures count the body of a loop as often as XLA says it runs; {unstated} of {loops} loops say nothing and count once "
+    "the program's figures count the body of a loop as often as the program says it runs; {unstated} of {loops} loops say nothing and count once "
     "({topology})."
 )
 

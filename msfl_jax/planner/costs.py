@@ -33,7 +33,7 @@ class Costs:
       work: kinds of work, and how often each is done.
       transfers: exchanges with other chips, and how often each is done.
       loops: how many there are.
-      unstated: loops whose trips XLA does not state; they count once.
+      unstated: loops whose trips the program does not say; they count once.
     """
 
     work: Mapping[Work, int]

@@ -173,7 +173,7 @@ def parse(text: str) -> Module:
 
 
 def executed(module: Module) -> tuple[list[Executed], list[int | None]]:
-    """Everything that runs, and the trips of each loop that is entered, None where XLA does not state them and once is counted.
+    """Everything that runs, and the trips of each loop that is entered, None where the program does not say them and once is counted.
 
     Bodies of loops count as often as all loops around them say; of branches each one counts.
     """
@@ -184,8 +184,8 @@ def executed(module: Module) -> tuple[list[Executed], list[int | None]]:
         computation = module.computations[name]
         for one in computation.instructions:
             if one.opcode == "while":
-                loops.append(one.trips)
-                _each(visit, one.called("body"), times * (1 if one.trips is None else one.trips))
+                loops.append(trips := _trips(module, one))
+                _each(visit, one.called("body"), times * (1 if trips is None else trips))
             elif one.opcode in ("call", "async-start", "conditional"):
                 inner = ("to_apply", "calls", "branch_computations", "true_computation", "false_computation")
                 _each(visit, one.called(*inner), times)
@@ -212,6 +212,22 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
         Shape(dtype, tuple(int(dim.lstrip("<=")) for dim in dims.split(",") if dim), _space(layout))
         for dtype, dims, layout in _ARRAY.findall(text)
     )
+
+
+def _trips(module: Module, loop: Instruction) -> int | None:
+    """How often a loop runs: as XLA states it, or, as on TPUs, where it does not, up to the constant that its condition compares a counter with.
+
+    JAX's loops count up from 0 by 1.
+    """
+    if loop.trips is not None:
+        return loop.trips
+    condition = next(
+        (module.computations[name] for name in loop.called("condition") if name in module.computations), None
+    )
+    if condition is None or condition.root.opcode != "compare" or "direction=LT" not in condition.root.attributes:
+        return None
+    bound = condition.operands(condition.root)[-1]
+    return int(bound.inside) if bound.opcode == "constant" else None
 
 
 def _each(visit, names: Sequence[str], times: int) -> None:

@@ -70,12 +70,20 @@ def transfers_of(module: Module, one: Executed) -> list[Transfer]:
     found = []
     for inner in fused(module, one):
         opcode = inner.instruction.opcode.removesuffix("-start")
-        if opcode in KINDS:
+        if opcode in KINDS and not _goes_on(inner.computation):
             # A TPU sums and keeps a part within one fusion, which the text shows as a sum of all and a slice.
             kind = "reduce-scatter" if "all-reduce-scatter" in inner.computation.name else opcode
             size = sum((operand.size for operand in inner.computation.operands(inner.instruction)), 0.0)
             found.append(Transfer(kind, size, _group(inner.instruction, module.devices)))
     return found
+
+
+def _goes_on(computation: Computation) -> bool:
+    """Whether a fusion's exchange was begun in an earlier one: a TPU repeats it in all that compute while it is under way."""
+    targets = {one.attributes for one in computation.instructions if one.opcode == "custom-call"}
+    if any('"AsyncCollectiveStart"' in target for target in targets):
+        return False
+    return "async_collective_fusion" in computation.name or any('"AsyncCollectiveDone"' in one for one in targets)
 
 
 def _moved_by_fusion(module: Module, instruction: Instruction, computation: Computation) -> float:
@@ -108,6 +116,8 @@ def _read(computation: Computation, source: Instruction) -> float:
             total += user.size
         elif user.opcode == "bitcast":
             total += _read(computation, user)
+        elif user.opcode == "tuple" or (user.opcode in KINDS and _goes_on(computation)):
+            continue  # handed on, or read by what began the exchange
         elif user.opcode != "dynamic-update-slice" or user.operands[0] != source.name:
             return math.inf
     return total
@@ -116,7 +126,8 @@ def _read(computation: Computation, source: Instruction) -> float:
 def _written(computation: Computation, root: Instruction, whole: Instruction) -> float:
     """Bytes that a fusion writes: its result, or what it puts into an array that was there before."""
     if root.opcode == "tuple":
-        parts = computation.operands(root)
+        handed_on = ("parameter", *(KINDS if _goes_on(computation) else ()))
+        parts = [part for part in computation.operands(root) if part.opcode not in handed_on]
         return sum((min(part.size, _written(computation, part, part)) for part in parts), 0.0)
     if root.opcode == "bitcast" and (source := computation.operands(root)):
         return _written(computation, source[0], whole)

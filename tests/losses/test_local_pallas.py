@@ -1,5 +1,7 @@
 """The TPU kernels of local alignment, interpreted on CPU, against the plain version in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,14 +29,20 @@ def make_batch(images, reports, sentences, patches, width, seed=0, size=1.0, len
 
 def scores_and_gradients(regions, sentences, mask, **options):
     """Scores, and the gradients of their sum with weights of both signs."""
+    return program(tuple(sorted(options.items())))(*map(jnp.asarray, (regions, sentences, mask)))
+
+
+@functools.cache
+def program(options):
+    """Compiled once for all batches of a shape."""
 
     @jax.jit
     def compute(regions, sentences, mask):
-        scores, backward = jax.vjp(lambda v, t: local_scores(v, t, mask, **options), regions, sentences)
+        scores, backward = jax.vjp(lambda v, t: local_scores(v, t, mask, **dict(options)), regions, sentences)
         weights = jnp.asarray(np.random.default_rng(1).normal(size=scores.shape), scores.dtype)
         return scores, *backward(weights)
 
-    return compute(*map(jnp.asarray, (regions, sentences, mask)))
+    return compute
 
 
 def in_float64(regions, sentences, mask, **options):

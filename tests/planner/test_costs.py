@@ -99,6 +99,70 @@ ENTRY %main (x: (s32[], f32[4,64,32], f32[8,64], f32[4,8,32])) -> (s32[], f32[4,
 """
 
 
+# As a TPU has it: no trips are stated; an exchange is begun in one fusion, goes on in those of a loop beside a product, and ends in a last one.
+OVERLAPPED = """HloModule jit_step, num_partitions=4
+
+%below_six (c: (s32[], f32[8,8], f32[2,8], f32[8,8])) -> pred[] {
+  %c = (s32[], f32[8,8]{1,0}, f32[2,8]{1,0}, f32[8,8]{1,0}) parameter(0)
+  %count = s32[]{:T(128)} get-tuple-element(%c), index=0
+  %six = s32[]{:T(128)} constant(6)
+  ROOT %lt = pred[] compare(%count, %six), direction=LT
+}
+
+%begin (b: f32[2,8]) -> (f32[2,8], f32[8,8]) {
+  %b = f32[2,8]{1,0} parameter(0)
+  %gather.1 = f32[8,8]{1,0} all-gather(%b), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %start = (f32[2,8]{1,0}, f32[8,8]{1,0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.7 (g: f32[2,8], h: f32[8,8], m: f32[8,8]) -> (f32[8,8], f32[2,8], f32[8,8]) {
+  %g = f32[2,8]{1,0} parameter(0)
+  %h = f32[8,8]{1,0} parameter(1)
+  %m = f32[8,8]{1,0} parameter(2)
+  %square = f32[8,8]{1,0} dot(%m, %m), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %gather.2 = f32[8,8]{1,0} all-gather(%g), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %t = (f32[8,8]{1,0}, f32[2,8]{1,0}, f32[8,8]{1,0}) tuple(%square, %g, %gather.2)
+}
+
+%end (e: f32[8,8]) -> f32[8,8] {
+  %e = f32[8,8]{1,0} parameter(0)
+  ROOT %done = f32[8,8]{1,0} custom-call(%e), custom_call_target="AsyncCollectiveDone"
+}
+
+%multiply (s: (s32[], f32[8,8], f32[2,8], f32[8,8])) -> (s32[], f32[8,8], f32[2,8], f32[8,8]) {
+  %s = (s32[], f32[8,8]{1,0}, f32[2,8]{1,0}, f32[8,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %matrix = f32[8,8]{1,0} get-tuple-element(%s), index=1
+  %part = f32[2,8]{1,0} get-tuple-element(%s), index=2
+  %whole = f32[8,8]{1,0} get-tuple-element(%s), index=3
+  %step = (f32[8,8]{1,0}, f32[2,8]{1,0}, f32[8,8]{1,0}) fusion(%part, %whole, %matrix), kind=kCustom, calls=%async_collective_fusion.7
+  ROOT %next = (s32[], f32[8,8]{1,0}, f32[2,8]{1,0}, f32[8,8]{1,0}) tuple(%i, %matrix, %part, %whole)
+}
+
+ENTRY %main (x: (s32[], f32[8,8], f32[2,8], f32[8,8]), y: f32[2,8]) -> f32[8,8] {
+  %x = (s32[], f32[8,8]{1,0}, f32[2,8]{1,0}, f32[8,8]{1,0}) parameter(0)
+  %y = f32[2,8]{1,0} parameter(1)
+  %begun = (f32[2,8]{1,0}, f32[8,8]{1,0}) fusion(%y), kind=kCustom, calls=%begin
+  %loop = (s32[], f32[8,8]{1,0}, f32[2,8]{1,0}, f32[8,8]{1,0}) while(%x), condition=%below_six, body=%multiply
+  %gathered = f32[8,8]{1,0} get-tuple-element(%loop), index=3
+  ROOT %ended = f32[8,8]{1,0} fusion(%gathered), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_loop_that_compares_its_counter_with_a_constant_runs_as_often():
+    costs = costs_of(OVERLAPPED)
+    assert (costs.loops, costs.unstated) == (1, 0)
+    assert costs.flops == 6 * 2 * 8**3
+
+
+def test_an_exchange_that_goes_on_beside_products_is_sent_once_and_its_arrays_are_not_moved_by_them():
+    costs = costs_of(OVERLAPPED)
+    assert (costs.count("all-gather"), costs.sent("all-gather")) == (1, 2 * 8 * 4 * 3)
+    product = next(work for work in costs.work if work.flops)
+    assert product.moved == 2 * 8 * 8 * 4
+
+
 def test_what_a_chip_sends_is_known_for_each_kind_of_exchange():
     costs = costs_of(EXCHANGES)
     sent = {kind: costs.sent(kind) for kind in KINDS}

@@ -45,7 +45,7 @@ def value_and_grad(
     parts = jax.tree.map(partial(split, microbatches=microbatches), (dict(batch), masks))
 
     def embed(part: tuple[Batch, Masks]) -> tuple[Embeddings, Array]:
-        features = model.features_behind(params, *part, reconstruct=False)
+        features = model.features_behind(params, *part, parts=devices_along(BATCH_AXES), reconstruct=False)
         return _embeddings(features), features.sentence_mask
 
     embeddings, sentence_mask = jax.tree.map(_join, jax.lax.map(embed, parts))
@@ -75,7 +75,7 @@ def _second_pass(
     patches, tokens = masks.image.masked.sum(), jnp.maximum(masks.text.weights.sum(), 1)
 
     def loss(params: Any, part: tuple[Batch, Masks], cotangents: Embeddings) -> tuple[Array, tuple[Array, Metrics]]:
-        features = model.features_behind(params, *part)
+        features = model.features_behind(params, *part, parts=devices_along(BATCH_AXES))
         hidden = part[1]
         shares = (hidden.image.masked.sum() / patches, hidden.text.weights.sum() / tokens)
         within, metrics = objective.within_studies(features, weights.options, shares)

@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt8
 from msfl_jax import encoders, heads, model_rules
 from msfl_jax.config import Config
 from msfl_jax.encoders import TRAINED_HERE, BlockSpec, PatchMasking, SpecialTokens, TokenMasking, VisionTokens
-from msfl_jax.parallel.mesh import BATCH_AXES, devices_along
 from msfl_jax.vectors import unit
 
 Params = Mapping[str, Any]
@@ -124,7 +123,7 @@ class Model:
             "temperature": {"log_scale": -jnp.log(jnp.float32(self.config.objective.global_alignment.temperature))},
         }
 
-    def features(self, params: Params, batch: Mapping[str, Array], keys: Keys) -> Features:
+    def features(self, params: Params, batch: Mapping[str, Array], keys: Keys, *, parts: int = 1) -> Features:
         """Everything the objectives need of a batch.
 
         With `image.passes` "two", embeddings come from the whole image, and a second pass over visible patches feeds the reconstruction; with
@@ -136,8 +135,9 @@ class Model:
           params: as `init` makes them.
           batch: `image` uint8 [B, H, W, 1], H and W `image.target_scale` times the encoder's; `token_ids` and `sentence_ids` int32 [B, T].
           keys: of this step.
+          parts: equal parts of consecutive rows, those of one device each, that are sorted by length apart where `text.length_buckets` is set.
         """
-        return self.features_behind(params, batch, self.draw_masks(batch, keys))
+        return self.features_behind(params, batch, self.draw_masks(batch, keys), parts=parts)
 
     def draw_masks(self, batch: Mapping[str, Array], keys: Keys) -> Masks:
         """What is hidden of each image and each report: a function of the keys and the whole batch."""
@@ -152,14 +152,14 @@ class Model:
         )
 
     def features_behind(
-        self, params: Params, batch: Mapping[str, Array], masks: Masks, *, reconstruct: bool = True
+        self, params: Params, batch: Mapping[str, Array], masks: Masks, *, parts: int = 1, reconstruct: bool = True
     ) -> Features:
         """`features` with masks that have been drawn; without `reconstruct` none of what only reconstruction needs."""
         token_ids, scale = batch["token_ids"], self.config.image.target_scale
         reconstruct = reconstruct and bool(self.config.objective.lambda_modality)
         patches = self._patches(encoders.shrink(batch["image"], scale))
         tokens, masked_tokens = self._image_passes(params, patches, masks.image, reconstruct)
-        states, masked_states = self._report_passes(params, token_ids, masks.text, reconstruct)
+        states, masked_states = self._report_passes(params, token_ids, masks.text, parts, reconstruct)
         image_embedding, regions = self._project_image(params, tokens)
         report_embedding, sentences, present = self._project_report(params, states, token_ids, batch["sentence_ids"])
         features = Features(
@@ -339,11 +339,11 @@ class Model:
         return {"pixel_prediction": predicted, "pixel_target": target, "pixel_masked": masking.masked}
 
     def _report_passes(
-        self, params: Params, token_ids: Array, masking: TokenMasking, reconstruct: bool
+        self, params: Params, token_ids: Array, masking: TokenMasking, parts: int, reconstruct: bool
     ) -> tuple[Any, Any]:
         """States for alignment, and states of the masked pass, None if there is none."""
-        where = {"buckets": self.config.text.buckets, "parts": devices_along(BATCH_AXES)}
-        read = partial(encoders.read_by_length, partial(self._read, params), **where)
+        groups = {"buckets": self.config.text.buckets, "parts": parts}
+        read = partial(encoders.read_by_length, partial(self._read, params), **groups)
         shared = self.config.text.passes == "shared"
         masked = read(masking.token_ids) if shared or reconstruct else None
         return masked if shared else read(token_ids), masked

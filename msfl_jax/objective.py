@@ -14,6 +14,7 @@ from msfl_jax.config import Config, ObjectiveConfig
 from msfl_jax.model import Features, Keys, Model
 from msfl_jax.parallel.global_alignment import global_alignment
 from msfl_jax.parallel.local_alignment import local_alignment
+from msfl_jax.parallel.mesh import BATCH_AXES, devices_along
 from msfl_jax.vectors import unit
 
 Batch = Mapping[str, Array]
@@ -68,7 +69,7 @@ def total(params: Any, batch: Batch, keys: Keys, *, model: Model, weights: Weigh
     Returns:
       The weighted sum, and tallies by name: `loss/*` in nats (reconstruction in squared deviations), `accuracy/*`, `temperature`.
     """
-    features = model.features(params, batch, keys)
+    features = model.features(params, batch, keys, parts=devices_along(BATCH_AXES))
     across, metrics = across_studies(params, features, batch["study_key"], keys.negatives, model=model, weights=weights)
     within, more = within_studies(features, weights.options)
     value = across + within

@@ -28,7 +28,7 @@ ALLOWED = {
     "metrics": set(),
     "heads": {"encoders"},
     "model_rules": {"config", "encoders"},
-    "model": {"config", "encoders", "heads", "model_rules", "parallel", "vectors"},
+    "model": {"config", "encoders", "heads", "model_rules", "vectors"},
     "classifier": {"config", "encoders", "model"},
     "objective": {"config", "losses", "model", "parallel", "vectors"},
     "gradient_cache": {"model", "objective", "parallel"},

@@ -1,6 +1,7 @@
 """Reports read in groups by length against the same reports read at full length."""
 
 import functools
+import re
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from msfl_jax.encoders import BlockSpec, TextTransformer, read_by_length, useful_tokens
+from msfl_jax.parallel.mesh import batch_sharding
 
 TOKENS, WORDS, WIDTH = 12, 20, 4
 LENGTHS = ([3, 12, 4, 2, 8, 3, 1, 9], [12] * 8, [0, 4, 0, 12, 5, 4, 0, 12])
@@ -103,3 +105,16 @@ def test_fewer_tokens_are_computed_where_reports_fit():
 
     jax.eval_shape(lambda rows: read_by_length(encode, rows, buckets=((4, 0.5), (8, 0.25)), parts=2), rows)
     assert sorted(seen) == [(16, 8), (16, TOKENS), (32, 4), (64, TOKENS)]
+
+
+def test_no_report_leaves_its_device(mesh_of):
+    """In the compiled gradient, all that devices exchange is whether reports fit, and sums of gradients by parameters."""
+    params = {"words": jnp.zeros((WORDS, WIDTH)), "positions": jnp.zeros((TOKENS, WIDTH))}
+    mesh = mesh_of(4, 2)
+    rows = jax.ShapeDtypeStruct((64, TOKENS), jnp.int32, sharding=batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        text = reading(attend, ((4, 0.5), (8, 0.25)), 8).lower(params, rows).compile().as_text()
+    assert not re.search(r"(all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(", text)
+    reduced = re.findall(r"= \(?\w+\[([\d,]*)\][^=\n]* all-reduce(?:-start)?\(", text)
+    assert set(reduced) <= {"", f"{WORDS},{WIDTH}", f"{TOKENS},{WIDTH}"}
+    assert "" in reduced

@@ -16,6 +16,9 @@ from input_pipeline.errors import RetryError
 from msfl_jax.train.checkpoint import read_meta
 from msfl_jax.train.loop import pretrain
 
+# Seven runs compile the step, four of them at once; `test_loop.py` has two processes beside one in every run of the tests.
+pytestmark = pytest.mark.slow
+
 LAUNCHER = str(Path(__file__).parents[2] / "launch" / "local_processes.py")
 
 STOPPING = """
@@ -60,7 +63,7 @@ def go_on(shared_config, command_in, tmp_path):
         (tmp_path / "driver.py").write_text(STOPPING)
         launcher = [sys.executable, LAUNCHER, "-n", str(processes), "--devices-per-process", str(8 // processes), "--"]
         command = [*launcher, *arguments, str(last - 1)]
-        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 75, done.stdout
         meta = read_meta(workdir)
         assert (meta["step"], meta["processes"]) == (last, processes)

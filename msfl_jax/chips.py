@@ -66,6 +66,6 @@ def peak_of(device_kind: str) -> float | None:
 
 
 def _chip(key: str, row: Mapping[str, Any]) -> Chip:
-    numbers = {name: float(row[name]["value"]) for name in NUMBERS if name in row}
+    numbers: dict[str, Any] = {name: float(row[name]["value"]) for name in NUMBERS if name in row}
     words = {"name": row["name"], "platform": row["platform"], "device_kinds": tuple(row["device_kinds"])}
     return Chip(key=key, target="\n".join(row.get("target", ())), **words, **numbers)

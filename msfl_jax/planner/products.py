@@ -50,8 +50,9 @@ def _flops(instruction: Instruction, computation: Computation) -> float:
 
 def _product(instruction: Instruction, computation: Computation) -> Product:
     left, right = (operand.shapes[0] for operand in computation.operands(instruction)[:2])
-    axes = ("lhs_contracting_dims", "rhs_contracting_dims", "lhs_batch_dims", "rhs_batch_dims")
-    return Product(left.dims, right.dims, *(instruction.numbers(name) for name in axes), left.dtype)
+    sides = ("lhs_contracting_dims", "rhs_contracting_dims", "lhs_batch_dims", "rhs_batch_dims")
+    axes = tuple(instruction.numbers(name) for name in sides)
+    return Product(left.dims, right.dims, axes[0], axes[1], axes[2], axes[3], left.dtype)
 
 
 def _library_call(instruction: Instruction, computation: Computation) -> float:

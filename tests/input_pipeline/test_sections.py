@@ -1,6 +1,7 @@
 """Sections against the documented behaviour of MIMIC-CXR's parser; sentences against hand-split snippets; both for any text."""
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -321,30 +322,6 @@ def test_joined_sentences_come_apart_again(originals):
     assert sentences("\n \n".join(originals)) == originals
 
 
-TIMING = """
-import gc, re, sys, time
-from input_pipeline.sections import report_sentences
-
-def scan(text):
-    return [match.group() for match in re.finditer(r"\\S{1,8}|\\s", text)]
-
-unit, size = sys.stdin.read(), int(sys.argv[1])
-texts = [unit * (factor * size // len(unit)) for factor in (1, 2, 4)]
-best = {"sentences": [float("inf")] * 3, "scan": [float("inf")] * 3}
-report_sentences(texts[0][:50_000])
-gc.disable()
-# In turn, so that a busy moment of the machine does not fall on one size alone, and again for a while if it seems to: noise only adds time, and
-# what is slower than the text has a ratio of 4 however often it is tried.
-end, repetition = time.monotonic() + 60, 0
-while repetition < 1 or (max(best["sentences"][i + 1] / best["sentences"][i] for i in (0, 1)) >= 2.2 and time.monotonic() < end):
-    repetition += 1
-    for index, text in enumerate(texts):
-        for name, function in (("sentences", report_sentences), ("scan", scan)):
-            start = time.process_time()
-            function(text)
-            best[name][index] = min(best[name][index], time.process_time() - start)
-print(*best["sentences"], *best["scan"])
-"""
 MEGABYTE = 1_000_000
 UNITS = {
     "reports": REPORT,
@@ -361,9 +338,10 @@ UNITS = {
 @pytest.mark.parametrize("kind", UNITS)
 def test_time_grows_no_faster_than_the_text(kind):
     # In a process of its own: the annotations that tests check at every call would be most of the time.
-    command = [sys.executable, "-c", TIMING, str(MEGABYTE)]
+    command = [sys.executable, str(Path(__file__).with_name("time_sections.py")), str(MEGABYTE)]
     root = Path(sections_module.__file__).parents[1]
-    result = subprocess.run(command, input=UNITS[kind], capture_output=True, text=True, check=True, cwd=root)
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    result = subprocess.run(command, input=UNITS[kind], capture_output=True, text=True, check=True, env=environment)
     times = np.array(result.stdout.split(), float).reshape(2, 3)
     # On a busy machine twice the text takes even a plain scan over twice the time: caches and new pages of memory are shared.
     growth, plain = (row[1:] / row[:-1] for row in times)

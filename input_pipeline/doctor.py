@@ -9,18 +9,18 @@ import dataclasses
 import itertools
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
 from input_pipeline import images
 from input_pipeline.checksums import ABSENT
 from input_pipeline.commands import command_for
-from input_pipeline.compact import Part
+from input_pipeline.compact import Members, Part
 from input_pipeline.diagnoses import DIAGNOSES, Finding, Report
 from input_pipeline.errors import DataError, UserError, written_to
 from input_pipeline.keys import Keyring, open_keyring
@@ -31,6 +31,7 @@ from input_pipeline.progress import Progress, showing_counts
 from input_pipeline.quarantine import NOTES_NAME, QUARANTINE_NAME
 from input_pipeline.shards import ShardTask, record_of
 from input_pipeline.sources import NO_SPLIT, Dropped, ImageRow, Scan, Sentences, Source
+from input_pipeline.tally import Check, Fault, Looked, Tally
 
 THRESHOLD = 0.005  # share of unusable rows above which a data set is refused
 _ROWS_PER_TASK = 256
@@ -67,25 +68,24 @@ def examine(
     keyring = open_keyring(out)
     with showing_counts(progress):
         scan = source.scan(lenient=True)
-    looked = _look(source, _sampled(scan, sample), keyring, workers, progress)
-    in_tables = [*_table_faults(scan, keyring)]
-    in_files = [*(fault for check in looked for fault in check.faults), *_shared_pixels(looked)]
-    with written_to(out):
-        _write_faults([*in_tables, *in_files], out)
+    in_tables, in_files, looked = Tally(), Tally(), Looked()
+    # Closed where a fault cannot be written: the workers would go on to the last image.
+    with contextlib.closing(_look(source, _sampled(scan, sample), keyring, workers, progress)) as checks:
+        _write_faults(itertools.chain(in_tables.of(_table_faults(scan, keyring)), in_files.of(looked.at(checks))), out)
     total = max(1, scan.input_rows + len(scan.problems))  # a row with a problem is mostly lost to the scan
-    findings = [*_count(in_tables, total), *_count(in_files, len(looked)), *_count_dropped(scan, total)]
+    findings = [*in_tables.findings(total), *in_files.findings(looked.rows), *_count_dropped(scan, total)]
     findings = [dataclasses.replace(found, command=command_for(found.code, source, out)) for found in findings]
     findings.sort(key=lambda finding: (not finding.stops, not finding.diagnosis.unusable, -finding.count, finding.code))
     return Report(
         name=source.name,
         input_rows=scan.input_rows,
-        looked_at=len(looked),
-        records=sum(check.usable for check in looked),
+        looked_at=looked.rows,
+        records=looked.usable,
         findings=tuple(findings),
         prevalence=compare_prevalence(dataset_name(source.name, source.settings()), source.label_names(), scan.rows),
         unchecked=_unchecked(scan),
         threshold=threshold,
-        repeated=sum(max(0, sum(DIAGNOSES[fault.code].unusable for fault in check.faults) - 1) for check in looked),
+        repeated=looked.repeated,
     )
 
 
@@ -106,30 +106,6 @@ def reveal(source: Source, out: Path, key: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Fault:
-    """Attributes: `key` of an image, or of a patient; `part` of one row of the image, where it has several; `same_as` of an equal image;
-    `message` says more; `stops` as in `Finding`."""
-
-    code: str
-    key: str = ""
-    message: str = ""
-    stops: bool = False
-    same_as: str = ""
-    part: str = ""
-
-
-@dataclass(frozen=True)
-class _Check:
-    """What reading one row gave: whether it would be a record, why not, what is odd about it, and the key of its pixels where those were read."""
-
-    key: str
-    split: str
-    usable: bool
-    faults: tuple[_Fault, ...]
-    pixels: str = ""
-
-
-@dataclass(frozen=True)
 class _Task:
     task: ShardTask
     split: str
@@ -147,7 +123,7 @@ def _sampled(scan: Scan, sample: int) -> Mapping[str, Sequence[ImageRow]]:
 
 def _look(
     source: Source, rows: Mapping[str, Sequence[ImageRow]], keyring: Keyring, workers: int, shown: bool
-) -> list[_Check]:
+) -> Generator[Check, None, None]:
     nowhere, how = Path(os.devnull), (_SHORT_SIDE, _QUALITY, False, {}, {})
     light = source.for_workers()
     tasks = [
@@ -159,10 +135,11 @@ def _look(
         for i in range(0, len(part), _ROWS_PER_TASK)
     ]
     with Progress("examining", sum(len(task.task.rows) for task in tasks), "images", shown=shown) as progress:
-        return [check for checks in run_tasks(_look_at, tasks, workers, progress) for check in checks] if tasks else []
+        for checks in run_tasks(_look_at, tasks, workers, progress) if tasks else ():
+            yield from checks
 
 
-def _look_at(task: _Task, advance: Advance) -> list[_Check]:
+def _look_at(task: _Task, advance: Advance) -> list[Check]:
     checks = []
     for row in task.task.rows:
         checks.append(_check(task.task, task.split, row))
@@ -170,9 +147,9 @@ def _look_at(task: _Task, advance: Advance) -> list[_Check]:
     return checks
 
 
-def _check(task: ShardTask, split: str, row: ImageRow) -> _Check:
+def _check(task: ShardTask, split: str, row: ImageRow) -> Check:
     """Makes a record as a build would, and looks at the image where its text is wanting as well; keeps what the doctor asks for."""
-    faults: list[_Fault] = []
+    faults: list[Fault] = []
     sentences, made = Sentences(()), None
     with _noting(faults, task, row):
         sentences = task.source.sentences(row)
@@ -183,24 +160,24 @@ def _check(task: ShardTask, split: str, row: ImageRow) -> _Check:
     if record is not None and "blank_image" not in flags and _shows_nothing(record.image):
         flags = (*flags, "nearly_blank_image")
     key, part = _keys(task.keyring, row)
-    faults += [_Fault(flag, key, part=part) for flag in flags]
+    faults += [Fault(flag, key, part=part) for flag in flags]
     pixels = "" if record is None or "blank_image" in flags else record.pixel_key
-    return _Check(key, split, usable, tuple(faults), pixels)
+    return Check(key, split, usable, tuple(faults), pixels)
 
 
 @contextlib.contextmanager
-def _noting(faults: list[_Fault], task: ShardTask, row: ImageRow) -> Iterator[None]:
+def _noting(faults: list[Fault], task: ShardTask, row: ImageRow) -> Iterator[None]:
     """What makes a row unusable becomes a fault of it."""
     key, part = _keys(task.keyring, row)
     try:
         yield
     except Dropped as dropped:
         message = _decoding_error(task, row) if dropped.reason == "bad_image" else ""
-        faults.append(_Fault(dropped.reason, key, message, part=part))
+        faults.append(Fault(dropped.reason, key, message, part=part))
     except UserError as error:
         if error.code != "path_outside":  # pydicom is missing, for all rows alike
             raise
-        faults.append(_Fault("path_outside", key, str(error), stops=True, part=part))
+        faults.append(Fault("path_outside", key, str(error), stops=True, part=part))
 
 
 def _keys(keyring: Keyring, row: ImageRow) -> tuple[str, str]:
@@ -228,71 +205,28 @@ def _shows_nothing(jpeg: bytes) -> bool:
     return bool(same.sum() > _SAME_SHARE * levels.sum())
 
 
-def _table_faults(scan: Scan, keyring: Keyring) -> Iterator[_Fault]:
+def _table_faults(scan: Scan, keyring: Keyring) -> Iterator[Fault]:
     """What the scan noted; patients in two splits are counted as patients, and not once more for their rows."""
     shared = _shared_patients(scan)
     refused = any(problem.code == _SHARED_PATIENT for problem in scan.problems)
     for patient in shared:
-        yield _Fault(_SHARED_PATIENT, keyring.key("patient", patient), stops=refused)
+        yield Fault(_SHARED_PATIENT, keyring.key("patient", patient), stops=refused)
     for problem in scan.problems:
         if problem.code != _SHARED_PATIENT or not shared:
             key = keyring.key("image", problem.identifier) if problem.identifier else ""
             part = keyring.key("part", problem.part) if problem.part else ""
-            yield _Fault(problem.code, key, problem.message, stops=True, part=part)
-    yield from (_Fault(note.code, keyring.key("image", note.identifier)) for note in scan.notes)
+            yield Fault(problem.code, key, problem.message, stops=True, part=part)
+    yield from (Fault(note.code, keyring.key("image", note.identifier)) for note in scan.notes)
     if not scan.input_rows and not scan.problems:
-        yield _Fault("no_rows", stops=True)
-
-
-def _shared_pixels(looked: Iterable[_Check]) -> Iterator[_Fault]:
-    """The same picture under several identifiers; blank ones, which are all alike, have no key."""
-    groups: dict[str, dict[str, str]] = {}
-    for check in looked:
-        if check.pixels:
-            groups.setdefault(check.pixels, {})[check.key] = check.split
-    for members in groups.values():
-        code = "duplicate_pixels_across_splits" if len(set(members.values())) > 1 else "duplicate_pixels"
-        first, *others = members
-        yield from (_Fault(code, key, same_as=first) for key in others)
+        yield Fault("no_rows", stops=True)
 
 
 def _shared_patients(scan: Scan) -> list[str]:
-    split_of: dict[str, str] = {}
-    several = {
-        row.patient
-        for split, rows in scan.rows.items()
-        for row in rows
-        if split_of.setdefault(row.patient, split) != split
-    }
-    return sorted(several)
-
-
-def _count(faults: Sequence[_Fault], total: int) -> list[Finding]:
-    groups: dict[str, list[_Fault]] = {}
-    for fault in faults:
-        groups.setdefault(fault.code, []).append(fault)
-    return [
-        Finding(
-            code=code,
-            count=len(group),
-            of=total,
-            where=f"first {group[0].key}" if group[0].key else "",
-            kinds=_kinds(fault.message for fault in group if fault.message),
-            stops=any(fault.stops for fault in group),
-            diagnosis=DIAGNOSES[code],
-        )
-        for code, group in groups.items()
-    ]
-
-
-def _kinds(messages: Iterable[str]) -> dict[str, int]:
-    """The first message of each kind with the number of its kind, the most frequent first."""
-    first: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for message in messages:
-        kind = re.sub(r"[0-9][0-9,]*", "", message)
-        counts[first.setdefault(kind, message)] += 1
-    return dict(counts.most_common())
+    patients = Members(tuple(scan.rows))
+    for split, rows in scan.rows.items():
+        for row in rows:
+            patients.add(row.patient, split)
+    return sorted(patients.shared())
 
 
 def _count_dropped(scan: Scan, total: int) -> list[Finding]:
@@ -323,16 +257,35 @@ def _unchecked(scan: Scan) -> str:
     return f"{unlisted} are not in SHA256SUMS.txt" if unlisted else ""
 
 
-def _write_faults(faults: Sequence[_Fault], out: Path) -> None:
+def _write_faults(faults: Iterable[Fault], out: Path) -> None:
     """One line per fault: the reason, a keyed hash, and for a row of a table the message that numbers it."""
-    for name, unusable in ((QUARANTINE_NAME, True), (NOTES_NAME, False)):
-        lines = [_line(fault) for fault in faults if DIAGNOSES[fault.code].unusable == unusable]
-        draft = out / f"{name}.tmp"
-        draft.write_text("".join(lines))
-        os.replace(draft, out / name)
+    names = {True: QUARANTINE_NAME, False: NOTES_NAME}  # by whether the row is unusable
+    drafts = {unusable: out / f"{name}.tmp" for unusable, name in names.items()}
+    with contextlib.ExitStack() as stack:
+        with written_to(out):
+            files = {unusable: stack.enter_context(_draft(path)) for unusable, path in drafts.items()}
+        for fault in faults:
+            with written_to(out):
+                files[DIAGNOSES[fault.code].unusable].write(_line(fault))
+        with written_to(out):
+            for unusable, name in names.items():
+                files[unusable].close()
+                os.replace(drafts[unusable], out / name)
 
 
-def _line(fault: _Fault) -> str:
+@contextlib.contextmanager
+def _draft(path: Path) -> Iterator[TextIO]:
+    """A new file, which is removed in the end unless it was moved into place."""
+    file = path.open("w")
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):  # a full disk, of which the error of the last write tells
+            file.close()
+        path.unlink(missing_ok=True)
+
+
+def _line(fault: Fault) -> str:
     whose = "patient" if fault.code == _SHARED_PATIENT and not fault.message else "image"
     values = {"reason": fault.code, whose: fault.key, "part": fault.part, "same_as": fault.same_as}
     values["message"] = fault.message

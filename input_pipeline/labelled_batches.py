@@ -213,5 +213,4 @@ def _drawn(source: SplitRecords, fraction: int, seed: int) -> Int64[np.ndarray, 
     """Indices of a fraction of the records, in ascending order."""
     order: dict[str, str] = {}
     patients = [order.setdefault(record.patient_key, str(len(order))) for record in source]
-    chosen = nested_fractions(patients, (fraction / 100,), seed=seed)[fraction / 100]
-    return np.asarray(sorted(chosen), np.int64)
+    return nested_fractions(patients, (fraction / 100,), seed=seed)[fraction / 100]

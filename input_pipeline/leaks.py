@@ -1,11 +1,12 @@
 """Leak checks: images and patients that splits of one data set share, or a pretraining build and the build a model is tested on."""
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.build_keys import keys_file, read_keys
+from input_pipeline.compact import Members
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.manifest import read_manifest
 from input_pipeline.splits import PatientOf, PublishedSplits, keys_of, split_of_subset
@@ -85,6 +86,22 @@ def find_overlaps(splits: Mapping[str, Collection[str]], *, patient_of: PatientO
         shared = None if mine is None or yours is None else len(mine & yours)
         pairs.append(Overlap(first, second, len(images[first] & images[second]), shared))
     return Overlaps(tuple(pairs))
+
+
+def overlaps_of(splits: Sequence[str], images: Members, patients: Members | None = None) -> Overlaps:
+    """Counts what each pair of splits shares, as `find_overlaps` does, where images and patients are too many for sets in memory.
+
+    Args:
+      splits: names of sets of `images` and `patients`.
+      images: the splits of each image.
+      patients: those of each patient, or None where the source does not tell.
+    """
+    return Overlaps(
+        tuple(
+            Overlap(*pair, images.size(*pair), None if patients is None else patients.size(*pair))
+            for pair in itertools.combinations(splits, 2)
+        )
+    )
 
 
 def published_overlaps(published: PublishedSplits, *, patient_of: PatientOf | None) -> Overlaps:

@@ -1,5 +1,6 @@
 """Tasks over processes, with one progress bar and a clean end when a worker or the parent is killed."""
 
+import collections
 import concurrent.futures
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ class Advance(Protocol):
 def run_tasks(
     work: Callable[[Task, Advance], Result], tasks: Sequence[Task], workers: int, progress: Progress
 ) -> Iterator[Result]:
-    """Results in the order of the tasks.
+    """Results in the order of the tasks; each is forgotten once it was taken.
 
     Args:
       work: a function of a module, called with a task and with an `Advance`.
@@ -39,7 +40,7 @@ def run_tasks(
       RetryError: a worker was killed.
     """
     workers = min(workers, len(tasks))
-    return iter(_in_processes(work, tasks, workers, progress)) if workers > 1 else _here(work, tasks, progress)
+    return _in_processes(work, tasks, workers, progress) if workers > 1 else _here(work, tasks, progress)
 
 
 def _here(work: Callable[[Task, Advance], Result], tasks: Sequence[Task], progress: Progress) -> Iterator[Result]:
@@ -57,22 +58,21 @@ def _here(work: Callable[[Task, Advance], Result], tasks: Sequence[Task], progre
 
 def _in_processes(
     work: Callable[[Task, Advance], Result], tasks: Sequence[Task], workers: int, progress: Progress
-) -> list[Result]:
+) -> Iterator[Result]:
     """Spawned, not forked: the caller may hold threads and an accelerator."""
     context = multiprocessing.get_context("spawn")
     done_count, kept_count = context.Value("q", 0), context.Value("q", 0)
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (done_count, kept_count))
     try:
-        futures = [pool.submit(_work, work, task) for task in tasks]
-        pending = set(futures)
-        while pending:
-            done, pending = concurrent.futures.wait(
-                pending, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION
-            )
+        futures = collections.deque(pool.submit(_work, work, task) for task in tasks)
+        while futures:
+            done, _ = concurrent.futures.wait(futures, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION)
             progress.update(done_count.value, kept=kept_count.value)
             for future in done:
                 future.result()
-        return [future.result() for future in futures]
+            done.clear()
+            while futures and futures[0].done():
+                yield futures.popleft().result()
     except BrokenProcessPool:
         raise RetryError("a worker was killed (out of memory?); run again to continue, with fewer --workers") from None
     finally:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from input_pipeline.compact import Names
 from input_pipeline.sources import ImageRow
 
 _WHOLE = (
@@ -61,17 +62,19 @@ def compare_prevalence(
     """
     published = _published().get(name, {"unit": "image", "units": 0, "positive": {}})
     by_study = published["unit"] == "study"
-    values = {row.study if by_study else row.part or row.image: row.labels for part in rows.values() for row in part}
-    whole = published["units"]
+    counted, positive, whole = Names(), [0] * len(labels), published["units"]
+    for row in (row for part in rows.values() for row in part):
+        if counted.put(row.study if by_study else row.part or row.image):
+            positive = [count + (label == 1) for count, label in zip(positive, row.labels, strict=True)]
     return tuple(
         Prevalence(
             label=label,
-            positive=sum(row[index] == 1 for row in values.values()),
-            units=len(values),
+            positive=count,
+            units=len(counted),
             published=published["positive"][label] / whole if label in published["positive"] else math.nan,
-            judged=len(values) >= _WHOLE * max(1, whole),
+            judged=len(counted) >= _WHOLE * max(1, whole),
         )
-        for index, label in enumerate(labels)
+        for label, count in zip(labels, positive, strict=True)
     )
 
 

@@ -21,6 +21,7 @@ class Scratch:
     def __init__(self, size: int = 0):
         """`size` zeros, which take no room on disk before something is written there."""
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as this
+        self._number = self._file.fileno()
         weakref.finalize(self, self._file.close)
         self._tail, self._stored = bytearray(), size  # the file has `_stored` bytes, and the tail follows
 
@@ -29,43 +30,45 @@ class Scratch:
 
     def read(self, start: int, size: int) -> bytes:
         """The bytes from `start`; zeros beyond the end."""
-        first = max(0, start - self._stored)
-        stored = os.pread(self._file.fileno(), size, start) if start < self._stored else b""
-        if len(stored) < size:
-            missing = max(0, min(size, self._stored - start) - len(stored))  # zeros that the file does not reach to
-            stored += bytes(missing)
-            stored += self._tail[first : first + size - len(stored)]
-        return stored.ljust(size, b"\0")
+        if start >= self._stored:
+            first = start - self._stored
+            return bytes(self._tail[first : first + size]).ljust(size, b"\0")
+        stored = min(size, self._stored - start)
+        data = os.pread(self._number, stored, start).ljust(stored, b"\0")  # the file may not reach to where zeros end
+        return data if stored == size else (data + self._tail[: size - stored]).ljust(size, b"\0")
 
     def write(self, start: int, data: bytes) -> None:
         """Puts bytes to `start`; raises RetryError where the disk is full."""
-        place = start - self._stored
-        if place < 0 or place > len(self._tail):
-            self._flush()
-            _write(self._file.fileno(), data, start)
-            self._stored = max(self._stored, start + len(data))
-        else:
+        end, place = start + len(data), start - self._stored
+        if end <= self._stored:
+            _write(self._number, data, start)
+        elif 0 <= place <= len(self._tail):
             self._tail[place : place + len(data)] = data
             if len(self._tail) >= _HELD:
                 self._flush()
+        else:
+            self._flush()
+            _write(self._number, data, start)
+            self._stored = max(self._stored, end)
 
     def append(self, data: bytes) -> None:
         """Puts bytes to the end; raises RetryError where the disk is full."""
-        self.write(len(self), data)
+        self._tail += data
+        if len(self._tail) >= _HELD:
+            self._flush()
 
     def _flush(self) -> None:
         if self._tail:
-            _write(self._file.fileno(), self._tail, self._stored)
+            _write(self._number, self._tail, self._stored)
             self._stored += len(self._tail)
             self._tail = bytearray()
 
 
 def _write(file: int, data: bytes | bytearray, start: int) -> None:
-    view = memoryview(data)
     try:
-        while view:
-            count = os.pwrite(file, view, start)
-            start, view = start + count, view[count:]
+        count = os.pwrite(file, data, start)
+        while count < len(data):
+            count += os.pwrite(file, data[count:], start + count)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

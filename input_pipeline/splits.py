@@ -4,12 +4,15 @@ The published lists are those of MRM (Zhou et al., 2023) and MaCo (Huang et al.,
 1 %, 10 % and 100 % of the labels. They are taken as they are, faults included: `leaks.published_overlaps` counts what their splits share.
 """
 
+import collections
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from input_pipeline.compact import Names
 from input_pipeline.errors import DataError, MsflError, UserError
+from input_pipeline.scratch import Rows
 from input_pipeline.sources import SPLITS
 
 # Order of the labels of a line in the published lists.
@@ -121,8 +124,13 @@ def read_list(path: Path, *, labels: int, refuse: Refuse | None = None) -> tuple
       UserError: no such file, not text, empty, or a line with another number of labels.
       DataError: a label other than 0 and 1, or an image that is listed twice.
     """
-    entries: dict[str, PublishedEntry] = {}
-    for line, text in enumerate(_read_text(path).split("\n"), start=1):
+    return tuple(_entries(path, labels, refuse, Names()))
+
+
+def _entries(path: Path, labels: int, refuse: Refuse | None, names: Names) -> Iterator[PublishedEntry]:
+    """The entries of `read_list`, of which only the names are kept: in `names`, which is empty."""
+    lines = Rows("I")
+    for line, text in enumerate(_lines(path), start=1):
         if not text.strip():
             continue
         name, *values = text.split()
@@ -130,23 +138,24 @@ def read_list(path: Path, *, labels: int, refuse: Refuse | None = None) -> tuple
             raise UserError(f"{path.name}: line {line} has {len(values)} labels; expected {labels}")
         if not _LABEL_VALUES.keys() >= set(values):
             raise DataError(f"{path.name}: line {line} has a label other than 0 and 1")
-        if name in entries:
-            where = f"the image of line {line} is on line {entries[name].line} too"
+        if (number := names.add(name)) < len(lines):
+            where = f"the image of line {line} is on line {lines[number][0]} too"
             error = DataError(f"{path.name}: {where}; expected each image once", code="duplicate_image")
             if refuse is None:
                 raise error
             refuse(error, name)
             continue
-        entries[name] = PublishedEntry(name, tuple(_LABEL_VALUES[value] for value in values), line)
-    if not entries:
+        lines.append(line)
+        yield PublishedEntry(name, tuple(_LABEL_VALUES[value] for value in values), line)
+    if not len(lines):
         raise UserError(f"{path.name}: the file is empty; expected one image a line")
-    return tuple(entries.values())
 
 
-def _read_text(path: Path) -> str:
-    """The text of a file with its line ends as "\\n" and without a byte order mark."""
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file, whatever ends them, without a byte order mark."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            yield from file
     except FileNotFoundError:
         raise UserError(f"{path.name}: no such file in {path.parent}; expected a list of images") from None
     except OSError as error:
@@ -326,7 +335,7 @@ def keys_of(names: Collection[str], key_of: PatientOf, where: str) -> list[str]:
     return keys
 
 
-def official_nih(folder: Path, *, refuse: Refuse | None = None) -> dict[str, tuple[str, ...]]:
+def official_nih(folder: Path, *, refuse: Refuse | None = None) -> dict[str, Names]:
     """The official splits of NIH ChestX-ray14, "train" (train_val_list.txt) and "test" (test_list.txt).
 
     The published test_list of MaCo and MRM has the same name and other images. `refuse` as in `read_list`.
@@ -334,7 +343,7 @@ def official_nih(folder: Path, *, refuse: Refuse | None = None) -> dict[str, tup
     Raises:
       UserError, DataError: as in `read_list`.
     """
-    return {
-        split: tuple(entry.name for entry in read_list(folder / name, labels=0, refuse=refuse))
-        for split, name in OFFICIAL_NIH.items()
-    }
+    splits = {split: Names() for split in OFFICIAL_NIH}
+    for split, name in OFFICIAL_NIH.items():
+        collections.deque(_entries(folder / name, 0, refuse, splits[split]), maxlen=0)
+    return splits

@@ -2,22 +2,16 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from input_pipeline import tables
 from input_pipeline.checksums import ABSENT
-from input_pipeline.datasets.labelled import (
-    Found,
-    LabelledImages,
-    distribute,
-    image_files,
-    listed_twice,
-    note_strays,
-    record_hash,
-)
+from input_pipeline.compact import Names
+from input_pipeline.datasets.image_files import image_files, note_strays
+from input_pipeline.datasets.labelled import Found, LabelledImages, distribute, listed_twice, record_hash
 from input_pipeline.errors import UserError
 from input_pipeline.sources import SPLITS, ImageRow, Scan
 
@@ -116,7 +110,7 @@ class Chexpert(LabelledImages):
         home = self._home()
         below = home.relative_to(self.root).as_posix()
         split_of = {"train": "train", "valid": self.valid_as, "test": "test"}
-        uncertain, blank, seen = self._uncertain(), _BLANK[self.blank], set()
+        uncertain, blank, seen = self._uncertain(), _BLANK[self.blank], Names()
         for table in self._tables(scan, home):
             columns = ["Path", "Frontal/Lateral", "AP/PA", *LABEL_NAMES]
             for number, (path, side, view, *values) in scan.read(table, columns):
@@ -124,20 +118,19 @@ class Chexpert(LabelledImages):
                     image, folder, patient, study = _place(table, number, path)
                     labels = _labels(table, number, values, uncertain, blank)
                     frontal = _is_frontal(table, number, side)
-                    if image in seen:
+                    if not seen.put(image):
                         raise listed_twice(scan, table, number, "Path", image, _image_or)
-                    seen.add(image)
                     file = f"{image}.jpg" if below == "." else f"{below}/{image}.jpg"
                     view = view.upper() if frontal else "LATERAL"
                     row = ImageRow(patient, f"{patient}/{study}", image, file, view, labels)
                     yield Found(row, split_of[folder], "" if frontal or self.views == "all" else "not_frontal")
         self._note_strays(scan, home, seen)
 
-    def _note_strays(self, scan: Scan, home: Path, seen: Collection[str]) -> None:
+    def _note_strays(self, scan: Scan, home: Path, seen: Container[str]) -> None:
         """Images in the folders of tables that are there."""
         folders = [role for role in _ROLES if scan.lenient and scan.inputs[role] != ABSENT]
         files = (path for folder in folders for path in image_files(home, folder))
-        note_strays(scan, home, {os.path.splitext(path)[0]: path for path in files}, seen)
+        note_strays(scan, home, ((os.path.splitext(path)[0], path) for path in files), seen)
 
     def _home(self) -> Path:
         """The folder that holds train.csv."""

@@ -2,25 +2,28 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
-import os
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline import progress, tables
+from input_pipeline import tables
 from input_pipeline.checksums import ABSENT
+from input_pipeline.compact import Members, Names, alphabetical
+from input_pipeline.datasets.labelled_rows import Kept
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.leaks import Overlaps, find_overlaps
+from input_pipeline.leaks import Overlaps, overlaps_of
 from input_pipeline.patient_splits import nested_fractions, seeded_splits
-from input_pipeline.sources import NO_SPLIT, SPLITS, ImageRow, ImagesOnly, Note, Scan, read_image
+from input_pipeline.sources import NO_SPLIT, SPLITS, ImageRow, ImagesOnly, Scan, read_image
 from input_pipeline.splits import split_of_subset
 
 Box = tuple[float, float, float, float]
 
-SUFFIXES = (".dcm", ".png", ".jpg", ".jpeg")  # of two files of one image, the one with less loss is read
 _LARGEST = 1e6  # of a coordinate, in pixels
+_BLOCK = 1024  # names that are hashed at once
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,31 @@ class SplitPlan:
         """SHA-256 of the lists for `Scan.inputs`, whatever the order of their names; empty where there are none."""
         if self.splits is None and not self.subsets:
             return {}
-        lists = [{name: sorted(lists[name]) for name in lists} for lists in (self.splits or {}, self.subsets)]
-        return {"splits": hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()}
+        digest = hashlib.sha256()
+        for piece in _json([self.splits or {}, self.subsets]):
+            digest.update(piece.encode())
+        return {"splits": digest.hexdigest()}
+
+
+def _json(lists: Sequence[Mapping[str, Collection[str]]]) -> Iterator[str]:
+    """What `json.dumps` writes of the lists with all names sorted, piece by piece: there may be a name for every image."""
+    for number, part in enumerate(lists):
+        yield ", {" if number else "[{"
+        for place, name in enumerate(sorted(part)):
+            yield f"{', ' if place else ''}{json.dumps(name)}: ["
+            members, comma = _in_order(part[name]), ""
+            while block := list(itertools.islice(members, _BLOCK)):
+                yield comma + json.dumps(block)[1:-1]
+                comma = ", "
+            yield "]"
+        yield "}"
+    yield "]"
+
+
+def _in_order(names: Collection[str]) -> Iterator[str]:
+    if isinstance(names, Names):
+        return (names[number] for number in map(int, alphabetical(names)))
+    return iter(sorted(names))
 
 
 class Found(NamedTuple):
@@ -115,29 +141,29 @@ def distribute(scan: Scan, found: Iterable[Found], plan: SplitPlan, key: Callabl
       DataError: a list names an image twice, an image or a patient is in two splits, or a subset leaves its split.
     """
     _check_plan(plan)
-    listed = _lists_of_images(plan.splits or {}, key)
-    subsets = _lists_of_images(plan.subsets, key)
+    listed, subsets = _lists_of_images(plan.splits or {}, key), _lists_of_images(plan.subsets, key)
     _check_images(scan, listed, plan)
-    strays = {(name, image) for image, names in subsets.items() for name in names}
-    missing = dict(listed)
+    kept, missing, strays, images = Kept(subsets.sets), listed.copy(), subsets.copy(), Members(SPLITS)
     for row, official, reason in found:
-        missing.pop(row.image, None)
-        for split in (official,) if plan.splits is None else listed.get(row.image, [plan.rest]):
-            own = tuple(name for name in subsets.get(row.image, ()) if split_of_subset(name) == split)
-            strays.difference_update((name, row.image) for name in own)
-            _place(scan, row, split, reason, own)
+        missing.clear(row.image)
+        splits = (official,) if plan.splits is None else listed.of(row.image) or (plan.rest,)
+        for split in splits:
+            own = tuple(name for name in subsets.of(row.image) if split_of_subset(name) == split)
+            strays.remove(row.image, *own)
+            _place(scan, kept, dataclasses.replace(row, subsets=own) if own else row, split, reason)
+            if len(splits) > 1 and not reason:
+                images.add(row.image, split)
     for image, splits in missing.items():
         for split in splits:
             scan.drop(split, "not_in_table")
-            strays.difference_update((name, image) for name in plan.subsets if split_of_subset(name) == split)
-    if strays:
-        name = min(strays)[0]
-        count = sum(name == other for other, _ in strays)
-        raise DataError(
-            f"subset '{name}' names {count:,} images that are not in its split; use lists that belong together"
-        )
-    _check_patients(scan, plan)
-    _finish(scan, plan)
+            strays.remove(image, *(name for name in plan.subsets if split_of_subset(name) == split))
+    for name in sorted(plan.subsets):
+        if count := strays.size(name):
+            raise DataError(
+                f"subset '{name}' names {count:,} images that are not in its split; use lists that belong together"
+            )
+    _refuse_overlaps(scan, overlaps_of(SPLITS, images, kept.patients), plan, "patient_in_two_splits")
+    _finish(scan, kept, plan)
 
 
 def _check_plan(plan: SplitPlan) -> None:
@@ -155,32 +181,22 @@ def _check_plan(plan: SplitPlan) -> None:
             )
 
 
-def _lists_of_images(lists: Mapping[str, Collection[str]], key: Callable[[str], str]) -> dict[str, list[str]]:
-    """Names of the lists that each image is in."""
-    images: dict[str, list[str]] = {}
+def _lists_of_images(lists: Mapping[str, Collection[str]], key: Callable[[str], str]) -> Members:
+    """The lists that each image is in."""
+    images = Members(tuple(lists))
     for name, members in lists.items():
-        own = {key(member) for member in members}
-        if len(own) != len(members):
-            raise DataError(f"the list of '{name}' names {len(members) - len(own):,} images twice; expected each once")
-        for image in own:
-            images.setdefault(image, []).append(name)
+        if twice := sum(not images.add(key(member), name) for member in members):
+            raise DataError(f"the list of '{name}' names {twice:,} images twice; expected each once")
     return images
 
 
-def _check_images(scan: Scan, listed: Mapping[str, Sequence[str]], plan: SplitPlan) -> None:
-    images = {split: [image for image, splits in listed.items() if split in splits] for split in SPLITS}
-    shared = [image for image, splits in listed.items() if len(splits) > 1]
-    _refuse_overlaps(scan, find_overlaps(images, patient_of=None), plan, "image_in_two_splits", shared)
-
-
-def _check_patients(scan: Scan, plan: SplitPlan) -> None:
-    images = {split: [row.image for row in scan.rows.get(split, ())] for split in SPLITS}
-    patient_of = {row.image: row.patient for rows in scan.rows.values() for row in rows}
-    _refuse_overlaps(scan, find_overlaps(images, patient_of=patient_of), plan, "patient_in_two_splits")
+def _check_images(scan: Scan, listed: Members, plan: SplitPlan) -> None:
+    splits = [split for split in SPLITS if split in listed.sets]
+    _refuse_overlaps(scan, overlaps_of(splits, listed), plan, "image_in_two_splits", listed.shared())
 
 
 def _refuse_overlaps(
-    scan: Scan, overlaps: Overlaps, plan: SplitPlan, code: str, identifiers: Sequence[str] = ("",)
+    scan: Scan, overlaps: Overlaps, plan: SplitPlan, code: str, identifiers: Iterable[str] = ("",)
 ) -> None:
     """Refuses what is shared, once for each of `identifiers`."""
     if overlaps.found and not plan.allow_leak:
@@ -190,112 +206,51 @@ def _refuse_overlaps(
             scan.refuse(DataError(f"{found}; expected nothing in two splits; {advice}", code=code), identifier)
 
 
-def _place(scan: Scan, row: ImageRow, split: str, reason: str, subsets: tuple[str, ...]) -> None:
+def _place(scan: Scan, kept: Kept, row: ImageRow, split: str, reason: str) -> None:
     if split == NO_SPLIT:
         scan.drop(NO_SPLIT, "no_split")
     elif reason:
         scan.drop(split, reason)
     else:
-        scan.keep(split, dataclasses.replace(row, subsets=subsets) if subsets else row)
+        kept.add(split, row)
 
 
-def _finish(scan: Scan, plan: SplitPlan) -> None:
+def _finish(scan: Scan, kept: Kept, plan: SplitPlan) -> None:
     scan.inputs.update(plan.hashes())
     scan.inputs.setdefault("checksums", ABSENT)  # none of these releases has any
-    _hold_out(scan, plan)
-    for split, rows in scan.rows.items():
-        scan.rows[split] = sorted(rows, key=lambda row: (row.patient, row.study, row.image, row.phrase))
-    _add_fractions(scan, plan)
+    _hold_out(kept, plan)
+    for split in kept.places:
+        kept.sort(split)
+    _add_fractions(kept, plan)
+    scan.rows.update({split: kept.rows(split) for split in kept.places})
 
 
-def _hold_out(scan: Scan, plan: SplitPlan) -> None:
+def _hold_out(kept: Kept, plan: SplitPlan) -> None:
     """Moves whole patients from train to the splits that the source lacks."""
     shares = {split: share for split, share in (("test", plan.test), ("validate", plan.validation)) if share}
     for split in shares:
-        if scan.rows.get(split):
+        if kept.places.get(split):
             raise UserError(f"the splits have '{split}' already; expected none where a share of train is held out")
     if not shares:
         return
-    train = scan.rows.get("train", [])
-    for split, members in seeded_splits([row.patient for row in train], shares, seed=plan.seeds[0]).items():
-        scan.rows[split] = [
-            train[index] if split == "train" else dataclasses.replace(train[index], subsets=())
-            for index in sorted(members)
-        ]
+    train = kept.places.setdefault("train", array("I"))
+    for split, members in seeded_splits(kept.patients_of("train"), shares, seed=plan.seeds[0]).items():
+        kept.places[split] = array("I", (train[index] for index in members))
+        if split != "train":
+            kept.unmark(kept.places[split])
 
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:g}"
 
 
-def _add_fractions(scan: Scan, plan: SplitPlan) -> None:
-    if not scan.rows.get("train"):
+def _add_fractions(kept: Kept, plan: SplitPlan) -> None:
+    train = kept.places.get("train")
+    if not train:
         return
-    train = scan.rows["train"] = list(scan.rows["train"])
-    patients = [row.patient for row in train]
     for seed in plan.seeds if plan.fractions else ():
-        for fraction, members in nested_fractions(patients, plan.fractions, seed=seed).items():
-            name = f"train_{_percent(fraction)}_seed{seed}"
-            for index in members:
-                train[index] = dataclasses.replace(train[index], subsets=(*train[index].subsets, name))
-
-
-def find_images(root: Path, folders: Sequence[str], scan: Scan, image_of: Callable[[str], str] = str) -> dict[str, str]:
-    """Paths of the image files, relative to `root`, by their names without suffix; each tree is walked once.
-
-    Args:
-      root: the folder of the release.
-      folders: in it, walked to any depth; "" is the root itself, whose own files alone count. Of several files with one name that in
-        the first folder counts, and within a folder that with the first of `SUFFIXES`.
-      scan: notes the other files of such an image, if it is lenient.
-      image_of: turns a file's name without suffix into `ImageRow.image`.
-    """
-    found: dict[str, str] = {}
-    for folder in folders:
-        here: dict[str, tuple[int, str]] = {}
-        for path in progress.counted(image_files(root, folder), folder or "release", "image files"):
-            stem, suffix = os.path.splitext(path.rpartition("/")[2])
-            candidate = SUFFIXES.index(suffix.lower()), path
-            if scan.lenient and (stem in here or stem in found):
-                scan.notes.append(Note("two_files", image_of(stem), root / path))
-            here[stem] = min(here.get(stem, candidate), candidate)
-        found = {stem: path for stem, (_, path) in here.items()} | found
-    return found
-
-
-def note_strays(
-    scan: Scan, root: Path, paths: Mapping[str, str], named: Collection[str], image_of: Callable[[str], str] = str
-) -> None:
-    """Notes files of images that no table names, not even in a row that is wrong; only a lenient scan does.
-
-    Args:
-      scan: that has read the tables.
-      root: the folder of the release.
-      paths: of files, as `find_images` gives them.
-      named: images of the tables.
-      image_of: as in `find_images`.
-    """
-    if scan.lenient:
-        known = {*named, *(problem.identifier for problem in scan.problems)}
-        strays = ((image_of(stem), path) for stem, path in sorted(paths.items()))
-        scan.notes += [Note("file_in_no_table", image, root / path) for image, path in strays if image not in known]
-
-
-def image_files(root: Path, folder: str) -> Iterator[str]:
-    """Paths of the image files in a folder of `root`, to any depth and relative to `root`; of "" those in `root` itself."""
-    for directory, below, names in os.walk(root / folder):
-        prefix = Path(directory).relative_to(root).as_posix()
-        for name in names:
-            if name.lower().endswith(SUFFIXES):
-                yield name if prefix == "." else f"{prefix}/{name}"
-        if not folder:
-            below.clear()
-
-
-def image_of_name(name: str) -> str:
-    """The image that a list or a path names: its last part without the suffix of an image; identifiers have dots of their own."""
-    last = name.rpartition("/")[2]
-    return next((last[: -len(end)] for end in SUFFIXES if last.lower().endswith(end)), last)
+        for fraction, members in nested_fractions(kept.patients_of("train"), plan.fractions, seed=seed).items():
+            kept.mark(f"train_{_percent(fraction)}_seed{seed}", (train[index] for index in members))
 
 
 def find_one_table(root: Path, patterns: Sequence[str], chosen: Path | None = None) -> Path:

@@ -139,8 +139,10 @@ class MimicCxr(ImagesOnly):
                 unlisted = _take(index, listed, image.name)
                 if reason := self._reason(split, image, excluded) or unlisted:
                     scan.drop(split, reason)
-                else:
-                    kept.setdefault(split, Kept(index)).add(image)
+                    continue
+                if split not in kept:
+                    kept[split] = Kept(index)  # a few files: not to be made for every image
+                kept[split].add(image)
         for name, split in splits.left():
             _take(index, listed, name)
             scan.drop(split, "no_metadata")

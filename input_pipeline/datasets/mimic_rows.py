@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt32
 
 from input_pipeline import progress
-from input_pipeline.compact import Names
+from input_pipeline.compact import Names, ranks
 from input_pipeline.datasets.mimic_tables import Image, Index
 from input_pipeline.scratch import Rows
 from input_pipeline.sources import ImageRow
@@ -45,8 +45,8 @@ class Kept:
         """Rows by patient, study and image, each made by `make`."""
         of_study, of_patient = self._index.studies, self._index.patients
         images, patients, studies, *_ = self._columns
-        ranks = [_ranks(names)[_numbers(column)] for names, column in ((of_study, studies), (of_patient, patients))]
-        places, ordered = np.lexsort(ranks).astype(np.uint32), Rows("I")
+        order = [ranks(names)[_numbers(column)] for names, column in ((of_study, studies), (of_patient, patients))]
+        places, ordered = np.lexsort(order).astype(np.uint32), Rows("I")
         counted = progress.counted(map(int, places), "order", "images")
         for _, group in itertools.groupby(counted, lambda place: (patients[place], studies[place])):
             for place in sorted(group, key=lambda place: self._index.images[images[place][0]]):
@@ -79,12 +79,3 @@ class ImageRows(Sequence[ImageRow]):
 
 def _numbers(column: Rows) -> UInt32[np.ndarray, "n"]:
     return np.frombuffer(column.tobytes(), np.uint32)
-
-
-def _ranks(names: Names) -> UInt32[np.ndarray, "n"]:
-    """The place of each name in alphabetical order."""
-    width = max((len(name) for name in names), default=1)
-    order = np.argsort(np.fromiter((name.encode() for name in names), f"S{width}", len(names)), kind="stable")
-    ranks = np.empty(len(names), np.uint32)
-    ranks[order] = np.arange(len(names), dtype=np.uint32)
-    return ranks

@@ -14,16 +14,16 @@ import numpy as np
 from jaxtyping import Bool
 
 from input_pipeline import tables
+from input_pipeline.compact import Names
+from input_pipeline.datasets.image_files import find_images, note_strays
 from input_pipeline.datasets.labelled import (
     Box,
     Found,
     LabelledImages,
     SplitPlan,
     distribute,
-    find_images,
     find_one_table,
     listed_twice,
-    note_strays,
     parse_box,
     record_hash,
 )
@@ -77,7 +77,7 @@ class NihChestXray14(LabelledImages):
         return scan
 
     def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
-        paths, seen = _image_paths(self.root, scan), set()
+        paths, seen = _image_paths(self.root, scan), Names()
         columns = ["Image Index", "Finding Labels", "Patient ID", "View Position"]
         for number, (image, findings, patient, view) in scan.read(table, columns):
             with scan.row(image):
@@ -86,11 +86,10 @@ class NihChestXray14(LabelledImages):
                     found = f"{table.name}: the patient of row {number} is not that of its image's name"
                     raise UserError(found, code="tables_disagree")
                 labels = _labels(table, number, findings)
-                if image in seen:
+                if not seen.put(image):
                     raise listed_twice(scan, table, number, "Image Index", image)
-                seen.add(image)
                 yield Found(_row(owner, image, paths, view=view.upper(), labels=labels), NO_SPLIT)
-        note_strays(scan, self.root, paths, seen, _image_of_stem)
+        note_strays(scan, self.root, paths.items(), seen, _image_of_stem)
 
     def _plan(self, scan: Scan) -> SplitPlan:
         """The plan, with the official lists where it has none of its own."""
@@ -214,6 +213,6 @@ def _image_of_stem(stem: str) -> str:
     return f"{stem}.png"
 
 
-def _image_paths(root: Path, scan: Scan) -> dict[str, str]:
+def _image_paths(root: Path, scan: Scan) -> Mapping[str, str]:
     archives = sorted(path.name for path in root.glob("images_[0-9]*") if path.is_dir())
     return find_images(root, [*archives, "images", ""], scan, _image_of_stem)

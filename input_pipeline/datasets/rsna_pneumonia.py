@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from input_pipeline.datasets.image_files import find_images, image_of_name, note_strays
 from input_pipeline.datasets.labelled import (
     Box,
     Found,
     LabelledImages,
     contradicts,
     distribute,
-    find_images,
     find_one_table,
-    image_of_name,
-    note_strays,
     parse_box,
     record_hash,
 )
@@ -101,7 +99,7 @@ class RsnaPneumonia(LabelledImages):
         self, scan: Scan, boxes: Mapping[str, tuple[Box, ...]], details: Mapping[str, tuple[float, ...]]
     ) -> Iterator[Found]:
         paths = [find_images(self.root, [folder], scan) for folder in _FOLDERS]
-        note_strays(scan, self.root, paths[0], boxes)  # the challenge's own test images stand in no table
+        note_strays(scan, self.root, paths[0].items(), boxes)  # the challenge's own test images stand in no table
         for image, own in boxes.items():
             path = paths[0].get(image, f"{_FOLDERS[0]}/{image}.dcm")
             phrase = LABEL_NAMES[0] if own else ""

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from input_pipeline.datasets.image_files import find_images, image_of_name, note_strays
 from input_pipeline.datasets.labelled import (
     Found,
     LabelledImages,
     contradicts,
     distribute,
-    find_images,
     find_one_table,
-    image_of_name,
-    note_strays,
     record_hash,
 )
 from input_pipeline.errors import DataError, UserError
@@ -80,7 +78,7 @@ class SiimAcr(LabelledImages):
 
     def _found(self, scan: Scan, table: Path) -> Iterator[Found]:
         paths, codes_of = find_images(self.root, _FOLDERS, scan), _codes(scan, table)
-        trained = {stem: path for stem, path in paths.items() if path.startswith(f"{_FOLDERS[0]}/")}
+        trained = ((stem, path) for stem, path in paths.items() if path.startswith(f"{_FOLDERS[0]}/"))
         note_strays(scan, self.root, trained, codes_of)  # the first stage's table has no test images
         for image, codes in codes_of.items():
             path = paths.get(image, f"{_FOLDERS[0]}/{image}.dcm")

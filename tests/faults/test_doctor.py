@@ -1,15 +1,13 @@
 """Every fault that was planted is found as often as it was planted, and nothing else is; what is in order raises no alarm."""
 
-import errno
 import json
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
 
-from input_pipeline import dicom, doctor, tables
+from input_pipeline import dicom, tables
 from input_pipeline.build import build
 from input_pipeline.datasets.chexpert import Chexpert
 from input_pipeline.datasets.releases import detect
@@ -361,14 +359,12 @@ def test_tables_of_two_releases_are_refused(role, tmp_path, msfl):
     assert f"found {PREFIX}{role}.csv and mimic-cxr-3.0.0-{role}.csv; expected tables of one release" in err
 
 
-def test_a_full_disk_ends_the_doctor_with_the_code_to_try_again(tmp_path, msfl, monkeypatch):
-    corpus = write_siim(tmp_path / "siim", 21, "clean")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(doctor, "_write_faults", full)
-    code, _, err = msfl("data", "doctor", corpus.root, "--out", tmp_path / "out", "--workers", 1, "--sample", 1)
+def test_a_full_disk_ends_the_doctor_with_the_code_to_try_again_and_leaves_no_draft(tmp_path, msfl):
+    corpus = write_siim(tmp_path / "siim", 21, "files")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"{QUARANTINE_NAME}.tmp").symlink_to("/dev/full")
+    code, _, err = msfl("data", "doctor", corpus.root, "--out", tmp_path / "out", "--workers", 1)
     assert code == 75
     assert [line for line in err.splitlines() if "no space left" in line]
     assert "Traceback" not in err
+    assert not [path for path in (tmp_path / "out").iterdir() if "json" in path.name]

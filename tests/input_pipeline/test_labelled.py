@@ -1,5 +1,7 @@
 """Splits given as lists put every image where they say, refuse leaks, and account for every name."""
 
+import hashlib
+import json
 import pickle
 import re
 from collections import Counter
@@ -15,16 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from input_pipeline.build import build
+from input_pipeline.compact import Names
 from input_pipeline.datasets import labelled
-from input_pipeline.datasets.labelled import (
-    Found,
-    SplitPlan,
-    distribute,
-    find_images,
-    find_one_table,
-    image_of_name,
-    parse_box,
-)
+from input_pipeline.datasets.image_files import find_images, image_of_name
+from input_pipeline.datasets.labelled import Found, SplitPlan, distribute, find_one_table, parse_box
+from input_pipeline.datasets.labelled_rows import Kept
 from input_pipeline.datasets.releases import SplitChoice
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.sources import SPLITS, ImageRow, Scan
@@ -131,6 +128,46 @@ def test_a_plan_pickles_and_its_hash_ignores_order():
     assert run("abc", plan).inputs == {**plan.hashes(), "checksums": "absent"}  # none of these releases has any
     assert SplitPlan({"train": ("a",), "test": ("b", "c")}).hashes() != plan.hashes()
     assert SplitPlan().hashes() == {}
+
+
+@given(st.dictionaries(names, st.sets(st.text("a\u00e9\u4e00\U0001fac1", max_size=3))))
+def test_the_hash_of_lists_is_that_of_sorted_json_wherever_they_lie(lists):
+    on_disk = {name: Names() for name in lists}
+    for name, members in lists.items():
+        for member in members:
+            on_disk[name].add(member)
+    text = json.dumps([{name: sorted(members) for name, members in lists.items()}, {"train_1": ["a"]}], sort_keys=True)
+    expected = {"splits": hashlib.sha256(text.encode()).hexdigest()}
+    assert SplitPlan(lists, {"train_1": ["a"]}).hashes() == SplitPlan(on_disk, {"train_1": ["a"]}).hashes() == expected
+
+
+identifiers = st.sampled_from(["", "p", "p1", "p10", "\u00e9"])
+rows = st.builds(
+    ImageRow,
+    *[identifiers] * 5,
+    st.sampled_from([(), (0.0, -1.0), (1.0, 0.1)]),
+    *[identifiers] * 2,
+    st.sampled_from([(), ((0.1, 2.0, 3e-9, 4.0),), ((1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0))]),
+    st.sampled_from([(), ("1 2", "3 4")]),
+    identifiers,
+    st.sampled_from([(), ("train_1",), ("train_1", "train_10")]),
+    st.sampled_from([(), ("view_from_code",)]),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(SPLITS), rows), max_size=12))
+def test_rows_come_back_from_the_disk_as_they_were_and_in_order(added):
+    kept, expected = Kept(["train_1", "train_10"]), {}
+    for split, item in added:
+        kept.add(split, item)
+        expected.setdefault(split, []).append(item)
+    for split, members in expected.items():
+        kept.sort(split)
+        members.sort(key=lambda item: (item.patient, item.study, item.image, item.phrase))
+        assert list(kept.rows(split)) == members
+        assert kept.rows(split)[1:] == list(kept.rows(split))[1:]
+        assert kept.rows(split)[-1] == list(kept.rows(split))[-1]
+    assert list(kept.places) == list(expected)
 
 
 def test_image_files_are_found_at_any_depth_and_the_better_copy_is_taken(tmp_path):

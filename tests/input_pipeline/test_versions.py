@@ -35,7 +35,8 @@ OTHERS = {
         "splits",
         "tables",
     ),
-    *("datasets/labelled", "datasets/mimic_grounding", "datasets/mimic_rows", "datasets/mimic_tables"),
+    *("datasets/image_files", "datasets/labelled", "datasets/labelled_rows"),
+    *("datasets/mimic_grounding", "datasets/mimic_rows", "datasets/mimic_tables"),
 }
 
 

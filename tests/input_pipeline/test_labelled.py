@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import re
 from collections import Counter
@@ -168,6 +169,12 @@ def test_rows_come_back_from_the_disk_as_they_were_and_in_order(added):
         assert kept.rows(split)[1:] == list(kept.rows(split))[1:]
         assert kept.rows(split)[-1] == list(kept.rows(split))[-1]
     assert list(kept.places) == list(expected)
+
+
+def test_a_file_whose_name_is_not_utf8_stands_in_no_other_s_way(tmp_path):
+    for name in (b"a.png", b"\xff.png", b"\xff.jpg"):
+        (tmp_path / os.fsdecode(name)).touch()
+    assert find_images(tmp_path, [""], Scan()) == {"a": "a.png", "\udcff": "\udcff.png"}
 
 
 def test_image_files_are_found_at_any_depth_and_the_better_copy_is_taken(tmp_path):

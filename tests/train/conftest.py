@@ -24,10 +24,10 @@ VOCAB_SIZE = 61
 
 @pytest.fixture(scope="session")
 def config() -> Config:
-    """Two layers of width 32 for 32 px images; windowed regions, all objectives, masking and hard negatives."""
+    """Two layers of width 32 for 32 px images and one for reports; windowed regions, all objectives, masking and hard negatives."""
     sizes = presets.model(
         presets.vision(32, 2, 2, image_size=32, patch_size=8),
-        presets.report(32, 2, 2, max_tokens=16),
+        presets.report(32, 1, 2, max_tokens=16),
         presets.pixel_decoder(16, 1, 2),
         embedding=32,
         region=16,

@@ -19,7 +19,9 @@ from msfl_jax.train.optimizer import make_optimizer, updates_taken
 from msfl_jax.train.state import abstract_state, create_state
 from msfl_jax.train.step import jit_train_step, merge, readable, useful_tokens
 
-MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
+# Rows lie over all of `data` and `fsdp` alike, so the mesh of replicas alone is tried with one of the two.
+MESHES = [(2, 4, 1), (2, 2, 2)]
+ON_EIGHT = [("windowed", (8, 1, 1)), *((kind, shape) for kind in ("windowed", "paper") for shape in MESHES)]
 THRESHOLD = 64  # so that even this model is sharded
 
 
@@ -27,6 +29,15 @@ class Recorded(NamedTuple):
     """The gradient that an optimizer was last given."""
 
     gradient: Any
+
+
+class Otherwise(NamedTuple):
+    """The state after one step, its metrics, the text of the compiled program, and what the state would be restored into."""
+
+    state: Any
+    metrics: dict[str, float]
+    text: str
+    like: Any
 
 
 def recording() -> optax.GradientTransformation:
@@ -105,8 +116,7 @@ def assert_same(metrics, gradients, expected):
         assert_allclose(gradient, expected[1][name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=["data 8", "data 2 fsdp 4", "data 2 fsdp 2 tensor 2"])
-@pytest.mark.parametrize("kind", ["windowed", "paper"])
+@pytest.mark.parametrize("kind, shape", ON_EIGHT, ids=str)
 def test_a_step_on_eight_devices_equals_one_device_in_every_loss_metric_and_gradient(one_step, kind, shape):
     metrics, gradients, _ = one_step(kind, *shape)
     expected_metrics, expected_gradients, _ = one_step(kind, 1, 1, 1)
@@ -122,8 +132,7 @@ def test_a_step_on_eight_devices_equals_one_device_in_every_loss_metric_and_grad
     assert_same(metrics, gradients, (expected_metrics, expected_gradients))
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=["data 8", "data 2 fsdp 4", "data 2 fsdp 2 tensor 2"])
-@pytest.mark.parametrize("kind", ["windowed", "paper"])
+@pytest.mark.parametrize("kind, shape", ON_EIGHT, ids=str)
 def test_parameters_after_a_step_on_eight_devices_equal_one_device_except_key_biases(one_step, kind, shape):
     """A key bias adds the same to all logits of a query: its gradient is 0 and AdamW scales rounding up to the learning rate."""
     params, expected = one_step(kind, *shape)[2], one_step(kind, 1, 1, 1)[2]
@@ -132,49 +141,53 @@ def test_parameters_after_a_step_on_eight_devices_equal_one_device_except_key_bi
             assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_a_step_in_microbatches_with_reports_around_the_ring_is_the_same_step(
-    one_step, config, changed, mesh_of, random_batch
-):
+@pytest.fixture(scope="module")
+def otherwise(config, changed, mesh_of, random_batch):
+    """A step with all that changes nothing but rounding, at once.
+
+    Two devices with four rows: two microbatches, both alignments around the ring, half of the large moments on each device, parameters whole, and of
+    two reports the shorter read at 15 of 16 tokens, where all fit.
+    """
     local = dataclasses.replace(config.objective.local_alignment, exchange="ring")
     whole = dataclasses.replace(config.objective.global_alignment, exchange="ring")
-    around = changed(config, objective__local_alignment=local, objective__global_alignment=whole)
-    parts, mesh = parts_of(around), mesh_of(4)
-    with jax.set_mesh(mesh):
-        state = create_state(parts["model"], parts["optimizer"], 0, mesh, threshold=THRESHOLD)
-        state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
-        step = jit_train_step(state, mesh, **parts, microbatches=2)
-        batch = global_batch(random_batch(1), mesh)
-        text = step.lower(state, batch).compile().as_text()
-        state, metrics = step(state, batch)
-    assert "collective-permute" in text
-    assert_same(readable(metrics), named(state.opt_state[0].gradient), one_step("windowed", 1, 1, 1))
-
-
-def test_a_step_with_split_moments_that_reads_short_reports_at_fewer_tokens_is_the_same_step(
-    one_step, config, changed, mesh_of, random_batch
-):
-    """Four devices: a quarter of the large moments on each, whole parameters, and half of its reports fit into 15 of 16 tokens."""
-    mesh, batch, options = mesh_of(4), random_batch(1), {"threshold": THRESHOLD, "shard_moments": True}
-    parts = parts_of(changed(config, text__length_buckets="15:0.5"))
+    keys = {"objective__local_alignment": local, "objective__global_alignment": whole, "text__length_buckets": "15:0.5"}
+    parts, mesh, options = (
+        parts_of(changed(config, **keys)),
+        mesh_of(2),
+        {"threshold": THRESHOLD, "shard_moments": True},
+    )
     with jax.set_mesh(mesh):
         state = create_state(parts["model"], parts["optimizer"], 0, mesh, **options)
         state = dataclasses.replace(state, step=jax.device_put(np.int32(5), state.step.sharding))
-        state, metrics = jit_train_step(state, mesh, **parts)(state, global_batch(batch, mesh))
-    metrics, expected = readable(metrics), one_step("windowed", 1, 1, 1)
-    useful = (batch["token_ids"] != 0).sum() / batch["token_ids"].size
+        batch = global_batch(random_batch(1), mesh)
+        step = jit_train_step(state, mesh, **parts, microbatches=2).lower(state, batch).compile()
+        state, metrics = step(state, batch)
+    like = abstract_state(parts["model"], parts["optimizer"], mesh, **options)
+    return Otherwise(state, readable(metrics), step.as_text(), like)
+
+
+def test_microbatches_the_ring_split_moments_and_reading_by_length_leave_a_step_as_it_is(
+    one_step, otherwise, random_batch
+):
+    token_ids, expected, metrics = random_batch(1)["token_ids"], one_step("windowed", 1, 1, 1), dict(otherwise.metrics)
+    useful = (token_ids != 0).sum() / token_ids.size
     assert_allclose(metrics.pop("tokens/useful"), useful / (31 / 32), rtol=1e-6)
     assert_allclose(expected[0]["tokens/useful"], useful, rtol=1e-6)
-    assert_same(metrics, named(state.opt_state[0].gradient), expected)
-    for name, value in named(state.params).items():
+    assert_same(metrics, named(otherwise.state.opt_state[0].gradient), expected)
+    for name, value in named(otherwise.state.params).items():
         if not name.endswith("attn/key/bias"):
             assert_allclose(value, expected[2][name], rtol=1e-5, atol=1e-5, err_msg=name)
-    moments = jax.tree.leaves(state.opt_state)
+    assert "collective-permute" in otherwise.text
+
+
+def test_split_moments_lie_on_both_replicas_by_halves_and_parameters_whole(otherwise):
+    moments = jax.tree.leaves(otherwise.state.opt_state)
     split = [leaf for leaf in moments if "data" in leaf.sharding.spec]
     assert sum(leaf.size for leaf in split) > 0.9 * sum(leaf.size for leaf in moments)
-    assert all(4 * shard.data.size == leaf.size for leaf in split for shard in leaf.addressable_shards)
-    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
-    like = abstract_state(parts["model"], parts["optimizer"], mesh, **options)
-    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, shape: leaf.sharding == shape.sharding, state, like)))
+    assert all(2 * shard.data.size == leaf.size for leaf in split for shard in leaf.addressable_shards)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(otherwise.state.params))
+    same = jax.tree.map(lambda leaf, shape: leaf.sharding == shape.sharding, otherwise.state, otherwise.like)
+    assert all(jax.tree.leaves(same))
 
 
 def test_useful_tokens_are_counted_as_each_microbatch_is_read(mesh_of):

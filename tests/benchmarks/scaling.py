@@ -1,7 +1,7 @@
 """Bytes that a device sends in one training step, on 1, 2, 4 and 8 devices: `python tests/benchmarks/scaling.py [--config demo]`.
 
-The step is compiled for virtual CPU devices and not run: what is counted are the exchanges in the program, beside what the formula says must be sent. No
-time is measured, because virtual devices share one processor.
+The step is compiled for virtual CPU devices and not run: what is counted are the exchanges in the program, beside what the formula says must be
+sent. No time is measured, because virtual devices share one processor.
 """
 
 import argparse

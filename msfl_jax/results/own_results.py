@@ -22,14 +22,16 @@ _TUNED_BY = {"classification": FinetuneConfig, "segmentation": SegmentationConfi
 FINE_TUNED = tuple(_TUNED_BY)
 
 _CONFIG, _ENCODER, _DATA = "config.json", "encoder.json", "data.json"
-_TUNING = "fine-tuning."  # before its settings
+_PRETRAINING, _TUNING = "pretraining.", "fine-tuning."  # before their settings
 _PARENTS = 3  # folders above a fine-tuned run in which its pretraining run is looked for
 _SKIPPED = frozenset({"checkpoints", "tensorboard", "figures", "tokenizer", "data", "study", "predictions", RESULTS})
+# Keys anywhere, and one by its path: the local loss has an "attention" that is computed.
 _NOT_THE_MODEL = frozenset(
     {
         *("seed", "directory", "tokenizer", "workers", "mesh", "test", "zero_shot", "grounding"),
         *("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"),
-        *("microbatches", "exchange", "length_buckets"),
+        *("microbatches", "exchange", "kernel", "length_buckets", "remat", "model.attention"),
+        *("retrieval", "probe"),
     }
 )
 # Of fine-tuning, what the siblings' recipes choose anew for each data set and share of the labels: the same row, though never the same mean.
@@ -195,10 +197,10 @@ def _describe(workdir: Path, outcome: Outcome) -> Result:
     encoder = _completed(Config, _part(origin, "config"))
     if encoder and dict(_flat(encoder, "")) != dict(_flat(pretraining, "")):
         home, pretraining = None, encoder  # the run that it lies in is not the one that it comes from
-    settings = dict(_flat(pretraining, "pretraining."))
+    settings = dict(_flat(pretraining, _PRETRAINING))
     trained_on = _part(origin, "trained_on") or (_read(home / _DATA) if home else {})
     if members := trained_on.get("members"):
-        settings["pretraining.data.members"] = members
+        settings[f"{_PRETRAINING}data.members"] = members
     schedule = {}
     if tuned:
         tuning = dict(_flat(_completed(_TUNED_BY[outcome.task], own), "")) if "objective" not in own else {}
@@ -259,9 +261,10 @@ def _hash(settings: Mapping[str, Any]) -> str:
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of a configuration without its seed, its paths and what is only watched."""
     for key, value in values.items():
-        if key in _NOT_THE_MODEL:
+        path = f"{prefix}{key}"
+        if key in _NOT_THE_MODEL or path.removeprefix(_PRETRAINING) in _NOT_THE_MODEL:
             continue
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{path}.")
         else:
-            yield f"{prefix}{key}", value
+            yield path, value

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from msfl_jax.config import NOT_HASHED, to_dict
+from msfl_jax.config_files import load_config
 from msfl_jax.results.own_results import differences, find_results
 from msfl_jax.results.paper_tables import paper_table
 from msfl_jax.results.published import load_published
@@ -147,17 +149,30 @@ def test_keys_that_came_after_a_run_make_it_no_other_model(tuned, run_directory)
         assert {found.settings["pretraining.data.members"] for found in (one, other)} == {"aa" * 32}
 
 
+COMPUTED = (  # otherwise, to the same end
+    *("data.directory=/elsewhere", "data.workers=4", "mesh.data=4", "mesh.shard_moments=True"),
+    *("model.attention=xla", "model.remat=none", "train.microbatches=4", "text.length_buckets=20:0.5"),
+    *("objective.global_alignment.exchange=ring", "objective.local_alignment.exchange=ring"),
+    *("objective.local_alignment.kernel=pallas", "retrieval.in_loop=True", "probe.in_loop=True"),
+    *("zero_shot.in_loop=False", "zero_shot.directory=/elsewhere", "grounding.directory=/elsewhere"),
+)
+
+
 def test_where_and_how_a_run_computed_makes_it_no_other_model(run_directory, save):
-    for seed, workers in enumerate((0, 4)):
+    """Whatever does not change a run's hash; another reading of the local loss is another model."""
+    changed = {path for word in COMPUTED for path in (word.partition("=")[0], word.partition(".")[0])}
+    assert {path for path in NOT_HASHED if not path.startswith("data.tokenizer")} <= changed
+
+    def config(seed, *words):
+        overrides = [f"--config.{word}" for word in (f"seed={seed}", *words)]
+        return json.dumps(to_dict(load_config("mimic_vit_b16", overrides)))
+
+    for seed, words in enumerate(((), COMPUTED, ("objective.local_alignment.attention=regions",))):
         run = run_directory(f"run{seed}", seed=seed)
-        config = json.loads((run / "config.json").read_text())
-        config["data"]["workers"] = workers
-        config["mesh"] = {"data": workers}
-        config["train"] = {"microbatches": 1 + workers}
-        config["text"] = {"length_buckets": "20:0.5" if workers else ""}
-        config["objective"]["global_alignment"] = {"exchange": "ring" if workers else "xla"}
-        (run / "config.json").write_text(json.dumps(config))
+        (run / "config.json").write_text(config(seed, *words))
         save(run, "zero_shot", "rsna_pneumonia", {"mean_auc": (0.8, 0.7, 0.9)}, **ZERO_SHOT)
-    one, other = find_results([run.parent])
+    one, other, third = find_results([run.parent])
     assert one.identity == other.identity
     assert differences(one, [other]) == ""
+    assert one.identity != third.identity
+    assert differences(one, [third]) == "pretraining.objective.local_alignment.attention gloria"

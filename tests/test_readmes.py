@@ -9,9 +9,12 @@ import typer
 
 from msfl_jax.cli import app
 from msfl_jax.config_files import load_config
+from msfl_jax.finetune_config import finetune_config
+from msfl_jax.segmentation_config import segmentation_config
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("configs", "input_pipeline", "launch", "msfl_jax")
+MADE = {"classification": finetune_config, "sweep": finetune_config, "segmentation": segmentation_config}
 FILES = [ROOT / "README.md", *(file for folder in FOLDERS for file in sorted((ROOT / folder).glob("**/README.md")))]
 
 
@@ -45,8 +48,12 @@ def test_commands_have_these_options(file):
             if option.startswith("--config.") and command.context_settings.get("ignore_unknown_options")
         }
         assert given - free <= known, " ".join(words)
-        if words[0] in ("pretrain", "import", "demo") and "--config" in rest:
-            load_config(rest[rest.index("--config") + 1], [word for word in rest if word.startswith("--config.")])
+        if "--config" in rest:
+            options = {"make": MADE[words[1]]} if words[0] == "finetune" else {}
+            overrides = [word for word in rest if word.startswith("--config.")]
+            load_config(rest[rest.index("--config") + 1], overrides, **options)
+        if "--finetune" in rest:
+            load_config(rest[rest.index("--finetune") + 1], make=finetune_config)
 
 
 def test_every_build_that_a_command_reads_is_made_by_another_under_the_same_name():

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from input_pipeline.errors import CheckpointError, UserError
 from input_pipeline.manifest import read_manifest
-from msfl_jax.config import Config, from_config_dict, to_dict
-from msfl_jax.config_init import with_defaults
+from msfl_jax.config import Config, config_hash, from_config_dict, to_dict
 from msfl_jax.finetune_config import FinetuneConfig, FinetuneDataConfig
 from msfl_jax.parallel import distributed
 from msfl_jax.segmentation_config import SegmentationConfig, SegmentationDataConfig
@@ -90,8 +89,8 @@ def prepare_finetuning(
     manifest, file = read_manifest(data.directory), workdir / ENCODER_FILE
     wanted = json.loads(json.dumps({"config": to_dict(run.config)} | ({"findings": findings} if findings else {})))
     found = json.loads(file.read_text()) if file.is_file() else {}
-    begun = {**found, "config": json.loads(json.dumps(with_defaults(Config, found.get("config", {}))))}
-    if found and any(begun.get(key) != value for key, value in wanted.items()):
+    same = found.get("findings") == wanted.get("findings", found.get("findings"))
+    if found and not (same and _is_experiment(found.get("config", {}), run.config)):
         other = "another encoder or other findings" if findings else "another encoder"
         raise CheckpointError(f"{workdir}: begun with {other}; use a new workdir")
     general = {*run.caveats, *manifest.caveats}
@@ -108,6 +107,14 @@ def prepare_finetuning(
         os.replace(draft, file)  # whole, as other processes may be reading it
         write_provenance(manifest, "train", workdir, inherited=caveats)
     distributed.barrier("encoder")
+
+
+def _is_experiment(values: Mapping[str, Any], config: Config) -> bool:
+    """Whether a configuration as it was saved has the hash of another: where and how the two computed does not count."""
+    try:
+        return config_hash(from_config_dict(values)) == config_hash(config)
+    except UserError:
+        return False
 
 
 def read_finetuning(

@@ -114,7 +114,8 @@ def test_what_was_noted_first_stays_and_earlier_folders_get_what_they_lack(build
         prepare_finetuning(run.config.data, run.directory, pretraining, (), findings=("Mass",))
 
 
-def test_a_run_that_was_begun_before_a_key_existed_goes_on_and_a_changed_one_does_not(builds, pretrained, tmp_path):
+def test_a_run_goes_on_whose_encoder_is_the_same_experiment_and_no_other_does(builds, pretrained, tmp_path):
+    """Begun before a key existed, or before its pretraining run was told to compute otherwise."""
     pretraining = pretrained(builds[0])
     run = prepared(tmp_path, pretraining, builds[1])
     file = run.directory / ENCODER_FILE
@@ -122,7 +123,11 @@ def test_a_run_that_was_begun_before_a_key_existed_goes_on_and_a_changed_one_doe
     del older["config"]["zero_shot"]["directory"], older["config"]["model"]["attention"]
     file.write_text(json.dumps(older))
     prepare_finetuning(run.config.data, run.directory, pretraining, (), findings=("Edema",))
-    older["config"]["model"]["attention"] = "cudnn"
+    older["config"]["model"] |= {"attention": "cudnn", "remat": "dots"}
+    older["config"]["data"]["directory"] = "/before/it/was/moved"
+    file.write_text(json.dumps(older))
+    prepare_finetuning(run.config.data, run.directory, pretraining, (), findings=("Edema",))
+    older["config"]["image"]["mean"] = 0.25
     file.write_text(json.dumps(older))
     with pytest.raises(CheckpointError, match="begun with another encoder"):
         prepare_finetuning(run.config.data, run.directory, pretraining, (), findings=("Edema",))

@@ -54,10 +54,10 @@ def describe_model(run: Run, parts: Collection[str]) -> dict[str, Any]:
 def without_paths(config: Config) -> dict[str, Any]:
     """A configuration as plain values, in which folders are empty, and files of prompts and of weights that the run started from are bare names."""
     values = to_dict(config)
-    for section, key in (("data", "directory"), ("data", "tokenizer"), ("grounding", "directory")):
-        values[section][key] = ""
-    for section in ("retrieval", "probe"):
-        values[section]["directory"] = ""
+    for section in values.values():
+        if isinstance(section, dict) and "directory" in section:
+            section["directory"] = ""
+    values["data"]["tokenizer"] = ""
     for role in ("vision", "report"):
         values["init_from"][role] = Path(values["init_from"][role]).name
     prompts = values["zero_shot"]["prompts"]

@@ -187,10 +187,14 @@ def test_a_folder_that_is_taken_is_refused(exported, tmp_path):
 
 def test_no_path_of_this_machine_leaves(exported):
     run, folder, _ = exported("demo")
-    data = dataclasses.replace(run.config.data, directory="/secret/a", tokenizer="/secret/b")
-    shot = dataclasses.replace(run.config.zero_shot, prompts="/secret/mine.json")
+    sections = {field.name: getattr(run.config, field.name) for field in dataclasses.fields(run.config)}
+    builds = {name: section for name, section in sections.items() if hasattr(section, "directory")}
+    assert builds.keys() >= {"data", "zero_shot", "grounding", "retrieval", "probe"}
+    moved = {name: dataclasses.replace(section, directory=f"/secret/{name}") for name, section in builds.items()}
+    moved["data"] = dataclasses.replace(moved["data"], tokenizer="/secret/b")
+    moved["zero_shot"] = dataclasses.replace(moved["zero_shot"], prompts="/secret/mine.json")
     started = InitFromConfig(vision="/secret/mae.pth", report="/secret/bert/")
-    config = dataclasses.replace(run.config, data=data, zero_shot=shot, init_from=started)
+    config = dataclasses.replace(run.config, **moved, init_from=started)
     values = without_paths(config)
     assert (values["init_from"]["vision"], values["init_from"]["report"]) == ("mae.pth", "bert")
     config = dataclasses.replace(run.config, init_from=started)

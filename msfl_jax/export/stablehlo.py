@@ -8,7 +8,8 @@ Weights are arguments, so that the three programs share one file of them. All is
 rounds what they multiply to fewer bits on cuda and tpu.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from msfl_jax.tasks.run import Run, shift, weave
 
 FOLDER, PROGRAM_WEIGHTS = "stablehlo", "weights.npz"
 PLATFORMS = ("cpu", "cuda", "tpu")
+# JAX notes where each operation was written: the lines of all callers, with their folders, unless it is told otherwise.
+LOCATIONS = {"jax_include_full_tracebacks_in_locations": False, "jax_hlo_source_file_canonicalization_regex": ".*/"}
 
 Weights = Mapping[str, Array]
 
@@ -43,10 +46,23 @@ def write_programs(run: Run, folder: Path) -> None:
     weights = {path: np.asarray(leaf) for path, leaf in leaves(run.params)}
     np.savez(target / PROGRAM_WEIGHTS, allow_pickle=False, **weights)
     given = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in weights.items()}
-    with full_precision():
+    with full_precision(), _files_without_folders():
         for name, (function, inputs) in programs(run).items():
             program = export.export(jax.jit(function), platforms=PLATFORMS)(given, *inputs)
             (target / f"{name}.bin").write_bytes(program.serialize())
+
+
+@contextlib.contextmanager
+def _files_without_folders() -> Iterator[None]:
+    """Within it, what is lowered names a file and a line for each operation, and no folder of this machine."""
+    before = {name: getattr(jax.config, name) for name in LOCATIONS}
+    try:
+        for name, value in LOCATIONS.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def programs(run: Run) -> dict[str, tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]]:

@@ -1,10 +1,13 @@
 """Compiled programs of an export, run in a process that has JAX and NumPy and none of this package."""
 
+import dataclasses
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from jax import export
@@ -69,14 +72,51 @@ def test_the_lines_of_the_card_run_without_the_package(tmp_path, monkeypatch, ca
     assert_allclose(np.load(tmp_path / "out.npy"), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_no_device_rounds_what_is_multiplied(runs_by_name, tmp_path):
+@pytest.fixture(scope="module")
+def programs_of_global(runs_by_name, tmp_path_factory):
+    """The files of programs by name."""
+    folder = tmp_path_factory.mktemp("global")
+    write_programs(runs_by_name("global"), folder)
+    return {file.stem: file.read_bytes() for file in (folder / "stablehlo").glob("*.bin")}
+
+
+def test_no_device_rounds_what_is_multiplied(programs_of_global):
     """GPUs and TPUs would, to 10 or 7 bits, where a program does not say otherwise."""
-    write_programs(runs_by_name("global"), tmp_path)
-    for file in sorted((tmp_path / "stablehlo").glob("*.bin")):
-        program = export.deserialize(bytearray(file.read_bytes()))
+    for name, data in programs_of_global.items():
+        program = export.deserialize(bytearray(data))
         products = [line for line in program.mlir_module().splitlines() if "stablehlo.dot_general" in line]
         assert products
-        assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), file.name
+        assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), name
+
+
+def test_programs_name_no_folder_of_this_machine(programs_of_global):
+    """Which JAX would note for every operation, and for all that called it; what was told to it is taken back."""
+    assert programs_of_global.keys() == {"embed_image", "embed_text", "ground"}
+    for name, data in programs_of_global.items():
+        text = export.deserialize(bytearray(data)).mlir_module()
+        assert "layers.py" in text
+        assert not re.search(r'"/[^"]*"', text), name
+        for folder in (ROOT, Path(np.__file__).parents[1], Path.home()):
+            assert bytes(folder) not in data, name
+    assert jax.config.jax_include_full_tracebacks_in_locations
+    assert jax.config.jax_hlo_source_file_canonicalization_regex is None
+
+
+def test_a_run_that_attends_with_cudnn_leaves_without_its_kernel(runs_by_name, tmp_path, monkeypatch):
+    """Exported on the GPU that it was trained on, in float32: its programs are for CPUs and TPUs as well."""
+    run = runs_by_name("global")
+    computed = {"attention": "cudnn", "compute_dtype": "bfloat16", "remat": "dots"}
+    config = dataclasses.replace(run.config, model=dataclasses.replace(run.config.model, **computed))
+    run = dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, config=config))
+    gpu = SimpleNamespace(client=SimpleNamespace(platform_version="PJRT C API\ncuda 12090"))
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    assert run.model.vision.spec.attention == run.model.text.spec.attention == "cudnn"
+    write_programs(run, tmp_path)
+    for file in sorted((tmp_path / "stablehlo").glob("*.bin")):
+        text = export.deserialize(bytearray(file.read_bytes())).mlir_module()
+        assert "stablehlo.dot_general" in text
+        assert "cudnn" not in text, file.name
+        assert "bf16" not in text, file.name
 
 
 @pytest.mark.parametrize("name", ["demo", "windowed", "global", "b16"])

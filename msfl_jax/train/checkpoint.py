@@ -216,7 +216,7 @@ def restore_parameters(
       CheckpointError: there is no such checkpoint, it cannot be read, or it holds other parameters than `like`.
     """
     directory, step = _find(workdir, step)
-    with _open(directory) as manager:
+    with _reading(directory) as manager:
         try:
             _refuse_differences(step, manager.item_metadata(step)["params"], like, unread)
             wanted = _with_shardings(like)
@@ -243,7 +243,7 @@ def read_meta(workdir: Path, *, step: int | str | None = None) -> dict[str, Any]
       CheckpointError: there is no such checkpoint, or its meta cannot be read.
     """
     directory, step = _find(workdir, step)
-    with _open(directory) as manager:
+    with _reading(directory) as manager:
         try:
             return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         except Exception as error:
@@ -257,24 +257,24 @@ def _open(directory: Path, *, keep: int = 0, pinned: _Pinned | None = None) -> o
     handlers: dict[str, Any] = {"params": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     if pinned is not None:  # nobody who only reads looks at the optimizer
         handlers |= {"params": ocp.StandardCheckpointHandler(), "opt_state": ocp.StandardCheckpointHandler()}
-    with _errors_alone() if pinned is None else contextlib.nullcontext():
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            create=pinned is not None,
-            cleanup_tmp_directories=pinned is not None,
-            read_only=pinned is None,
-        )
-        return ocp.CheckpointManager(directory, options=options, item_names=tuple(handlers), item_handlers=handlers)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        create=pinned is not None,
+        cleanup_tmp_directories=pinned is not None,
+        read_only=pinned is None,
+    )
+    return ocp.CheckpointManager(directory, options=options, item_names=tuple(handlers), item_handlers=handlers)
 
 
 @contextlib.contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Told to read only, Orbax warns that it will; a program that loads a model need not hear it."""
+def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
+    """A manager that only reads. Orbax warns of that, and that it will not read the optimizer; a program that loads a model need hear neither."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with _open(directory) as manager:
+            yield manager
     finally:
         logger.setLevel(before)
 

@@ -174,6 +174,14 @@ def test_parameters_sharded_over_eight_devices_give_what_one_gives(model, workdi
     assert_allclose(*maps, atol=1e-5, equal_nan=True)
 
 
+def test_loading_says_nothing(workdir, caplog, capfd):
+    """Orbax would warn of the optimizer that lies beside the parameters, in every program that loads a run."""
+    assert (workdir / "checkpoints" / "3" / "opt_state").is_dir()
+    msfl_jax.load(workdir)
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_checkpoint_is_loaded_by_its_folder_without_its_optimizer(model, workdir, tmp_path, monkeypatch, capfd):
     own = shutil.copytree(workdir, tmp_path / "own")
     shutil.rmtree(own / "checkpoints" / "3" / "opt_state")

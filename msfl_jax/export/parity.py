@@ -155,5 +155,15 @@ def _mae(folder: Path, inputs: Tensors, colour: Any) -> Tensors:
 
 
 def _of_transformers(kind: str, folder: Path, **options: Any) -> Any:
+    """A model read from its folder, without the bar that transformers draws meanwhile, and its report of what the model leaves out."""
     model: Callable[..., Any] = getattr(importlib.import_module("transformers"), kind).from_pretrained
-    return model(folder, attn_implementation="eager", **options).eval()
+    said = importlib.import_module("transformers.utils.logging")
+    level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    try:
+        return model(folder, attn_implementation="eager", **options).eval()
+    finally:
+        said.set_verbosity(level)
+        if bars:
+            said.enable_progress_bar()

@@ -157,7 +157,7 @@ class Planner:
         self._say(f"{'measuring':<12}{len(wanted)} products and {len(sizes)} sizes of copies on this CPU")
         request = {"ask": "rates", "products": [dataclasses.asdict(one) for one in wanted], "copies": sizes}
         found = self._child.ask(request)["rates"]
-        rates = Rates(tuple(found["products"]), tuple(found["copies"]), found["cores"])
+        rates = Rates(tuple(found["products"]), tuple(found["copies"]), found["fresh"], found["cores"])
         return MeasuredSpeed.of(wanted, sizes, rates)
 
     def _compile(self, batch: int, key: str, quick: bool) -> Compiled | TooLarge:
@@ -296,7 +296,7 @@ def _of_program(planner: Planner, batch: int, topology: Topology, vocab_size: in
         )
     costs, config = planner.costs(batch), planner.at(batch)
     speed = planner.rates(costs)
-    times = times_of(costs, speed)
+    times = times_of(costs, speed, compiled.temporary)
     per_study = flops_per_pair(config, vocab_size)
     flops = per_study * batch / topology.devices
     formula = sent_by_formula(config, compiled.mesh, Parameters(compiled.count, compiled.split))

@@ -1,7 +1,8 @@
 """Local alignment of a whole batch, tile by tile: what is held at once does not grow with the square of the batch, backward either.
 
 Both passes go over tiles of images and, within them, over tiles of reports. Nothing of the forward pass is kept but its inputs; the backward pass
-computes each tile again. So B^2 S P scores and B^2 S E contexts never exist, only one tile of them and the [B, B] result.
+computes each tile again. So B^2 S P scores and B^2 S E contexts never exist, only one tile of them and the [B, B] result. A small batch, with no more
+scores in all than a tile may hold, keeps its products of the forward pass, and its tiles are as small as a CPU's cache.
 """
 
 import dataclasses
@@ -12,43 +13,68 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from msfl_jax.losses.local_tile import Form, Reports, gram_of, regions_from_gram, tile_gradients, tile_scores
+from msfl_jax.losses.local_tile import (
+    Form,
+    Products,
+    Reports,
+    gram_of,
+    regions_from_gram,
+    tile_gradients,
+    tile_scores,
+)
 
 # Scores [images, P, S, reports] of one tile where nothing else is asked for: 64 MiB in float32.
 SCORES_AT_ONCE = 2**24
 # Reports of a tile, where nothing else is asked for: enough columns for fast products, few enough to leave room for many images.
 _REPORTS_AT_ONCE = 64
+# Scores of a tile of a small batch: 1 MiB, so that what is done to them one after the other happens in a CPU's cache.
+_CACHED_SCORES = 2**18
 # Patches per embedding value below which the Gram form needs fewer operations, forward and backward together.
 _GRAM_PAYS_BELOW = 1.33
+_GRAM_PAYS_BELOW_IF_KEPT = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Images and reports of one tile."""
+    """Images and reports of one tile, and whether all tiles' products of the forward pass are kept for the backward pass."""
 
     images: int
     reports: int
+    keeps: bool
 
     @classmethod
-    def of(cls, regions: tuple[int, ...], sentences: tuple[int, ...], block: int | None, *, whole: bool) -> "Tiling":
+    def of(cls, regions: tuple[int, ...], sentences: tuple[int, ...], block: int | None) -> "Tiling":
         """Tiles for arrays of these shapes, evened out.
 
         Args:
           regions, sentences: shapes [A, P, E] and [B, S, E].
           block: reports of a tile; chosen here where None. As many images go with them as may be held at once.
-          whole: one tile may hold the whole batch. Not with contexts: those of all pairs would exist.
         """
         (images, patches, _), (reports, count, _) = regions, sentences
-        several = min(block or max(_REPORTS_AT_ONCE, SCORES_AT_ONCE // max(1, images * patches * count)), reports)
-        at_once = max(1, SCORES_AT_ONCE // max(1, patches * count * several))
-        if several == reports and not whole:
-            at_once = min(at_once, -(-images // 2))
-        return cls(evened(images, at_once), evened(reports, several))
+        gram = uses_gram(regions, sentences)
+        keeps = gram and is_small(regions, sentences)
+        most = min(SCORES_AT_ONCE, _CACHED_SCORES) if keeps else SCORES_AT_ONCE
+        several = min(block or max(_REPORTS_AT_ONCE, most // max(1, images * patches * count)), reports)
+        at_once = max(1, most // max(1, patches * count * several))
+        if several == reports and not gram:
+            at_once = min(at_once, -(-images // 2))  # contexts of all pairs would exist
+        return cls(evened(images, at_once), evened(reports, several), keeps)
 
 
-def uses_gram(patches: int, width: int) -> bool:
-    """Whether the Gram form needs fewer operations than the contexts."""
-    return patches < _GRAM_PAYS_BELOW * width
+def is_small(regions: tuple[int, ...], sentences: tuple[int, ...]) -> bool:
+    """Whether all scores [A, P, S, B] of arrays of these shapes, [A, P, E] and [B, S, E], may be held at once."""
+    (images, patches, _), (reports, count, _) = regions, sentences
+    return images * patches * count * reports <= SCORES_AT_ONCE
+
+
+def uses_gram(regions: tuple[int, ...], sentences: tuple[int, ...]) -> bool:
+    """Whether the Gram form needs fewer operations than the contexts, for arrays of these shapes.
+
+    With U for the product of all regions and sentences and W = U P / E for one by the Gram matrices, forward and backward take 4U + 3W against
+    8U, and 3U + 2W against 7U where products are kept.
+    """
+    ratio = _GRAM_PAYS_BELOW_IF_KEPT if is_small(regions, sentences) else _GRAM_PAYS_BELOW
+    return regions[1] < ratio * regions[2]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -59,15 +85,32 @@ def blockwise_scores(
     sentences: Float[Array, "B S E"],
     sentence_mask: Bool[Array, "B S"],
 ) -> Float[Array, "A B"]:
-    """`local_tile.tile_scores` of all images with all reports; regions and sentences have one dtype, padded sentences are zero vectors."""
+    """The scores of `local_tile.tile_scores` of all images with all reports; inputs have one dtype, padded sentences are zero vectors."""
+    without = dataclasses.replace(tiling, keeps=False)
+    return _scores_and_kept(form, without, regions, sentences, sentence_mask)[0]
+
+
+def _scores_and_kept(
+    form: Form,
+    tiling: Tiling,
+    regions: Float[Array, "A P E"],
+    sentences: Float[Array, "B S E"],
+    sentence_mask: Bool[Array, "B S"],
+) -> tuple[Float[Array, "A B"], Products | None]:
+    """`blockwise_scores`, and the products of all tiles [n, m, ...] where they are kept."""
     grouped = sentence_by_sentence(sentences, sentence_mask, tiling.reports)
 
-    def with_all_reports(images: Float[Array, "a P E"]) -> Float[Array, "m a r"]:
+    def with_all_reports(images: Float[Array, "a P E"]) -> tuple[Float[Array, "m a r"], Products | None]:
         gram = gram_of(images, form)
-        return jax.lax.map(lambda reports: tile_scores(images, gram, reports, form), grouped)
 
-    scores = jax.lax.map(with_all_reports, _split(regions, tiling.images))
-    return _joined(scores)[: len(regions), : len(sentences)]
+        def with_reports(reports: Reports) -> tuple[Float[Array, "a r"], Products | None]:
+            scores, products = tile_scores(images, gram, reports, form)
+            return scores, products if tiling.keeps else None
+
+        return jax.lax.map(with_reports, grouped)
+
+    scores, kept = jax.lax.map(with_all_reports, _split(regions, tiling.images))
+    return _joined(scores)[: len(regions), : len(sentences)], kept
 
 
 def blockwise_gradients(
@@ -77,27 +120,28 @@ def blockwise_gradients(
     sentences: Float[Array, "B S E"],
     sentence_mask: Bool[Array, "B S"],
     cotangent: Float[Array, "A B"],
+    kept: Products | None,
 ) -> tuple[Float[Array, "A P E"], Float[Array, "B S E"]]:
-    """The gradients of `sum(cotangent * blockwise_scores(...))` by regions and by sentences, at least float32."""
+    """The gradients of `sum(cotangent * blockwise_scores(...))` by regions and by sentences, at least float32; None keeps nothing."""
     grouped = sentence_by_sentence(sentences, sentence_mask, tiling.reports)
     dtype = cotangent.dtype
 
     def with_all_reports(d_sentences, tile):
-        images, cotangents = tile
+        images, *of_reports = tile
         gram = gram_of(images, form)
 
         def with_reports(sums, tile):
-            reports, weights = tile
-            found = tile_gradients(images, gram, reports, weights, form)
+            reports, weights, products = tile
+            found = tile_gradients(images, gram, reports, weights, form, products)
             return jax.tree.map(jnp.add, sums, (found.regions, found.gram)), found.sentences
 
         nothing = (jnp.zeros(images.shape, dtype), None if gram is None else jnp.zeros(gram.shape, dtype))
-        (d_images, d_gram), parts = jax.lax.scan(with_reports, nothing, (grouped, cotangents))
+        (d_images, d_gram), parts = jax.lax.scan(with_reports, nothing, (grouped, *of_reports))
         if d_gram is not None:
             d_images += regions_from_gram(d_gram, images)
         return d_sentences + parts, d_images
 
-    tiles = (_split(regions, tiling.images), _tiled(cotangent, tiling))
+    tiles = (_split(regions, tiling.images), _tiled(cotangent, tiling), kept)
     d_sentences, d_regions = jax.lax.scan(with_all_reports, jnp.zeros(grouped.sentences.shape, dtype), tiles)
     d_regions = d_regions.reshape(-1, *regions.shape[1:])[: len(regions)]
     d_sentences = jnp.swapaxes(d_sentences, 1, 2).reshape(-1, *sentences.shape[1:])[: len(sentences)]
@@ -105,12 +149,13 @@ def blockwise_gradients(
 
 
 def _forward(form: Form, tiling: Tiling, regions: Array, sentences: Array, mask: Array) -> tuple[Array, Any]:
-    return blockwise_scores(form, tiling, regions, sentences, mask), (regions, sentences, mask)
+    scores, kept = _scores_and_kept(form, tiling, regions, sentences, mask)
+    return scores, (regions, sentences, mask, kept)
 
 
 def _backward(form: Form, tiling: Tiling, inputs: Any, cotangent: Array) -> tuple[Array, Array, None]:
-    regions, sentences, mask = inputs
-    d_regions, d_sentences = blockwise_gradients(form, tiling, regions, sentences, mask, cotangent)
+    regions, sentences, mask, kept = inputs
+    d_regions, d_sentences = blockwise_gradients(form, tiling, regions, sentences, mask, cotangent, kept)
     return d_regions.astype(regions.dtype), d_sentences.astype(sentences.dtype), None
 
 
@@ -118,8 +163,9 @@ blockwise_scores.defvjp(_forward, _backward)
 
 
 def evened(count: int, most: int) -> int:
-    """The size of blocks of at most `most` that differ least."""
-    return -(-count // -(-count // most)) if count else 1
+    """The size of blocks of at most `most` that differ least; equal ones where half of that size is enough for it."""
+    equal = (size for size in range(min(most, count), most // 2, -1) if count % size == 0)
+    return next(equal, -(-count // -(-count // most))) if count else 1
 
 
 def _split(rows: Shaped[Array, "N ..."], size: int) -> Shaped[Array, "n size ..."]:

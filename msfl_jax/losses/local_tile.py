@@ -50,6 +50,13 @@ class Gradients(NamedTuple):
     sentences: Float[Array, "S R E"]
 
 
+class Products(NamedTuple):
+    """The two products of the forward pass of a tile, of which everything else there is made, where they are kept for the backward pass."""
+
+    similarity: Float[Array, "A P S R"]
+    response: Float[Array, "A P S R"] | Float[Array, "A S R E"]
+
+
 class _Matched(NamedTuple):
     """What both passes need. `response` is G w with the Gram form, else the contexts."""
 
@@ -71,10 +78,11 @@ def gram_of(regions: Float[Array, "A P E"], form: Form) -> Float[Array, "A P P"]
 
 def tile_scores(
     regions: Float[Array, "A P E"], gram: Float[Array, "A P P"] | None, reports: Reports, form: Form
-) -> Float[Array, "A R"]:
-    """Z of all images of the tile with all its reports; 0 for a report without sentences."""
-    logits = _match(regions, gram, reports, form).logits
-    return of_reports(jax.nn.logsumexp(logits, axis=1), reports.mask, form)
+) -> tuple[Float[Array, "A R"], Products]:
+    """Z of all images of the tile with all its reports, 0 for a report without sentences; and what `tile_gradients` need not compute again."""
+    matched = _match(regions, gram, reports, form)
+    scores = of_reports(jax.nn.logsumexp(matched.logits, axis=1), reports.mask, form)
+    return scores, Products(matched.similarity, matched.response)
 
 
 def tile_gradients(
@@ -83,12 +91,13 @@ def tile_gradients(
     reports: Reports,
     cotangent: Float[Array, "A R"],
     form: Form,
+    kept: Products | None = None,
 ) -> Gradients:
-    """The gradient of `sum(cotangent * tile_scores(...))`, at least float32; the tile's scores are computed again.
+    """The gradient of `sum(cotangent * tile_scores(...)[0])`, at least float32; products of the forward pass that were not kept are computed again.
 
     With w the unnormalised weights of a sentence on the regions, s = Vt: cos = w's / (sqrt(w'Gw) |t|), from which the normaliser of w has cancelled.
     """
-    matched = _match(regions, gram, reports, form)
+    matched = _match(regions, gram, reports, form, kept)
     cotangent = jnp.where(reports.mask.any(axis=0), cotangent, 0).astype(matched.cosine.dtype)
     d_cosine = form.sentence_scale * cotangent[:, None] * jax.nn.softmax(matched.logits, axis=1)
     # A vector too short has no direction to follow; beyond 1 a cosine only gets by rounding, and was cut there.
@@ -124,11 +133,15 @@ def regions_from_gram(d_gram: Float[Array, "A P P"], regions: Float[Array, "A P 
 
 
 def _match(
-    regions: Float[Array, "A P E"], gram: Float[Array, "A P P"] | None, reports: Reports, form: Form
+    regions: Float[Array, "A P E"],
+    gram: Float[Array, "A P P"] | None,
+    reports: Reports,
+    form: Form,
+    kept: Products | None = None,
 ) -> _Matched:
     """Each sentence with its attended context in each image: similarities, weights, lengths, cosines."""
     real = scored(reports.mask)
-    similarity = _product("ape,sre->apsr", regions, reports.sentences, like=regions)
+    similarity = kept.similarity if kept else _product("ape,sre->apsr", regions, reports.sentences, like=regions)
     among_sentences = None
     if form.attention == "gloria":
         among_sentences = jax.nn.softmax(jnp.where(real, similarity, -jnp.inf), axis=2)
@@ -136,12 +149,8 @@ def _match(
     highest = 1 if form.region_scale <= BOUNDED_SCALE else attended.max(axis=1, keepdims=True)
     weights = jnp.exp(form.region_scale * (attended - highest))
 
-    if gram is None:
-        response = _product("apsr,ape->asre", weights, regions, like=regions)
-        squared = jnp.sum(response**2, axis=-1)
-    else:
-        response = _product("apq,aqsr->apsr", gram, weights, like=regions)
-        squared = jnp.sum(weights * response, axis=1)
+    response = kept.response if kept else _responses(regions, gram, weights)
+    squared = jnp.sum(response**2, axis=-1) if gram is None else jnp.sum(weights * response, axis=1)
     product, total = jnp.sum(weights * similarity, axis=1), jnp.sum(weights, axis=1)
     both_lengths = safe_sqrt(squared) * lengths(reports.sentences)
     clamped = both_lengths < SMALLEST_NORM * total
@@ -149,6 +158,15 @@ def _match(
     cosine = product * inverse_length
     logits = jnp.where(real, form.sentence_scale * jnp.clip(cosine, -1, 1), -jnp.inf)
     return _Matched(similarity, among_sentences, weights, response, squared, inverse_length, clamped, cosine, logits)
+
+
+def _responses(
+    regions: Float[Array, "A P E"], gram: Float[Array, "A P P"] | None, weights: Float[Array, "A P S R"]
+) -> Float[Array, "A P S R"] | Float[Array, "A S R E"]:
+    """G w of each sentence's weights w, or its context where there is no G."""
+    if gram is None:
+        return _product("apsr,ape->asre", weights, regions, like=regions)
+    return _product("apq,aqsr->apsr", gram, weights, like=regions)
 
 
 def scored(mask: Bool[Array, "*tiles S R"]) -> Bool[Array, "*tiles S R"]:

@@ -58,7 +58,9 @@ def default_folder(environment: Mapping[str, str]) -> Path:
     return Path(base) / "msfl_jax" / "plans"
 
 
-def key_of(config: Config, vocab_size: int, topology: str, environment: Mapping[str, str]) -> str:
+def key_of(
+    config: Config, vocab_size: int, topology: str, environment: Mapping[str, str], *, quick: bool = False
+) -> str:
     """A hash of everything that a compiled step depends on: configuration, machines, versions, compiler flags, and the sources of the step."""
     values = {name: value for name, value in to_dict(config).items() if name not in _ELSEWHERE}
     values["train"] = {name: values["train"][name] for name in ("steps", "microbatches")}
@@ -66,6 +68,7 @@ def key_of(config: Config, vocab_size: int, topology: str, environment: Mapping[
         "config": values | {"batch_size": config.data.batch_size},
         "vocab_size": vocab_size,
         "topology": topology,
+        "quick": quick,
         "versions": versions(),
         "variables": {name: environment.get(name, "") for name in _VARIABLES},
         "sources": _hash_of_sources(_SOURCES),

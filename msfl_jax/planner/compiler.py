@@ -3,7 +3,9 @@
 import math
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,7 +23,13 @@ _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 
 def compile_step(
-    config: Config, vocab_size: int, devices: list[Any], *, platform: str, hlo: Path
+    config: Config,
+    vocab_size: int,
+    devices: list[Any],
+    *,
+    platform: str,
+    hlo: Path,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Compiled | TooLarge:
     """Compiles the step that `msfl pretrain` would run and measures what it needs; nothing is computed.
 
@@ -31,13 +39,14 @@ def compile_step(
       devices: real ones, or those of a topology.
       platform: theirs, as XLA calls it: tpu, cuda or cpu.
       hlo: file that the program's text is written to, compressed.
+      options: of XLA's compiler.
 
     Raises:
       UserError: the mesh or the batch does not fit the devices.
     """
     begin = time.monotonic()
     try:
-        program, state, batch = _compiled(config, vocab_size, devices, platform)
+        program, state, batch = _compiled(config, vocab_size, devices, platform, options)
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
@@ -75,7 +84,7 @@ def too_large(message: str) -> TooLarge:
 
 
 def _compiled(
-    config: Config, vocab_size: int, devices: list[Any], platform: str
+    config: Config, vocab_size: int, devices: list[Any], platform: str, options: Mapping[str, Any]
 ) -> tuple[Any, TrainState, dict[str, jax.ShapeDtypeStruct]]:
     """The program, and the shapes of what it is called with."""
     mesh = make_mesh(config.mesh, devices)
@@ -86,4 +95,5 @@ def _compiled(
         state = abstract_state(model, optimizer, mesh, shard_moments=config.mesh.shard_moments)
         batch = abstract_batch(config, mesh)
         step = jit_step_of(config, state, mesh, model=model, optimizer=optimizer)
-        return step.trace(state, batch).lower(lowering_platforms=(platform,)).compile(), state, batch
+        lowered = step.trace(state, batch).lower(lowering_platforms=(platform,))
+        return lowered.compile(compiler_options=dict(options)), state, batch

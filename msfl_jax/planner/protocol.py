@@ -55,10 +55,14 @@ class TooLarge:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What was measured on this CPU: FLOP/s of each product and bytes/s of each size of copy, in the order in which they were asked for."""
+    """What was measured on this CPU: FLOP/s of each product and bytes/s of each size of copy, in the order in which they were asked for.
+
+    `fresh` is bytes/s of filling memory that the system has only just given, a page at a time.
+    """
 
     products: tuple[float, ...]
     copies: tuple[float, ...]
+    fresh: float
     cores: int
 
 

@@ -15,11 +15,12 @@ from msfl_jax.planner.protocol import Rates
 
 _SECONDS = 0.15  # for each product and each copy
 _LEAST = 5  # calls, however long they take
+_POOL = 2**27  # bytes of arrays that are copied, more than caches hold
 _DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16, "f64": jnp.float64}
 
 
 def measure_rates(products: Sequence[Product], copies: Sequence[int]) -> Rates:
-    """Times products of these shapes, and additions of 1 to arrays that fill `copies` bytes read and written.
+    """Times products of these shapes, additions of 1 in main memory to arrays that fill `copies` bytes read and written, and filling new memory.
 
     On one core time is that of the process, so that neighbours on the machine do not count; on several it is that of the wall.
 
@@ -33,6 +34,7 @@ def measure_rates(products: Sequence[Product], copies: Sequence[int]) -> Rates:
     return Rates(
         tuple(one.flops / max(_of_product(one, clock) - call, 1e-9) for one in products),
         tuple(size / max(_of_copy(size, clock, call), 1e-9) for size in copies),
+        _POOL / max(_seconds(jax.jit(lambda: jnp.zeros(_POOL // 4)), (), clock) - call, 1e-9),
         cores,
     )
 
@@ -46,11 +48,22 @@ def _of_product(product: Product, clock: Callable[[], float]) -> float:
 
 
 def _of_copy(size: int, clock: Callable[[], float], call: float) -> float:
-    """Seconds of one pass over an array of half of `size` bytes: several in one call, whose own time would hide a small one."""
-    passes = max(1, min(256, 2**26 // size))
-    array = jnp.zeros((max(1, size // 8),), jnp.float32)
-    run = jax.jit(lambda x: jax.lax.fori_loop(0, passes, lambda _, x: x + 1, x))
-    return (_seconds(run, (array,), clock) - call) / passes
+    """Seconds of one pass over an array of half of `size` bytes.
+
+    One call goes over many such arrays, one after the other, which no cache holds: so a step finds its own.
+    """
+    rows = max(1, 2 * _POOL // size)
+    run = jax.jit(
+        lambda x: jax.lax.fori_loop(0, rows, lambda i, x: x.at[i].set(x[i] + 1), x),
+        donate_argnums=0,
+    )
+    arrays = [jnp.zeros((rows, max(1, size // 8)), jnp.float32)]
+
+    def passes() -> jax.Array:
+        arrays[0] = run(arrays[0])  # its memory is used again
+        return arrays[0]
+
+    return (_seconds(passes, (), clock) - call) / rows
 
 
 def _seconds(function: Callable[..., Any], arguments: tuple[Any, ...], clock: Callable[[], float]) -> float:

@@ -56,6 +56,10 @@ class ChipSpeed:
         """All traffic at one rate."""
         return work.moved / (self.chip.copy or self.chip.bandwidth or math.nan)
 
+    def fresh(self, size: float) -> float:
+        """Memory is there before the first step."""
+        return 0.0
+
     def network(self, transfer: Transfer) -> float:
         """Over links; across machines over the network, which rings enter and leave once per machine, so that all its chips' cards carry a part."""
         links, network = self.chip.links or math.nan, self.chip.network
@@ -69,15 +73,17 @@ class ChipSpeed:
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredSpeed:
-    """This CPU: FLOP/s of each product that the step takes, and bytes/s by the bytes that an instruction moves."""
+    """This CPU: FLOP/s of each product that the step takes, bytes/s by the bytes that an instruction moves, and bytes/s of filling new memory."""
 
     products: Mapping[Product, float]
     copies: Mapping[int, float]
+    filled: float = math.inf
 
     @classmethod
     def of(cls, wanted: list[Product], sizes: list[int], rates: Rates) -> "MeasuredSpeed":
         """From what was asked for and what was answered."""
-        return cls(dict(zip(wanted, rates.products, strict=True)), dict(zip(sizes, rates.copies, strict=True)))
+        products, copies = zip(wanted, rates.products, strict=True), zip(sizes, rates.copies, strict=True)
+        return cls(dict(products), dict(copies), rates.fresh)
 
     @property
     def peak(self) -> float:
@@ -91,6 +97,10 @@ class MeasuredSpeed:
     def memory(self, work: Work) -> float:
         """At the rate of a copy of its size; what a product reads and writes is in the product's own rate."""
         return 0.0 if work.products or not work.moved else work.moved / self._copy_rate(work.moved)
+
+    def fresh(self, size: float) -> float:
+        """Each step asks the system for its temporary arrays and gives them back."""
+        return size / self.filled
 
     def network(self, transfer: Transfer) -> float:
         """One device sends nothing."""
@@ -111,9 +121,10 @@ class MeasuredSpeed:
 Speed = ChipSpeed | MeasuredSpeed
 
 
-def times_of(costs: Costs, speed: Speed) -> Times:
-    """Seconds of a step with these costs on a chip of this speed."""
-    compute = memory = step = 0.0
+def times_of(costs: Costs, speed: Speed, temporary: float = 0.0) -> Times:
+    """Seconds of a step with these costs, and so many bytes of temporary arrays, on a chip of this speed."""
+    compute, memory = 0.0, speed.fresh(temporary)
+    step = memory
     for work, count in costs.work.items():
         products, traffic = speed.compute(work), speed.memory(work)
         compute += count * products

@@ -1,6 +1,6 @@
 """The process that compiles for one platform: `python -m msfl_jax.planner.worker` answers requests on stdin, one line of JSON each, on stdout.
 
-A request to compile has `ask` "compile", `topology`, `config`, `vocab_size` and `hlo`, the file for the program's text; its answer
+A request to compile has `ask` "compile", `topology`, `config`, `vocab_size`, `quick` and `hlo`, the file for the program's text; its answer
 has `compiled` or `too_large`. One to measure this CPU has `ask` "rates", `products` and `copies`; its answer has `rates`. What goes
 wrong is answered with `refused`, one line, and `exit_code`. Libraries' own words go to stderr.
 """
@@ -21,6 +21,8 @@ from msfl_jax.planner.protocol import Compiled, as_json
 from msfl_jax.planner.rates import measure_rates
 from msfl_jax.planner.topology import devices_of, parse_topology
 
+# From -1 to 1: what XLA spends on a program's speed.
+_QUICK = {"exec_time_optimization_effort": -1.0}
 _CALLED = {"tpu": "tpu", "gpu": "cuda", "cpu": "cpu"}
 
 
@@ -49,7 +51,8 @@ def _compile(request: Mapping[str, Any]) -> dict[str, Any]:
     topology, config = parse_topology(request["topology"]), from_config_dict(request["config"])
     devices, platform = devices_of(topology), _CALLED[topology.platform]
     hlo = Path(request["hlo"])
-    found = compile_step(config, request["vocab_size"], devices, platform=platform, hlo=hlo)
+    options = _QUICK if request["quick"] else {}
+    found = compile_step(config, request["vocab_size"], devices, platform=platform, hlo=hlo, options=options)
     return {"compiled" if isinstance(found, Compiled) else "too_large": as_json(found)}
 
 

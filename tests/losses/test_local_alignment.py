@@ -163,12 +163,17 @@ def test_gradients_equal_those_through_formed_contexts(attention, shape, aggrega
 
 @pytest.mark.parametrize("attention", FORMS)
 @pytest.mark.parametrize("shape", [GRAM, CONTEXT], ids=["gram", "context"])
-@pytest.mark.parametrize("region_scale", [20.0, 50.0])
+@pytest.mark.parametrize(
+    "limit, region_scale", [("SCORES_AT_ONCE", 20.0), ("SCORES_AT_ONCE", 50.0), ("_CACHED_SCORES", 4.0)]
+)
 def test_gradients_do_so_over_several_tiles_in_both_directions_and_with_sharp_attention(
-    monkeypatch, attention, shape, region_scale
+    monkeypatch, attention, shape, limit, region_scale
 ):
-    """Tiles of two images and two reports, the last of each filled up; above a scale of 20 a maximum is taken out of the weights."""
-    monkeypatch.setattr(local_blocks, "SCORES_AT_ONCE", 2 * 2 * shape["patches"] * shape["sentences"])
+    """Tiles of two images and two reports, the last of each filled up; above a scale of 20 a maximum is taken out of the weights.
+
+    The first limit makes the batch a large one, which keeps nothing of its forward pass.
+    """
+    monkeypatch.setattr(local_blocks, limit, 2 * 2 * shape["patches"] * shape["sentences"])
     regions, sentences, mask = map(jnp.asarray, make_batch(**shape))
     regions = regions[:3]
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5)))

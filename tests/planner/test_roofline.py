@@ -29,7 +29,7 @@ def test_each_instruction_takes_the_slower_of_its_products_and_its_traffic():
 
 def test_measured_rates_come_before_the_data_sheet():
     chip = Chip("x1", "X 1", "gpu", ("X",), peak=100.0, bandwidth=10.0, usable=1.0, links=1.0, product=50.0, copy=5.0)
-    times = times_of(of({Work(200.0, 10.0): 1}), ChipSpeed(chip, 8))
+    times = times_of(of({Work(200.0, 10.0): 1}), ChipSpeed(chip, 8), temporary=1e9)
     assert (times.compute, times.memory) == (4.0, 2.0)
     assert ChipSpeed(chip, 8).peak == 100.0
 
@@ -53,7 +53,7 @@ def test_exchanges_go_over_links_and_across_machines_over_the_network(kind, grou
 
 
 def test_on_this_cpu_each_product_and_each_size_of_copy_has_its_own_rate():
-    rates = Rates(products=(512.0, 64.0), copies=(100.0, 10.0), cores=1)
+    rates = Rates(products=(512.0, 64.0), copies=(100.0, 10.0), fresh=50.0, cores=1)
     speed = MeasuredSpeed.of([LARGE, SMALL], [1000, 4000], rates)
     assert LARGE.flops == 1024
     costs = of({Work(LARGE.flops, 640.0, (LARGE,)): 2, Work(0.0, 2000.0): 1, Work(0.0, 8000.0): 1, Work(0.0, 10.0): 1})
@@ -62,6 +62,7 @@ def test_on_this_cpu_each_product_and_each_size_of_copy_has_its_own_rate():
     assert times.memory == pytest.approx(2000 / 100 + 8000 / 10 + 10 / 100)
     assert times.step == pytest.approx(times.compute + times.memory)
     assert speed.peak == 512.0
+    assert times_of(costs, speed, 1000.0).step == pytest.approx(times.step + 1000 / 50)
 
 
 def test_a_product_without_a_rate_takes_that_of_the_nearest_size():

@@ -178,16 +178,16 @@ def _instance(
         _cosines(features) / features.temperature if negatives == "hard" else jnp.zeros(same_study.shape, image.dtype)
     )
     drawn = losses.sample_hard_negatives(jax.lax.stop_gradient(similarity), key, exclude=same_study)
-    logits = model.match(
-        params,
-        jnp.concatenate([image, image, image[drawn.image]]),
-        jnp.concatenate([report, report[drawn.report], report]),
-    )
-    matched = jnp.repeat(jnp.asarray([1.0, 0.0, 0.0]), len(image))
-    pair_weights = jnp.concatenate([jnp.ones(len(image)), drawn.has_report, drawn.has_image]).astype(jnp.float32)
+    # Three rows of B pairs: joined end to end, along the axis that lies over devices, most of them would have to move.
+    images, reports = jnp.stack([image, image, image[drawn.image]]), jnp.stack([report, report[drawn.report], report])
+    logits = jax.vmap(partial(model.match, params))(images, reports)
+    matched = jnp.broadcast_to(jnp.asarray([[1.0], [0.0], [0.0]]), logits.shape)
+    pair_weights = jnp.stack([jnp.ones(len(image)), drawn.has_report, drawn.has_image]).astype(jnp.float32)
     loss = losses.instance_matching(logits, matched, pair_weights)
     metrics["loss/instance_matching"] = per_batch(loss)
-    metrics["accuracy/instance_matching"] = Tally(((logits > 0) == (matched > 0)) @ pair_weights, pair_weights.sum())
+    metrics["accuracy/instance_matching"] = Tally(
+        jnp.sum(((logits > 0) == (matched > 0)) * pair_weights), pair_weights.sum()
+    )
     return loss
 
 

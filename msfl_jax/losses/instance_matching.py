@@ -27,14 +27,14 @@ class Negatives(NamedTuple):
 
 
 def instance_matching(
-    logits: Float[Array, "N"],
-    matched: Bool[Array, "N"] | Float[Array, "N"],
-    weights: Bool[Array, "N"] | Float[Array, "N"] | None = None,
+    logits: Float[Array, "*N"],
+    matched: Bool[Array, "*N"] | Float[Array, "*N"],
+    weights: Bool[Array, "*N"] | Float[Array, "*N"] | None = None,
 ) -> Float[Array, ""]:
     """Binary cross-entropy of telling matched from unmatched pairs (eq. 4, whose printed sign is wrong).
 
     Args:
-      logits: log-odds that the pair is matched.
+      logits: log-odds that the pair is matched; pairs may have several axes.
       matched: True or 1 for an image with its own report.
       weights: of each pair in the mean; 0 leaves it out. None weighs all alike.
 

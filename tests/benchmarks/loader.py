@@ -4,7 +4,7 @@
 with `--images 150 --large 24 --repeats 1`. The peer reads the same JPEGs, cuts the same rectangles (bicubic filter, clamped to the picture) and
 uses the same tokenizer, on texts that it holds in memory. Each number is the best of the repeats, ours and the peer in turns. CPU time is that
 of the process and its workers; other work on the machine disturbs it less than wall time. Without workers, ours and the peer are held on one
-processor: ours reads in four threads, which would count twice where two processors share a core. Splits below a few thousand records cost ours more
+processor: ours reads in threads, which would count twice where two processors share a core. Splits below a few thousand records cost ours more
 than larger ones: grain finds the next record of a shuffled split by trial, 85 us at 200 records, 20 at 1,000 and 4 at 200,000.
 """
 

@@ -100,7 +100,7 @@ def train_batches(
       start_step: the first step to give; any step takes the same time to reach.
       process_index: of this process.
       process_count: number of processes; divides `batch_size`.
-      workers: loader processes beside this one; 0 reads in threads.
+      workers: loader processes beside this one; 0 reads in threads. Where a slow disk is waited for, more than there are processors.
       permute_reports: control: every image gets the report of another patient, the same one in every epoch.
 
     Returns:

@@ -1,10 +1,11 @@
 """Tables of hundreds of thousands of rows in a byte or two of memory each: strings and hashes lie in temporary files."""
 
 import itertools
+import json
 import re
 import struct
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -217,28 +218,57 @@ class Digests(Mapping[str, str]):
 
 
 class Texts(Mapping[str, str]):
-    """Strings by name, both on disk."""
+    """Strings by name, both on disk; `names` has the names in the order in which they came."""
 
     def __init__(self) -> None:
-        self._names, self._bytes = Names(), Scratch()
+        self.names, self._bytes = Names(), Scratch()
         self._places = Rows("QI")  # where the string of each name begins, and its length
 
     def __setitem__(self, name: str, text: str) -> None:
         data = _encode(text)
-        self._places[self._names.add(name)] = len(self._bytes), len(data)
+        self._places[self.names.add(name)] = len(self._bytes), len(data)
         self._bytes.append(data)
 
     def __getitem__(self, name: str) -> str:
-        number = self._names.find(name)
+        number = self.names.find(name)
         if number < 0:
             raise KeyError(name)
         return _decode(self._bytes.read(*self._places[number]))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
+
+
+class Log(Sequence[Item]):
+    """Items in the order in which they came; their strings lie on disk, and the items are made again when they are asked for."""
+
+    def __init__(self, texts: Callable[[Item], Sequence[str]], item: Callable[..., Item]):
+        """`texts` takes an item apart into strings, of which `item` makes it."""
+        self._texts, self._item = texts, item
+        self._bytes, self._places = Scratch(), Rows("QI")  # where each item begins, and its length
+
+    def append(self, item: Item) -> None:
+        """Adds an item at the end."""
+        data = json.dumps(self._texts(item)).encode()
+        self._places.append(len(self._bytes), len(data))
+        self._bytes.append(data)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        numbers = range(len(self))[index]
+        return self._at(numbers) if isinstance(numbers, int) else [self._at(number) for number in numbers]
+
+    def _at(self, number: int) -> Item:
+        return self._item(*json.loads(self._bytes.read(*self._places[number])))
 
 
 class Members:

@@ -21,11 +21,11 @@ class Keyring:
 
     def key(self, kind: Literal["patient", "study", "image", "part", "pixels"], identifier: str) -> str:
         """32 hex digits: BLAKE2b of 128 bits, keyed by the salt, with `kind` as personalisation (RFC 7693)."""
-        return hashlib.blake2b(identifier.encode(), digest_size=16, key=self.salt, person=kind.encode()).hexdigest()
+        return hashlib.blake2b(_bytes(identifier), digest_size=16, key=self.salt, person=kind.encode()).hexdigest()
 
     def member(self, identifier: str) -> str:
         """64 hex digits that stand for one member of a set in its hash: BLAKE2b as for `key`, of 256 bits."""
-        return hashlib.blake2b(identifier.encode(), digest_size=32, key=self.salt, person=b"member").hexdigest()
+        return hashlib.blake2b(_bytes(identifier), digest_size=32, key=self.salt, person=b"member").hexdigest()
 
     @property
     def check(self) -> str:
@@ -52,6 +52,11 @@ def open_keyring(root: Path) -> Keyring:
     if len(salt) != _SALT_BYTES:
         raise UserError(f"{path}: expected 64 hex digits; restore it, or delete it and every build beside it")
     return Keyring(salt)
+
+
+def _bytes(identifier: str) -> bytes:
+    """UTF-8, and for the surrogates of a file's name that is none, the bytes that would be theirs: no two identifiers have the same."""
+    return identifier.encode(errors="surrogatepass")
 
 
 def _create_salt(path: Path) -> None:

@@ -46,7 +46,7 @@ __all__ = [
 Batch = dict[str, np.ndarray]
 
 _ENDLESS = 2**32  # steps
-_THREADS = 4
+_MOST_THREADS = 4  # of a process
 _BUFFERED_BATCHES = 4  # grain's default is 500, counted in batches here
 
 
@@ -100,7 +100,7 @@ def train_batches(
       start_step: the first step to give; any step takes the same time to reach.
       process_index: of this process.
       process_count: number of processes; divides `batch_size`.
-      workers: loader processes beside this one; 0 reads in threads.
+      workers: loader processes beside this one; 0 reads in threads. Where a slow disk is waited for, more than there are processors.
       permute_reports: control: every image gets the report of another patient, the same one in every epoch.
 
     Returns:
@@ -161,12 +161,18 @@ def start_batches(rows: grain.MapDataset, local_size: int, workers: int) -> Batc
     _prepare_process()
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which nobody parsed in a notebook or a test
         flags.FLAGS.mark_as_parsed()
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
+    options = grain.ReadOptions(num_threads=_threads(workers), prefetch_buffer_size=_BUFFERED_BATCHES)
     batches = rows.batch(local_size).to_iter_dataset(options)
     if workers:
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         batches = batches.mp_prefetch(processes, worker_init_fn=_prepare_worker)
     return Batches(iter(batches))
+
+
+def _threads(workers: int) -> int:
+    """Threads that read in each process, no more than it has processors: others would wait for the interpreter, and wake each other for it."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST_THREADS, processors // max(1, workers)))
 
 
 def _prepare_process() -> None:

@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,6 +19,13 @@ from input_pipeline.subsets import read_subset
 
 _TFDS_NAME = "dataset_info.json"
 _LISTS = frozenset({"original_size", "sentences", "labels", "boxes"})  # other fields hold one value
+
+
+class Pair(NamedTuple):
+    """What pretraining reads of a record: the image, still encoded, and the sentences of the report."""
+
+    image: bytes
+    sentences: tuple[str, ...]
 
 
 class SplitRecords:
@@ -46,9 +53,19 @@ class SplitRecords:
         return len(self._source) if self._indices is None else len(self._indices)
 
     def __getitem__(self, index: int) -> records.Record:
+        return records.decode(parse_example(self._read(index)))
+
+    def pair(self, index: int) -> Pair:
+        """Two fields of a record alone, in half the time of all of them."""
+        features = _features(self._read(index))
+        sentences = features["sentences"].bytes_list.value
+        return Pair(features["image"].bytes_list.value[0], tuple(sentence.decode() for sentence in sentences))
+
+    def _read(self, index: int) -> bytes:
+        """A record as it is stored; raises DataError where it is damaged."""
         index = index if self._indices is None else int(self._indices[index])
         try:
-            return records.decode(parse_example(self._source[index]))
+            return self._source[index]
         except (RuntimeError, OSError):  # the first is a checksum of ArrayRecord
             found = f"{self._directory / self._shard_of(index)}: record {index} of '{self._split}' is damaged"
             raise DataError(f"{found}; run the same `msfl data build` again") from None
@@ -73,12 +90,17 @@ def parse_example(data: bytes) -> dict[str, Any]:
     TFDS's own parser, made for features of any shape, takes three times as long: a tenth of the loader's whole time.
     """
     fields = {}
-    example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # made when the module is imported
-    for name, feature in example.FromString(data).features.feature.items():
+    for name, feature in _features(data).items():
         kind = feature.WhichOneof("kind")
         values = getattr(feature, kind).value if kind else []
         fields[name] = values if name in _LISTS else values[0]
     return fields
+
+
+def _features(data: bytes) -> Any:
+    """The features of a serialised `tf.train.Example` by name; one that it lacks is empty."""
+    example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # made when the module is imported
+    return example.FromString(data).features.feature
 
 
 def open_split(directory: Path | str, split: str) -> SplitRecords:

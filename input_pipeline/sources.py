@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from input_pipeline import progress, tables
-from input_pipeline.errors import MsflError, UserError
+from input_pipeline.compact import Log
+from input_pipeline.errors import DataError, MsflError, RetryError, UserError
 
 Row = TypeVar("Row")
 SPLITS = ("train", "validate", "test")
@@ -88,6 +89,23 @@ class Note:
     path: Path
 
 
+def _problems() -> Log[Problem]:
+    """There may be one for every row."""
+    kinds = {kind.__name__: kind for kind in (MsflError, UserError, DataError)}
+    return Log(
+        lambda told: (told.code, told.message, told.identifier, told.part, told.kind.__name__),
+        lambda code, message, identifier, part, kind: Problem(code, message, identifier, part, kinds[kind]),
+    )
+
+
+def _notes() -> Log[Note]:
+    """There may be one for every file."""
+    return Log(
+        lambda told: (told.code, told.identifier, str(told.path)),
+        lambda code, identifier, path: Note(code, identifier, Path(path)),
+    )
+
+
 @dataclass
 class Scan:
     """What the tables of a data set say; records plus drops always add up to `input_rows`.
@@ -108,8 +126,8 @@ class Scan:
     inputs: dict[str, str] = field(default_factory=dict)
     table_rows: Counter[str] = field(default_factory=Counter)
     lenient: bool = False
-    problems: list[Problem] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
+    problems: Log[Problem] = field(default_factory=_problems)
+    notes: Log[Note] = field(default_factory=_notes)
     table_faults: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -129,8 +147,8 @@ class Scan:
         self.dropped.setdefault(split, Counter())[reason] += 1
 
     def refuse(self, error: MsflError, identifier: str = "", part: str = "") -> None:
-        """Notes an error in a lenient scan, whose caller then goes on without the row; else raises it."""
-        if not self.lenient:
+        """Notes an error in a lenient scan, whose caller then goes on without the row; else, or where the data are not to blame, raises it."""
+        if not self.lenient or isinstance(error, RetryError):
             raise error
         self.problems.append(Problem(error.code, str(error), identifier, part, type(error)))
 

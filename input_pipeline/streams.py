@@ -1,6 +1,5 @@
 """Stages of the loader with random access: records, rows of one process, and one record as a row of a batch."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from jaxtyping import Int64, UInt8
 
 from input_pipeline import augment, images, records
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.reading import SplitRecords
+from input_pipeline.reading import Pair, SplitRecords
 from input_pipeline.tokenizer import ReportTokenizer
 
 _NO_KEY = "0" * 32
@@ -116,7 +115,7 @@ class ProcessRows(grain.MapDataset):
 
 
 class TrainingRecords:
-    """Records by index, each with the report of record `reports[index]` instead of its own if given."""
+    """Images and reports by index, each image with the report of record `reports[index]` instead of its own if given."""
 
     def __init__(self, source: SplitRecords, reports: Int64[np.ndarray, "N"] | None):
         self._source, self._reports = source, reports
@@ -124,11 +123,11 @@ class TrainingRecords:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> records.Record:
-        record = self._source[index]
+    def __getitem__(self, index: int) -> Pair:
+        pair = self._source.pair(index)
         if self._reports is None:
-            return record
-        return dataclasses.replace(record, sentences=self._source[int(self._reports[index])].sentences)
+            return pair
+        return pair._replace(sentences=self._source.pair(int(self._reports[index])).sentences)
 
 
 class PaddedRecords:
@@ -151,12 +150,12 @@ class PaddedRecords:
 
 
 def training_row(
-    record: records.Record, rng: np.random.Generator, *, spec: BatchSpec, tokenizer: ReportTokenizer
+    pair: Pair, rng: np.random.Generator, *, spec: BatchSpec, tokenizer: ReportTokenizer
 ) -> dict[str, np.ndarray]:
     """One row of a training batch; `rng` depends on seed and position alone."""
-    view = training_image(record, rng, spec)
-    sentences = _subset(record.sentences, rng) if rng.random() < spec.subset_probability else record.sentences
-    return _row(view, sentences, record, spec, tokenizer)
+    view = random_view(images.decode_gray(pair.image), rng, spec)
+    sentences = _subset(pair.sentences, rng) if rng.random() < spec.subset_probability else pair.sentences
+    return _row(view, sentences, pair.sentences, spec, tokenizer)
 
 
 def training_image(record: records.Record, rng: np.random.Generator, spec: BatchSpec) -> UInt8[np.ndarray, "size size"]:
@@ -189,7 +188,7 @@ def evaluation_row(
     """One row of an evaluation batch, from a record and whether it is one."""
     record, valid = element
     view = images.evaluation_view(images.decode_gray(record.image), spec.image_size, spec.fit)
-    return _row(view, record.sentences, record, spec, tokenizer) | {
+    return _row(view, record.sentences, record.sentences, spec, tokenizer) | {
         "labels": record.labels,
         "valid": np.asarray(valid),
         "patient_key": np.asarray(records.short_key(record.patient_key), np.uint32),
@@ -240,7 +239,7 @@ def _subset(sentences: tuple[str, ...], rng: np.random.Generator) -> tuple[str, 
 
 
 def _row(
-    view: np.ndarray, sentences: Sequence[str], record: records.Record, spec: BatchSpec, tokenizer: ReportTokenizer
+    view: np.ndarray, sentences: Sequence[str], report: Sequence[str], spec: BatchSpec, tokenizer: ReportTokenizer
 ) -> dict[str, np.ndarray]:
     """What training and evaluation share; the study key is that of the whole report, whatever subset is shown."""
     token_ids, sentence_ids = tokenizer.encode_report(
@@ -250,5 +249,5 @@ def _row(
         "image": view[..., None],
         "token_ids": token_ids,
         "sentence_ids": sentence_ids,
-        "study_key": np.asarray(text_key(record.sentences), np.uint32),
+        "study_key": np.asarray(text_key(report), np.uint32),
     }

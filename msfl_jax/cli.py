@@ -1,6 +1,7 @@
 """The command `msfl`: parses options, calls one function, prints what it returns."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -41,6 +42,8 @@ def main() -> None:
     """Entry point: errors meant for users become one line on stderr and their exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports on itself there
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not UTF-8, as they lie on disk
     try:
         status = app(standalone_mode=False)
     except MsflError as error:

@@ -38,9 +38,10 @@ def pairs(real_data, tmp_path_factory):
     root = tmp_path_factory.mktemp("real")
     source = real_data / "real_pairs"
     mimic = MimicCxr(source, source / "mimic-cxr-reports", keep_grounding_patients=True)  # there is no MS-CXR of them
-    manifest = build(mimic, root / "pairs", short_side=256, progress=False)
-    synthesize(root / "study", studies=120, seed=0, size=64, workers=1, progress=False)
-    build(MimicCxr(root / "study", root / "study/mimic-cxr-reports"), root / "synthetic", short_side=64, progress=False)
+    how = {"workers": 1, "progress": False}  # starting two processes takes longer than 44 images do
+    manifest = build(mimic, root / "pairs", short_side=256, **how)
+    synthesize(root / "study", studies=120, seed=0, size=64, **how)
+    build(MimicCxr(root / "study", root / "study/mimic-cxr-reports"), root / "synthetic", short_side=64, **how)
     words = [*text_sentences(root / "pairs", "train"), *text_sentences(root / "synthetic", "train")]
     train_tokenizer(words, root / "tokenizer", vocab_size=2000)
     assert manifest.counts == {"train": 33, "test": 11}

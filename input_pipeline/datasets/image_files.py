@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 
 from input_pipeline import progress
-from input_pipeline.compact import Texts
+from input_pipeline.compact import Names, Texts, alphabetical
 from input_pipeline.sources import Note, Scan
 
 SUFFIXES = (".dcm", ".png", ".jpg", ".jpeg")  # of two files of one image, the one with less loss is read
@@ -57,10 +57,17 @@ def note_strays(
       named: images of the tables.
       image_of: as in `find_images`.
     """
-    if scan.lenient:
-        wrong = {problem.identifier for problem in scan.problems}
-        strays = {stem: path for stem, path in files if (image := image_of(stem)) not in named and image not in wrong}
-        scan.notes += [Note("file_in_no_table", image_of(stem), root / path) for stem, path in sorted(strays.items())]
+    if not scan.lenient:
+        return
+    wrong, strays = Names(), Texts()
+    for problem in scan.problems:
+        wrong.add(problem.identifier)
+    for stem, path in files:
+        if (image := image_of(stem)) not in named and image not in wrong:
+            strays[stem] = path
+    for number in map(int, alphabetical(strays.names)):
+        stem = strays.names[number]
+        scan.notes.append(Note("file_in_no_table", image_of(stem), root / strays[stem]))
 
 
 def image_files(root: Path, folder: str) -> Iterator[str]:

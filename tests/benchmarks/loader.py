@@ -4,7 +4,7 @@
 with `--images 150 --large 24 --repeats 1`. The peer reads the same JPEGs, cuts the same rectangles (bicubic filter, clamped to the picture) and
 uses the same tokenizer, on texts that it holds in memory. Each number is the best of the repeats, ours and the peer in turns. CPU time is that
 of the process and its workers; other work on the machine disturbs it less than wall time. Without workers, ours and the peer are held on one
-processor: ours reads in four threads, which would count twice where two processors share a core. Splits below a few thousand records cost ours more
+processor: ours reads in threads, which would count twice where two processors share a core. Splits below a few thousand records cost ours more
 than larger ones: grain finds the next record of a shuffled split by trial, 85 us at 200 records, 20 at 1,000 and 4 at 200,000.
 """
 
@@ -257,6 +257,14 @@ def pillow_rate(source: MimicCxr) -> Rate:
     return measure(work)
 
 
+def compare_builds(root: Path, images_of_large: int, workers: int) -> None:
+    """Prints the rows of builds from full-size files."""
+    small, large = write_full(root, 8, "small"), write_full(root, images_of_large, "large")
+    size, peer = os.path.getsize(next(small.jpg.rglob("*.jpg"))) / 1e6, pillow_rate(small)
+    for count in (1, workers):
+        print_row(f"build from {size:.2f} MB, {count} workers", build_rate(root, small, large, count), peer)
+
+
 def describe_machine() -> str:
     """Date, processor and versions, in one line."""
     model = platform.processor() or platform.machine()
@@ -282,7 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=1000, help="stored images (default 1000)")
     parser.add_argument(
-        "--large", type=int, default=64, help="images of the larger build of full-size files (default 64)"
+        "--large", type=int, default=64, help="images of the larger build of full-size files (default 64); 0: no builds"
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the best counts (default 3)")
     parser.add_argument("--workers", type=int, default=2, help="workers of the loader and the build (default 2)")
@@ -293,11 +301,9 @@ def main() -> None:
         root = Path(folder)
         records, loose, tokenizer = write_stored(root, options.images)
         stored = [path.read_bytes() for path in sorted(loose.glob("*.jpg"))]
-        small, large = write_full(root, 8, "small"), write_full(root, options.large, "large")
-        full = os.path.getsize(next(small.jpg.rglob("*.jpg")))
         print(describe_machine())
-        sizes = f"stored {np.mean([len(data) for data in stored]) / 1000:.0f} kB, full size {full / 1e6:.2f} MB"
-        print(f"JPEG, quality 95: {sizes}; best of {options.repeats}; images per second\n")
+        size = np.mean([len(data) for data in stored]) / 1000
+        print(f"JPEG, quality 95, stored {size:.0f} kB; best of {options.repeats}; images per second\n")
         print(f"{'':34}{'ours/CPU':>10}{'ours/wall':>10}{'peer/CPU':>10}{'peer/wall':>10}{'ratio CPU':>10}{'wall':>8}")
         with one_processor():
             print_row("decode, cut, resize to 224", *compare_image_paths(stored[:300], options.repeats))
@@ -305,9 +311,8 @@ def main() -> None:
             with contextlib.nullcontext() if workers else one_processor():
                 rates = compare_loaders(records, loose, tokenizer, workers, options.repeats)
             print_row(f"loader, {workers} workers", *rates)
-        peer = pillow_rate(small)
-        for workers in (1, options.workers):
-            print_row(f"build from full size, {workers} workers", build_rate(root, small, large, workers), peer)
+        if options.large:
+            compare_builds(root, options.large, options.workers)
         print("\npeer: Pillow; PyTorch DataLoader with Pillow; Pillow in one process")
 
 

@@ -139,6 +139,15 @@ def test_the_seed_changes_order_and_augmentation(mimic_build, batch_spec, refere
     assert_equal(train(mimic_build, batch_spec), reference)
 
 
+@pytest.mark.parametrize("split", ["train", "validate", "test"])
+def test_a_pair_is_the_image_and_the_sentences_of_its_record(mimic_build, split):
+    whole = reading.open_split(mimic_build, split)
+    for source in (whole, whole.at(np.arange(len(whole))[::-2])):
+        assert [source.pair(place) for place in range(len(source))] == [
+            (record.image, record.sentences) for record in source
+        ]
+
+
 def test_no_text_leaves_the_loader(reference):
     assert {value.dtype.kind for batch in reference for value in batch.values()} == {"u", "i"}
 
@@ -311,6 +320,12 @@ def test_the_build_is_described_without_reading_images(mimic_build, layout):
     assert sentences[1] == "The heart is normal in size."
     with pytest.raises(DataError, match="no record of split 'train' has boxes"):
         loader.grounding_records(mimic_build, "train")
+
+
+@pytest.mark.parametrize("processors, workers, expected", [(1, 0, 1), (2, 0, 2), (2, 2, 1), (8, 2, 4), (64, 4, 4)])
+def test_no_more_threads_read_than_there_are_processors_for(monkeypatch, processors, workers, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)), raising=False)
+    assert loader._threads(workers) == expected
 
 
 def test_a_worker_takes_no_accelerator(monkeypatch):

@@ -214,7 +214,7 @@ def test_the_sentence_mask_counts_sentences_and_the_class_unit(batch, include_cl
 def test_the_class_unit_is_the_first_state_through_the_sentence_projection(batch):
     model = make()
     params = initialise(model)
-    states = model.text.apply({"params": params["text"]}, batch["token_ids"])
+    states = jax.jit(model.text.apply)({"params": params["text"]}, batch["token_ids"])
     head = params["heads"]["sentence_projection"]
     features = run(model, params, batch)
     assert_allclose(features.sentences[:, 0], states[:, 0] @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
@@ -227,11 +227,12 @@ def test_separate_sentences_are_read_as_if_each_were_a_report(batch):
     params = initialise(model)
     one, other = [7, 8, 9], [10, 11]
     tokens, ids = (jnp.asarray([row], jnp.int32) for row in words(one, other))
-    _, sentences, present = model.encode_report(params, tokens, ids)
+    _, sentences, present = jax.jit(model.encode_report)(params, tokens, ids)
+    read = jax.jit(model.text.apply)
     assert present.tolist() == [[True, True, False]]
     for index, sentence in enumerate((one, other)):
         alone = jnp.asarray([[2, *sentence] + [0] * (15 - len(sentence))], jnp.int32)
-        state = model.text.apply({"params": params["text"]}, alone)[0, 0]
+        state = read({"params": params["text"]}, alone)[0, 0]
         projection = params["heads"]["sentence_projection"]
         assert_allclose(sentences[0, index], state @ projection["kernel"] + projection["bias"], atol=1e-5)
 
@@ -246,8 +247,8 @@ def test_the_linear_pooler_is_the_pooler_before_its_tanh(batch):
 def test_patches_seen_globally_average_to_the_image_embedding_of_mean_pooling(batch):
     model = make(image__pool="mean")
     params = initialise(model)
-    patches = model.encode_patches(params, batch["image"])
-    assert_allclose(patches.mean(axis=1), model.encode_image(params, batch["image"])[0], atol=1e-5)
+    patches = jax.jit(model.encode_patches)(params, batch["image"])
+    assert_allclose(patches.mean(axis=1), jax.jit(model.encode_image)(params, batch["image"])[0], atol=1e-5)
 
 
 def test_a_shared_projection_makes_the_mean_region_the_image_embedding(batch):
@@ -351,7 +352,7 @@ def test_targets_of_twice_the_resolution_show_the_same_patches_in_more_pixels(ba
     expected = (np.asarray(image[1, 16:32, 32:48, 0]) / 255 - 0.4978) / 0.2449
     assert_allclose(features.pixel_target[1, 4 + 2].reshape(16, 16), expected, atol=1e-4)
     small = np.asarray(image, np.float32).reshape(3, 32, 2, 32, 2).mean(axis=(2, 4)).round()[..., None]
-    embedding, regions = fine.encode_image(initialise(fine), jnp.asarray(small, jnp.uint8))
+    embedding, regions = jax.jit(fine.encode_image)(initialise(fine), jnp.asarray(small, jnp.uint8))
     assert_allclose(features.image_embedding, embedding, atol=1e-5)
     assert_allclose(features.regions, regions, atol=1e-5)
 

@@ -23,7 +23,7 @@ from .small import OVERRIDES, VOCABULARY
 def made(arg=""):
     config = load_config(f"demo:{arg}", OVERRIDES)
     model = Model.create(config, vocab_size=VOCABULARY)
-    return config, model, model.init(jax.random.key(0))
+    return config, model, jax.jit(model.init)(jax.random.key(0))
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def test_the_total_is_the_sum_of_the_losses_of_the_features(batch):
     config, model, params = made()
     step = 90
     value, metrics = total()(params, batch, step)
-    features = model.features(params, batch, Keys.at(0, step))
+    features = jax.jit(model.features)(params, batch, Keys.at(0, step))
     same = batch["study_key"][:, None] == batch["study_key"][None, :]
     local = config.objective.local_alignment
     expected = losses.global_alignment(
@@ -118,7 +118,7 @@ def test_the_weight_of_instance_matching_rises_between_its_two_shares_of_the_run
 
 def test_reports_shared_by_two_studies_are_never_negatives_of_each_other(batch):
     _, model, params = made()
-    features = model.features(params, batch, Keys.at(0, 0))
+    features = jax.jit(model.features)(params, batch, Keys.at(0, 0))
     cosines = unit(features.image_embedding) @ unit(features.report_embedding).T
     exclude = batch["study_key"][:, None] == batch["study_key"][None, :]
     for seed in range(20):
@@ -166,7 +166,7 @@ def test_directions_are_averaged_or_added(batch):
 
 def test_negatives_may_be_those_of_groups_of_rows(batch):
     config, model, params = made("global,local")
-    features = model.features(params, batch, Keys.at(0, 0))
+    features = jax.jit(model.features)(params, batch, Keys.at(0, 0))
     local = dataclasses.replace(config.objective.local_alignment, negatives="group(2)")
     weights = Weights(dataclasses.replace(config.objective, local_alignment=local), steps=100)
     _, metrics = objective.total(params, batch, Keys.at(0, 0), model=model, weights=weights)

@@ -80,22 +80,6 @@ def rsna(study):
     return study / "rsna"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """What evaluations compile is the same for all seeds, though an ablation forgets it after each stage."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture
 def call(study, tmp_path, monkeypatch):
     """Runs the ablation of the study in the test's own folder, on one device and with few replicates."""

@@ -17,8 +17,8 @@ def test_without_blocks_each_patch_is_predicted_from_its_own_token_and_place(cla
     cls = jnp.ones((2, 6)) if class_token else None
     masking = random_masking(jax.random.key(1), 2, 9, 4)
     module = PixelDecoder(SPEC, grid=3, pixels=5)
-    variables = module.init(jax.random.key(2), visible, cls, masking.restore)
-    found = module.apply(variables, visible, cls, masking.restore)
+    variables = jax.jit(module.init)(jax.random.key(2), visible, cls, masking.restore)
+    found = jax.jit(module.apply)(variables, visible, cls, masking.restore)
 
     params = jax.tree.map(np.asarray, variables["params"])
     for b, place in np.ndindex(2, 9):
@@ -37,10 +37,11 @@ def test_predictions_depend_on_all_visible_patches_and_on_the_class_token():
     patches, cls = jax.random.normal(jax.random.key(0), (1, 9, 6)), jnp.ones((1, 6))
     masking = random_masking(jax.random.key(1), 1, 9, 4)
     visible = take(patches, masking.kept)
-    variables = module.init(jax.random.key(2), visible, cls, masking.restore)
-    base = module.apply(variables, visible, cls, masking.restore)
+    variables = jax.jit(module.init)(jax.random.key(2), visible, cls, masking.restore)
+    apply = jax.jit(module.apply)
+    base = apply(variables, visible, cls, masking.restore)
     moved = jax.random.normal(jax.random.key(3), (6,))
-    other_patch = module.apply(variables, visible.at[0, 0].add(moved), cls, masking.restore)
-    other_class = module.apply(variables, visible, cls + moved, masking.restore)
+    other_patch = apply(variables, visible.at[0, 0].add(moved), cls, masking.restore)
+    other_class = apply(variables, visible, cls + moved, masking.restore)
     assert (np.abs(other_patch - base).max(axis=2) > 1e-6).all()
     assert (np.abs(other_class - base).max(axis=2) > 1e-6).all()

@@ -62,7 +62,7 @@ def test_leaving_raw_patches_out_equals_dropping_their_tokens(patches, patch_lay
 
     tokens = embed_all(variables["params"], patches)
     visible = jnp.concatenate([tokens[:, :1], take(tokens[:, 1:], kept)], axis=1)
-    expected = AfterEmbedding().apply(variables, visible)
+    expected = jax.jit(AfterEmbedding().apply)(variables, visible)
     assert_allclose(found.cls, expected[:, 0], rtol=1e-5, atol=1e-5)
     assert_allclose(found.patches, expected[:, 1:], rtol=1e-5, atol=1e-5)
 

@@ -148,7 +148,7 @@ def test_the_vision_transformer_equals_vit_model(patches, tmp_path):
     )
     with torch.no_grad():
         expected = peer(to_colour(patches)).last_hidden_state.numpy()
-    found = module.apply({"params": params}, patches)
+    found = jax.jit(module.apply)({"params": params}, patches)
     assert_allclose(found.cls, expected[:, 0], rtol=1e-5, atol=1e-5)
     assert_allclose(found.patches, expected[:, 1:], rtol=1e-5, atol=1e-5)
 
@@ -189,7 +189,7 @@ def test_the_text_transformer_equals_bert_model(bert, reports, tmp_path):
     module, params, config, tensors = bert
     kind = functools.partial(transformers.BertModel.from_pretrained, add_pooling_layer=False)
     expected = ask(load(kind, config, tensors, tmp_path), reports).last_hidden_state.numpy()
-    found = np.asarray(module.apply({"params": params}, jnp.asarray(reports)))
+    found = np.asarray(jax.jit(module.apply)({"params": params}, jnp.asarray(reports)))
     present = reports != 0
     assert_allclose(found[present], expected[present], rtol=1e-5, atol=1e-5)
 
@@ -197,7 +197,7 @@ def test_the_text_transformer_equals_bert_model(bert, reports, tmp_path):
 def test_the_language_head_equals_bert_for_masked_lm(bert, reports, tmp_path):
     module, params, config, tensors = bert
     words = params["word_embeddings"]["embedding"]
-    states = module.apply({"params": params}, jnp.asarray(reports))
+    states = jax.jit(module.apply)({"params": params}, jnp.asarray(reports))
     head = LanguageHead("float32")
     head_params = initialise(head, states, words)
     mine = {
@@ -208,7 +208,7 @@ def test_the_language_head_equals_bert_for_masked_lm(bert, reports, tmp_path):
     peer = load(transformers.BertForMaskedLM.from_pretrained, config, mine | named("bert", tensors), tmp_path)
     expected = ask(peer, reports).logits.numpy()
     present = reports != 0
-    found = np.asarray(head.apply({"params": head_params}, states, words))
+    found = np.asarray(jax.jit(head.apply)({"params": head_params}, states, words))
     assert_allclose(found[present], expected[present], rtol=1e-5, atol=2e-5)
 
 
@@ -218,7 +218,7 @@ def test_masked_reconstruction_equals_vit_mae(patches, tmp_path):
     noise = np.random.default_rng(0).random((2, GRID**2)).astype(np.float32)
     masking = masking_from_noise(jnp.asarray(noise), 4)
     params = initialise(encoder, patches)
-    tokens = encoder.apply({"params": params}, take(patches, masking.kept), masking.kept)
+    tokens = jax.jit(encoder.apply)({"params": params}, take(patches, masking.kept), masking.kept)
     decoder_params = initialise(decoder, tokens.patches, tokens.cls, masking.restore)
     tensors = {
         "vit.embeddings.cls_token": params["cls_token"],
@@ -234,7 +234,7 @@ def test_masked_reconstruction_equals_vit_mae(patches, tmp_path):
     peer = mae_peer(tensors, tmp_path)
     with torch.no_grad():
         expected = peer(to_colour(patches), noise=torch.tensor(noise))
-    found = decoder.apply({"params": decoder_params}, tokens.patches, tokens.cls, masking.restore)
+    found = jax.jit(decoder.apply)({"params": decoder_params}, tokens.patches, tokens.cls, masking.restore)
     assert_allclose(masking.masked, expected.mask.numpy())
     assert_allclose(found, expected.logits.numpy(), rtol=1e-5, atol=2e-5)
 

@@ -38,7 +38,7 @@ def config(tiny_config, planted_tokenizer, labelled_build):
 
 @pytest.fixture(scope="module")
 def params(config, planted_tokenizer):
-    return Model.create(config, vocab_size=planted_tokenizer.vocab_size).init(jax.random.key(0))
+    return jax.jit(Model.create(config, vocab_size=planted_tokenizer.vocab_size).init)(jax.random.key(0))
 
 
 def test_each_evaluation_has_its_own_switch(config, boxes_build):

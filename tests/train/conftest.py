@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -50,23 +49,6 @@ def config() -> Config:
     return from_config_dict(values)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """A step that was compiled once is not compiled again, by this process or by one that it starts; returns the folder."""
-    folder = tmp_path_factory.mktemp("compiled")
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
     """A build of 76 synthetic training studies and its tokenizer: folders `records` and `tokenizer`."""
@@ -100,18 +82,13 @@ if __name__ == "__main__":  # a loader worker imports this file as well
 
 
 @pytest.fixture(scope="session")
-def command_in(compilation_cache):
+def command_in():
     """The command line of a run in a process of its own, whose files lie in a folder, and the environment it needs."""
 
     def make(folder: Path, config: Config, workdir: Path) -> tuple[list[str], dict[str, str]]:
         (folder / "driver.py").write_text(DRIVER)
         (folder / "run.json").write_text(json.dumps(to_dict(config)))
-        environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        }
+        environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         return [sys.executable, str(folder / "driver.py"), str(folder / "run.json"), str(workdir)], environment
 
     return make

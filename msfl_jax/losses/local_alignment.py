@@ -84,8 +84,8 @@ def local_scores(
       sentence_scale: multiplies the cosines; 5 in GLoRIA's code.
       aggregate: "sum" is eq. 2; "mean" subtracts log S of the report, so that long reports have no advantage.
       block: reports scored at once; as many images with them as keep a tile below 2^24 scores [images, P, S, reports]. None or
-        0 takes at least 64 reports, and all where that leaves room for all images. A batch with no more than 2^24 scores in all is scored in
-        tiles of 2^18 and keeps what its backward pass would compute again.
+        0 takes at least 64 reports, and all where that leaves room for all images; but a batch with no more than 2^24 scores in all is then scored
+        in tiles of 2^18 and keeps what its backward pass would compute again.
       kernel: "xla" leaves it to the compiler. "pallas" computes the same in kernels of our own, for TPUs, and chooses tiles itself; it
         refuses float64. "interpreted" computes, on any device and slowly, what those kernels say.
 
@@ -100,7 +100,7 @@ def local_scores(
     sentences = jnp.where(sentence_mask[..., None], sentences, 0)
     if attention == "regions":
         regions, sentences = unit(regions), unit(sentences)
-    gram = kernel != "xla" or uses_gram(regions.shape, sentences.shape)
+    gram = kernel != "xla" or uses_gram(regions.shape, sentences.shape, block or None)
     form = Form(attention, region_scale, sentence_scale, aggregate, gram)
     regions, sentences = regions.astype(dtype), sentences.astype(dtype)
     if kernel != "xla":

@@ -48,11 +48,11 @@ class Tiling:
 
         Args:
           regions, sentences: shapes [A, P, E] and [B, S, E].
-          block: reports of a tile; chosen here where None. As many images go with them as may be held at once.
+          block: reports of a tile, of which nothing is kept; chosen here where None. As many images go with them as may be held at once.
         """
         (images, patches, _), (reports, count, _) = regions, sentences
-        gram = uses_gram(regions, sentences)
-        keeps = gram and is_small(regions, sentences)
+        gram = uses_gram(regions, sentences, block)
+        keeps = gram and is_small(regions, sentences, block)
         most = min(SCORES_AT_ONCE, _CACHED_SCORES) if keeps else SCORES_AT_ONCE
         several = min(block or max(_REPORTS_AT_ONCE, most // max(1, images * patches * count)), reports)
         at_once = max(1, most // max(1, patches * count * several))
@@ -61,19 +61,19 @@ class Tiling:
         return cls(evened(images, at_once), evened(reports, several), keeps)
 
 
-def is_small(regions: tuple[int, ...], sentences: tuple[int, ...]) -> bool:
-    """Whether all scores [A, P, S, B] of arrays of these shapes, [A, P, E] and [B, S, E], may be held at once."""
+def is_small(regions: tuple[int, ...], sentences: tuple[int, ...], block: int | None) -> bool:
+    """Whether all scores [A, P, S, B] of arrays of these shapes, [A, P, E] and [B, S, E], may be held at once, and nobody asks for blocks."""
     (images, patches, _), (reports, count, _) = regions, sentences
-    return images * patches * count * reports <= SCORES_AT_ONCE
+    return block is None and images * patches * count * reports <= SCORES_AT_ONCE
 
 
-def uses_gram(regions: tuple[int, ...], sentences: tuple[int, ...]) -> bool:
+def uses_gram(regions: tuple[int, ...], sentences: tuple[int, ...], block: int | None) -> bool:
     """Whether the Gram form needs fewer operations than the contexts, for arrays of these shapes.
 
     With U for the product of all regions and sentences and W = U P / E for one by the Gram matrices, forward and backward take 4U + 3W against
     8U, and 3U + 2W against 7U where products are kept.
     """
-    ratio = _GRAM_PAYS_BELOW_IF_KEPT if is_small(regions, sentences) else _GRAM_PAYS_BELOW
+    ratio = _GRAM_PAYS_BELOW_IF_KEPT if is_small(regions, sentences, block) else _GRAM_PAYS_BELOW
     return regions[1] < ratio * regions[2]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from msfl_jax.cli import main
 from msfl_jax.commands import plan as command
 from msfl_jax.planner import children
 
@@ -20,20 +19,6 @@ LIMITED = ["--vocab-size", str(VOCABULARY), "--compilations", "1"]
 def msfl(*arguments, folder):
     words = [sys.executable, "-m", "msfl_jax.cli", "plan", *arguments, "--cache", str(folder)]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-
-
-@pytest.fixture
-def refused(monkeypatch, capfd):
-    """What `msfl plan ARGUMENTS`, in this process, says on stderr before it ends with code 2."""
-
-    def run(*arguments, folder):
-        monkeypatch.setattr(sys, "argv", ["msfl", "plan", *arguments, "--cache", str(folder)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        assert stop.value.code == 2
-        return capfd.readouterr().err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -97,19 +82,21 @@ def test_what_is_compiled_is_not_compiled_again_and_the_table_says_the_same(plan
         (["--config", "demo", "--topology", "cpu", "--compilations", "5"], ["--compilations", "equal to 4"]),
     ],
 )
-def test_errors_are_one_line_and_exit_code_2(arguments, words, folder, refused):
-    said = refused(*arguments, folder=folder)
-    errors = [line for line in said.splitlines() if not line.startswith("compiling")]
+def test_errors_are_one_line_and_exit_code_2(arguments, words, folder):
+    found = msfl(*arguments, folder=folder)
+    assert found.returncode == 2
+    errors = [line for line in found.stderr.splitlines() if not line.startswith("compiling")]
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     for word in words:
         assert word in errors[0]
 
 
-def test_a_cache_that_is_a_file_is_refused(tmp_path, refused):
+def test_a_cache_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    said = refused("--config", "demo", "--topology", "cpu", folder=tmp_path / "file")
-    assert "is a file; expected a folder" in said
+    found = msfl("--config", "demo", "--topology", "cpu", folder=tmp_path / "file")
+    assert found.returncode == 2
+    assert "is a file; expected a folder" in found.stderr
 
 
 @pytest.mark.skipif(children.importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import struct
+from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
@@ -242,7 +243,23 @@ class Texts(Mapping[str, str]):
         return len(self.names)
 
 
-class Log(Sequence[Item]):
+class MadeItems(Sequence[Item]):
+    """Items that are made when they are asked for, and not kept; a class of them has `__len__` and `made`."""
+
+    @abstractmethod
+    def made(self, place: int) -> Item:
+        """The item at a place, counted from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        places = range(len(self))[index]
+        return self.made(places) if isinstance(places, int) else [self.made(place) for place in places]
+
+
+class Log(MadeItems[Item]):
     """Items in the order in which they came; their strings lie on disk, and the items are made again when they are asked for."""
 
     def __init__(self, texts: Callable[[Item], Sequence[str]], item: Callable[..., Item]):
@@ -259,16 +276,9 @@ class Log(Sequence[Item]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
-        numbers = range(len(self))[index]
-        return self._at(numbers) if isinstance(numbers, int) else [self._at(number) for number in numbers]
-
-    def _at(self, number: int) -> Item:
-        return self._item(*json.loads(self._bytes.read(*self._places[number])))
+    def made(self, place: int) -> Item:
+        """From its strings."""
+        return self._item(*json.loads(self._bytes.read(*self._places[place])))
 
 
 class Members:
@@ -338,7 +348,7 @@ class Members:
         return self._bits.array().astype(np.uint64)
 
 
-class Part(Sequence[Item]):
+class Part(MadeItems[Item]):
     """Items at some places of a sequence that makes them when asked; pickled as a tuple of them."""
 
     def __init__(self, items: Sequence[Item], places: Sequence[int]):
@@ -347,14 +357,9 @@ class Part(Sequence[Item]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
-        if isinstance(index, slice):
-            return [self._items[place] for place in self._places[index]]
-        return self._items[self._places[index]]
+    def made(self, place: int) -> Item:
+        """What the other sequence makes."""
+        return self._items[self._places[place]]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return tuple, (tuple(self),)

@@ -153,12 +153,14 @@ def training_row(
     pair: Pair, rng: np.random.Generator, *, spec: BatchSpec, tokenizer: ReportTokenizer
 ) -> dict[str, np.ndarray]:
     """One row of a training batch; `rng` depends on seed and position alone."""
-    view = random_view(images.decode_gray(pair.image), rng, spec)
+    view = training_image(pair, rng, spec)
     sentences = _subset(pair.sentences, rng) if rng.random() < spec.subset_probability else pair.sentences
     return _row(view, sentences, pair.sentences, spec, tokenizer)
 
 
-def training_image(record: records.Record, rng: np.random.Generator, spec: BatchSpec) -> UInt8[np.ndarray, "size size"]:
+def training_image(
+    record: records.Record | Pair, rng: np.random.Generator, spec: BatchSpec
+) -> UInt8[np.ndarray, "size size"]:
     """A random view of a record's image as `spec` has it."""
     return random_view(images.decode_gray(record.image), rng, spec)
 

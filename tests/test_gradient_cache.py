@@ -17,7 +17,6 @@ from msfl_jax.parallel.mesh import batch_sharding
 from .small import OVERRIDES, VOCABULARY
 
 STEP = 90
-SIZES = [*OVERRIDES, "--config.model.vision.depth=1"]  # most of the time here is that of compiling blocks
 
 
 def make_batch(rows):
@@ -37,7 +36,7 @@ def make_batch(rows):
 @functools.cache
 def made(arg=""):
     """Logits of local alignment are twice its scores, as in the demo: rounded at GLoRIA's ten times, gradients differ by 1e-6 between programs."""
-    config = load_config(f"demo:{arg}", [*SIZES, "--config.objective.local_alignment.logit_scale=2.0"])
+    config = load_config(f"demo:{arg}", [*OVERRIDES, "--config.objective.local_alignment.logit_scale=2.0"])
     model = Model.create(config, vocab_size=VOCABULARY)
     return model, Weights.create(config).at(STEP), jax.jit(model.init)(jax.random.key(0))
 
@@ -80,7 +79,7 @@ def test_so_they_do_with_some_of_the_objectives(arg):
 
 def test_so_they_do_where_one_masked_pass_feeds_all():
     batch = make_batch(8)
-    config = load_config("demo", [*SIZES, "--config.image.passes=shared", "--config.text.passes=shared"])
+    config = load_config("demo", [*OVERRIDES, "--config.image.passes=shared", "--config.text.passes=shared"])
     model = Model.create(config, vocab_size=VOCABULARY)
     params, weights, keys = jax.jit(model.init)(jax.random.key(0)), Weights.create(config).at(STEP), Keys.at(0, STEP)
     parts = {"model": model, "weights": weights}

@@ -4,11 +4,11 @@ import itertools
 import marshal  # its form may change with Python, and the file is gone with the process
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from input_pipeline.compact import Column, Members, ranks
+from input_pipeline.compact import Column, MadeItems, Members, ranks
 from input_pipeline.scratch import Rows, Scratch
 from input_pipeline.sources import SPLITS, ImageRow
 
@@ -84,8 +84,8 @@ class Kept:
         return study, image, phrase
 
 
-class LabelledRows(Sequence[ImageRow]):
-    """Rows that are made when they are asked for, and not kept."""
+class LabelledRows(MadeItems[ImageRow]):
+    """Rows of a data set at some places of all that were read."""
 
     def __init__(self, kept: Kept, places: Sequence[int]):
         self._kept, self._places = kept, places
@@ -93,14 +93,9 @@ class LabelledRows(Sequence[ImageRow]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> ImageRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ImageRow]: ...
-    def __getitem__(self, index: int | slice) -> ImageRow | list[ImageRow]:
-        if isinstance(index, slice):
-            return [self._kept.row(place) for place in self._places[index]]
-        return self._kept.row(self._places[index])
+    def made(self, place: int) -> ImageRow:
+        """From what was kept of it."""
+        return self._kept.row(self._places[place])
 
 
 def _encode(row: ImageRow) -> bytes:

@@ -1,14 +1,13 @@
 """The images of MIMIC-CXR that a build keeps, as numbers on disk; rows are made when they are asked for."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import overload
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from jaxtyping import UInt32
 
 from input_pipeline import progress
-from input_pipeline.compact import Names, ranks
+from input_pipeline.compact import MadeItems, Names, ranks
 from input_pipeline.datasets.mimic_tables import Image, Index
 from input_pipeline.scratch import Rows
 from input_pipeline.sources import ImageRow
@@ -57,8 +56,8 @@ class Kept:
         return self._index.images, self._index.patients, self._index.studies, self._views, self._views
 
 
-class ImageRows(Sequence[ImageRow]):
-    """Rows that are made when they are asked for, and not kept."""
+class ImageRows(MadeItems[ImageRow]):
+    """Rows of images in an order."""
 
     def __init__(self, images: Kept, order: Rows, make: Callable[[Image], ImageRow]):
         self._images, self._order, self._make = images, order, make
@@ -66,15 +65,10 @@ class ImageRows(Sequence[ImageRow]):
     def __len__(self) -> int:
         return len(self._order)
 
-    @overload
-    def __getitem__(self, index: int) -> ImageRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ImageRow]: ...
-    def __getitem__(self, index: int | slice) -> ImageRow | list[ImageRow]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
-        (place,) = self._order[range(len(self))[index]]
-        return self._make(self._images[place])
+    def made(self, place: int) -> ImageRow:
+        """From what was kept of its image."""
+        (image,) = self._order[place]
+        return self._make(self._images[image])
 
 
 def _numbers(column: Rows) -> UInt32[np.ndarray, "n"]:

@@ -105,7 +105,7 @@ def local_scores(
     regions, sentences = regions.astype(dtype), sentences.astype(dtype)
     if kernel != "xla":
         return _scores_by_kernel(form, kernel == "interpreted", regions, sentences, sentence_mask)
-    tiling = Tiling.of(regions.shape, sentences.shape, block or None)
+    tiling = Tiling.of(regions.shape, sentences.shape, block or None, gram=gram)
     return blockwise_scores(form, tiling, _aligned(regions), sentences, sentence_mask)
 
 

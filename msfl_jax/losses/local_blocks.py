@@ -43,21 +43,21 @@ class Tiling:
     keeps: bool
 
     @classmethod
-    def of(cls, regions: tuple[int, ...], sentences: tuple[int, ...], block: int | None) -> "Tiling":
+    def of(cls, regions: tuple[int, ...], sentences: tuple[int, ...], block: int | None, *, gram: bool) -> "Tiling":
         """Tiles for arrays of these shapes, evened out.
 
         Args:
           regions, sentences: shapes [A, P, E] and [B, S, E].
           block: reports of a tile, of which nothing is kept; chosen here where None. As many images go with them as may be held at once.
+          gram: whether the Gram form is used. Contexts are not kept, nor is there ever one tile with those of all pairs.
         """
         (images, patches, _), (reports, count, _) = regions, sentences
-        gram = uses_gram(regions, sentences, block)
         keeps = gram and is_small(regions, sentences, block)
-        most = min(SCORES_AT_ONCE, _CACHED_SCORES) if keeps else SCORES_AT_ONCE
+        most = _CACHED_SCORES if keeps else SCORES_AT_ONCE
         several = min(block or max(_REPORTS_AT_ONCE, most // max(1, images * patches * count)), reports)
         at_once = max(1, most // max(1, patches * count * several))
         if several == reports and not gram:
-            at_once = min(at_once, -(-images // 2))  # contexts of all pairs would exist
+            at_once = min(at_once, -(-images // 2))
         return cls(evened(images, at_once), evened(reports, several), keeps)
 
 

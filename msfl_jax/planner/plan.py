@@ -138,7 +138,6 @@ class Planner:
         Raises:
           MsflError: see `children.Child.ask`.
         """
-        quick = quick and self.has_quick
         key = self._key(batch, quick)
         if key not in self._found:
             found = self._store.read(key)
@@ -216,10 +215,11 @@ def plan(
     planner = Planner(config, vocab_size, topology, cache.Cache(folder), child, say)
     batch, limit = config.data.batch_size, limit_of(topology)
 
-    margin = QUICK_MARGIN if tries > 1 and planner.has_quick else 0.0
+    quick = tries > 1 and planner.has_quick
+    margin = QUICK_MARGIN if quick else 0.0
 
     def measure(size: int) -> Measured:
-        found = planner.compiled(size, quick=tries > 1)
+        found = planner.compiled(size, quick=quick)
         if isinstance(found, TooLarge):
             return Measured(size, found.needed * (1 + margin), False)
         peak = found.peak + found.temporary * margin
@@ -227,8 +227,8 @@ def plan(
 
     granule = granule_of(config, topology.devices)
     if tries > 1:
-        others = tries - planner.has_quick  # the last one is the program that is shown
-        largest = largest_batch(measure, start=batch, granule=granule, limit=limit, tries=others)
+        tries -= quick  # the last one is the program that is shown
+        largest = largest_batch(measure, start=batch, granule=granule, limit=limit, tries=tries)
     else:
         only = measure(batch)
         largest = Largest(batch if only.fits else 0, False, (only,))

@@ -20,7 +20,7 @@ _DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16, "f64": 
 
 
 def measure_rates(products: Sequence[Product], copies: Sequence[int]) -> Rates:
-    """Times products of these shapes, additions of 1 in main memory to arrays that fill `copies` bytes read and written, and filling new memory.
+    """Times products of these shapes, copies plus 1 from main memory to main memory of `copies` bytes read and written, and filling new memory.
 
     On one core time is that of the process, so that neighbours on the machine do not count; on several it is that of the wall.
 
@@ -48,19 +48,19 @@ def _of_product(product: Product, clock: Callable[[], float]) -> float:
 
 
 def _of_copy(size: int, clock: Callable[[], float], call: float) -> float:
-    """Seconds of one pass over an array of half of `size` bytes.
+    """Seconds of reading an array of half of `size` bytes and writing another.
 
-    One call goes over many such arrays, one after the other, which no cache holds: so a step finds its own.
+    One call goes over many such pairs, one after the other, which no cache holds: so a step finds its own.
     """
     rows = max(1, 2 * _POOL // size)
     run = jax.jit(
-        lambda x: jax.lax.fori_loop(0, rows, lambda i, x: x.at[i].set(x[i] + 1), x),
-        donate_argnums=0,
+        lambda source, into: jax.lax.fori_loop(0, rows, lambda i, into: into.at[i].set(source[i] + 1), into),
+        donate_argnums=1,
     )
-    arrays = [jnp.zeros((rows, max(1, size // 8)), jnp.float32)]
+    source, *arrays = (jnp.zeros((rows, max(1, size // 8)), jnp.float32) for _ in range(2))
 
     def passes() -> jax.Array:
-        arrays[0] = run(arrays[0])  # its memory is used again
+        arrays[0] = run(source, arrays[0])  # its memory is used again
         return arrays[0]
 
     return (_seconds(passes, (), clock) - call) / rows

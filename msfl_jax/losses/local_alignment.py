@@ -100,7 +100,7 @@ def local_scores(
     sentences = jnp.where(sentence_mask[..., None], sentences, 0)
     if attention == "regions":
         regions, sentences = unit(regions), unit(sentences)
-    gram = kernel != "xla" or uses_gram(regions.shape, sentences.shape, block or None)
+    gram = kernel != "xla" or uses_gram(*regions.shape[1:])
     form = Form(attention, region_scale, sentence_scale, aggregate, gram)
     regions, sentences = regions.astype(dtype), sentences.astype(dtype)
     if kernel != "xla":

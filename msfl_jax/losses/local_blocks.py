@@ -2,7 +2,7 @@
 
 Both passes go over tiles of images and, within them, over tiles of reports. Nothing of the forward pass is kept but its inputs; the backward pass
 computes each tile again. So B^2 S P scores and B^2 S E contexts never exist, only one tile of them and the [B, B] result. A small batch, with no more
-scores in all than a tile may hold, keeps its products of the forward pass, and its tiles are as small as a CPU's cache.
+scores in all than a tile may hold, keeps its similarities of regions and sentences, and its tiles are as small as a CPU's cache.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from msfl_jax.losses.local_tile import (
     Form,
-    Products,
     Reports,
     gram_of,
     regions_from_gram,
@@ -31,12 +30,11 @@ _REPORTS_AT_ONCE = 64
 _CACHED_SCORES = 2**18
 # Patches per embedding value below which the Gram form needs fewer operations, forward and backward together.
 _GRAM_PAYS_BELOW = 1.33
-_GRAM_PAYS_BELOW_IF_KEPT = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Images and reports of one tile, and whether all tiles' products of the forward pass are kept for the backward pass."""
+    """Images and reports of one tile, and whether all similarities of regions and sentences are kept for the backward pass."""
 
     images: int
     reports: int
@@ -49,10 +47,10 @@ class Tiling:
         Args:
           regions, sentences: shapes [A, P, E] and [B, S, E].
           block: reports of a tile, of which nothing is kept; chosen here where None. As many images go with them as may be held at once.
-          gram: whether the Gram form is used. Contexts are not kept, nor is there ever one tile with those of all pairs.
+          gram: whether the Gram form is used; without it there is never one tile with the contexts of all pairs.
         """
         (images, patches, _), (reports, count, _) = regions, sentences
-        keeps = gram and is_small(regions, sentences, block)
+        keeps = block is None and images * patches * count * reports <= SCORES_AT_ONCE
         most = _CACHED_SCORES if keeps else SCORES_AT_ONCE
         several = min(block or max(_REPORTS_AT_ONCE, most // max(1, images * patches * count)), reports)
         at_once = max(1, most // max(1, patches * count * several))
@@ -61,20 +59,13 @@ class Tiling:
         return cls(evened(images, at_once), evened(reports, several), keeps)
 
 
-def is_small(regions: tuple[int, ...], sentences: tuple[int, ...], block: int | None) -> bool:
-    """Whether all scores [A, P, S, B] of arrays of these shapes, [A, P, E] and [B, S, E], may be held at once, and nobody asks for blocks."""
-    (images, patches, _), (reports, count, _) = regions, sentences
-    return block is None and images * patches * count * reports <= SCORES_AT_ONCE
-
-
-def uses_gram(regions: tuple[int, ...], sentences: tuple[int, ...], block: int | None) -> bool:
-    """Whether the Gram form needs fewer operations than the contexts, for arrays of these shapes.
+def uses_gram(patches: int, width: int) -> bool:
+    """Whether the Gram form needs fewer operations than the contexts.
 
     With U for the product of all regions and sentences and W = U P / E for one by the Gram matrices, forward and backward take 4U + 3W against
-    8U, and 3U + 2W against 7U where products are kept.
+    8U; both take one U less where similarities are kept.
     """
-    ratio = _GRAM_PAYS_BELOW_IF_KEPT if is_small(regions, sentences, block) else _GRAM_PAYS_BELOW
-    return regions[1] < ratio * regions[2]
+    return patches < _GRAM_PAYS_BELOW * width
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -96,16 +87,16 @@ def _scores_and_kept(
     regions: Float[Array, "A P E"],
     sentences: Float[Array, "B S E"],
     sentence_mask: Bool[Array, "B S"],
-) -> tuple[Float[Array, "A B"], Products | None]:
-    """`blockwise_scores`, and the products of all tiles [n, m, ...] where they are kept."""
+) -> tuple[Float[Array, "A B"], Float[Array, "n m a P S r"] | None]:
+    """`blockwise_scores`, and the similarities of all tiles where they are kept."""
     grouped = sentence_by_sentence(sentences, sentence_mask, tiling.reports)
 
-    def with_all_reports(images: Float[Array, "a P E"]) -> tuple[Float[Array, "m a r"], Products | None]:
+    def with_all_reports(images: Float[Array, "a P E"]) -> tuple[Float[Array, "m a r"], Any]:
         gram = gram_of(images, form)
 
-        def with_reports(reports: Reports) -> tuple[Float[Array, "a r"], Products | None]:
-            scores, products = tile_scores(images, gram, reports, form)
-            return scores, products if tiling.keeps else None
+        def with_reports(reports: Reports) -> tuple[Float[Array, "a r"], Any]:
+            scores, similarity = tile_scores(images, gram, reports, form)
+            return scores, similarity if tiling.keeps else None
 
         return jax.lax.map(with_reports, grouped)
 
@@ -120,7 +111,7 @@ def blockwise_gradients(
     sentences: Float[Array, "B S E"],
     sentence_mask: Bool[Array, "B S"],
     cotangent: Float[Array, "A B"],
-    kept: Products | None,
+    kept: Float[Array, "n m a P S r"] | None,
 ) -> tuple[Float[Array, "A P E"], Float[Array, "B S E"]]:
     """The gradients of `sum(cotangent * blockwise_scores(...))` by regions and by sentences, at least float32; None keeps nothing."""
     grouped = sentence_by_sentence(sentences, sentence_mask, tiling.reports)
@@ -131,8 +122,8 @@ def blockwise_gradients(
         gram = gram_of(images, form)
 
         def with_reports(sums, tile):
-            reports, weights, products = tile
-            found = tile_gradients(images, gram, reports, weights, form, products)
+            reports, weights, similarity = tile
+            found = tile_gradients(images, gram, reports, weights, form, similarity)
             return jax.tree.map(jnp.add, sums, (found.regions, found.gram)), found.sentences
 
         nothing = (jnp.zeros(images.shape, dtype), None if gram is None else jnp.zeros(gram.shape, dtype))

@@ -50,15 +50,8 @@ class Gradients(NamedTuple):
     sentences: Float[Array, "S R E"]
 
 
-class Products(NamedTuple):
-    """The two products of the forward pass of a tile, of which everything else there is made, where they are kept for the backward pass."""
-
-    similarity: Float[Array, "A P S R"]
-    response: Float[Array, "A P S R"] | Float[Array, "A S R E"]
-
-
 class _Matched(NamedTuple):
-    """What both passes need. `response` is G w with the Gram form, else the contexts."""
+    """What both passes need. `response` is G w with the Gram form, else the contexts c = V'w."""
 
     similarity: Float[Array, "A P S R"]
     among_sentences: Float[Array, "A P S R"] | None
@@ -78,11 +71,10 @@ def gram_of(regions: Float[Array, "A P E"], form: Form) -> Float[Array, "A P P"]
 
 def tile_scores(
     regions: Float[Array, "A P E"], gram: Float[Array, "A P P"] | None, reports: Reports, form: Form
-) -> tuple[Float[Array, "A R"], Products]:
-    """Z of all images of the tile with all its reports, 0 for a report without sentences; and what `tile_gradients` need not compute again."""
+) -> tuple[Float[Array, "A R"], Float[Array, "A P S R"]]:
+    """Z of all images of the tile with all its reports, 0 for a report without sentences; and similarities, which `tile_gradients` may be given."""
     matched = _match(regions, gram, reports, form)
-    scores = of_reports(jax.nn.logsumexp(matched.logits, axis=1), reports.mask, form)
-    return scores, Products(matched.similarity, matched.response)
+    return of_reports(jax.nn.logsumexp(matched.logits, axis=1), reports.mask, form), matched.similarity
 
 
 def tile_gradients(
@@ -91,13 +83,14 @@ def tile_gradients(
     reports: Reports,
     cotangent: Float[Array, "A R"],
     form: Form,
-    kept: Products | None = None,
+    similarity: Float[Array, "A P S R"] | None = None,
 ) -> Gradients:
-    """The gradient of `sum(cotangent * tile_scores(...)[0])`, at least float32; products of the forward pass that were not kept are computed again.
+    """The gradient of `sum(cotangent * tile_scores(...)[0])`, at least float32; similarities that were not kept are computed again.
 
-    With w the unnormalised weights of a sentence on the regions, s = Vt: cos = w's / (sqrt(w'Gw) |t|), from which the normaliser of w has cancelled.
+    With w the unnormalised weights of a sentence on the regions, s = Vt and c = V'w: cos = w's / (sqrt(w'Gw) |t|) = c't / (|c| |t|), from which the
+    normaliser of w has cancelled.
     """
-    matched = _match(regions, gram, reports, form, kept)
+    matched = _match(regions, gram, reports, form, similarity)
     cotangent = jnp.where(reports.mask.any(axis=0), cotangent, 0).astype(matched.cosine.dtype)
     d_cosine = form.sentence_scale * cotangent[:, None] * jax.nn.softmax(matched.logits, axis=1)
     # A vector too short has no direction to follow; beyond 1 a cosine only gets by rounding, and was cut there.
@@ -105,15 +98,15 @@ def tile_gradients(
     d_product = d_cosine * matched.inverse_length
     d_squared = -0.5 * d_cosine * matched.cosine / jnp.where(matched.clamped, 1, matched.squared)
 
-    d_weights = d_product[:, None] * matched.similarity
     if form.gram:
-        d_weights += 2 * d_squared[:, None] * matched.response
+        d_weights = d_product[:, None] * matched.similarity + 2 * d_squared[:, None] * matched.response
         d_gram = _product("apsr,aqsr->apq", d_squared[:, None] * matched.weights, matched.weights, like=regions)
         d_regions = 0
     else:
-        d_context = 2 * d_squared[..., None] * matched.response
-        d_weights += _product("ape,asre->apsr", regions, d_context, like=regions)
-        d_regions = _product("apsr,asre->ape", matched.weights, d_context, like=regions)
+        through_squared = 2 * d_squared[..., None] * matched.response
+        d_context = d_product[..., None] * reports.sentences + through_squared
+        d_weights = _product("ape,asre->apsr", regions, d_context, like=regions)
+        d_regions = _product("apsr,asre->ape", matched.weights, through_squared, like=regions)
         d_gram = None
 
     d_attended = form.region_scale * matched.weights * d_weights
@@ -137,11 +130,12 @@ def _match(
     gram: Float[Array, "A P P"] | None,
     reports: Reports,
     form: Form,
-    kept: Products | None = None,
+    similarity: Float[Array, "A P S R"] | None = None,
 ) -> _Matched:
     """Each sentence with its attended context in each image: similarities, weights, lengths, cosines."""
     real = scored(reports.mask)
-    similarity = kept.similarity if kept else _product("ape,sre->apsr", regions, reports.sentences, like=regions)
+    if similarity is None:
+        similarity = _product("ape,sre->apsr", regions, reports.sentences, like=regions)
     among_sentences = None
     if form.attention == "gloria":
         among_sentences = jax.nn.softmax(jnp.where(real, similarity, -jnp.inf), axis=2)
@@ -149,24 +143,19 @@ def _match(
     highest = 1 if form.region_scale <= BOUNDED_SCALE else attended.max(axis=1, keepdims=True)
     weights = jnp.exp(form.region_scale * (attended - highest))
 
-    response = kept.response if kept else _responses(regions, gram, weights)
-    squared = jnp.sum(response**2, axis=-1) if gram is None else jnp.sum(weights * response, axis=1)
-    product, total = jnp.sum(weights * similarity, axis=1), jnp.sum(weights, axis=1)
+    if gram is None:
+        response = _product("apsr,ape->asre", weights, regions, like=regions)
+        squared, product = jnp.sum(response**2, axis=-1), jnp.sum(response * reports.sentences, axis=-1)
+    else:
+        response = _product("apq,aqsr->apsr", gram, weights, like=regions)
+        squared, product = jnp.sum(weights * response, axis=1), jnp.sum(weights * similarity, axis=1)
+    total = jnp.sum(weights, axis=1)
     both_lengths = safe_sqrt(squared) * lengths(reports.sentences)
     clamped = both_lengths < SMALLEST_NORM * total
     inverse_length = 1 / jnp.where(clamped, SMALLEST_NORM * total, both_lengths)
     cosine = product * inverse_length
     logits = jnp.where(real, form.sentence_scale * jnp.clip(cosine, -1, 1), -jnp.inf)
     return _Matched(similarity, among_sentences, weights, response, squared, inverse_length, clamped, cosine, logits)
-
-
-def _responses(
-    regions: Float[Array, "A P E"], gram: Float[Array, "A P P"] | None, weights: Float[Array, "A P S R"]
-) -> Float[Array, "A P S R"] | Float[Array, "A S R E"]:
-    """G w of each sentence's weights w, or its context where there is no G."""
-    if gram is None:
-        return _product("apsr,ape->asre", weights, regions, like=regions)
-    return _product("apq,aqsr->apsr", gram, weights, like=regions)
 
 
 def scored(mask: Bool[Array, "*tiles S R"]) -> Bool[Array, "*tiles S R"]:

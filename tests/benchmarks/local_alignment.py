@@ -1,9 +1,10 @@
 """Milliseconds of the local loss with its gradient, ours beside PyTorch: `python tests/benchmarks/local_alignment.py [--size B,P,E ...]`.
 
-Peers, written by us (`torch_losses.py`): "loop", a Python loop over reports as GLoRIA, MaCo and AFLoc have it; "contexts", all pairs at once with
-every context formed, which is that loop vectorised; "at once", all pairs in the algebra of ours, without contexts where that is less work;
-"blocks", the same in blocks of reports whose backward pass computes them anew. Values and gradients are compared with ours in the same run before
-anything more is timed. On a CPU there is one thread, and time is that of the process.
+Peers, written by us (`torch_losses.py`): "loop", a Python loop over reports as GLoRIA, MaCo and AFLoc have it; "lean loop", the same without the
+copies that they make of transposed and repeated arrays; "contexts", all pairs at once with every context formed, which is that loop vectorised;
+"at once", all pairs in the algebra of ours, without contexts where that is less work; "blocks", the same in blocks of reports whose backward pass
+computes them anew. Values and gradients are compared with ours in the same run before anything more is timed. On a CPU there is one thread, and time
+is that of the process.
 """
 
 import argparse
@@ -25,7 +26,16 @@ import numpy as np
 import step_common as common
 
 SIZES = ("32,49,128", "64,49,128", "64,196,128", "32,98,768", "64,98,768")  # B studies, P regions, E values of a vector
-SIDES = ("ours", "torch loop", "torch contexts", "torch at once", "torch blocks", "torch at once, compiled")
+# Function in `torch_losses`, and its options.
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "torch loop": ("local_loop", {}),
+    "torch lean loop": ("local_loop", {"copies": False}),
+    "torch contexts": ("local_vectorised", {"gram": False}),
+    "torch at once": ("local_vectorised", {}),
+    "torch blocks": ("local_blockwise", {}),
+    "torch at once, compiled": ("local_vectorised", {}),
+}
+SIDES = ("ours", *PEERS)
 SENTENCES, FEWEST = 8, 2  # units of a report with padding; reports have 2 to 8
 BLOCKS = (8, 16, 32, 64)  # reports; PyTorch's best is its row, ours chooses itself
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
@@ -71,9 +81,9 @@ def torch_side(side: str, arrays: tuple[np.ndarray, ...], dtype: str, block: int
     regions, sentences = (a.to(getattr(torch, dtype)).float().requires_grad_() for a in (regions, sentences))
     mixed = torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
     torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
-    name = {"torch loop": "local_loop", "torch blocks": "local_blockwise"}.get(side, "local_vectorised")
+    name, options = PEERS[side]
+    options = options | ({"block": block} if block else {})
     loss = getattr(torch_losses, name)
-    options: dict[str, Any] = {"torch blocks": {"block": block}, "torch contexts": {"gram": False}}.get(side, {})
     if side.endswith("compiled"):
         loss = torch.compile(loss)
 
@@ -261,7 +271,7 @@ def parse() -> argparse.Namespace:
     """The command line; `--side`, `--folder` and `--matmul` are for the program's own children."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", nargs="+", default=list(SIZES), help="B,P,E: studies, regions, values of a vector")
-    parser.add_argument("--sides", default=";".join(SIDES[:5]), help=f"some of {'; '.join(SIDES)}")
+    parser.add_argument("--sides", default=";".join(SIDES[:6]), help=f"some of {'; '.join(SIDES)}")
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
     parser.add_argument("--seconds", type=float, default=5, help="per row, and at least 5 runs")
     parser.add_argument("--json", type=Path, help="file to which one line per row is added")

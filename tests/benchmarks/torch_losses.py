@@ -1,7 +1,8 @@
 """The losses of the method in PyTorch, what benchmarks compare ours with; the same numbers as `msfl_jax.losses`, symmetric ones only.
 
-The local alignment is there three times: as the siblings write it (a Python loop over reports), all pairs at once, and in blocks of reports whose
-backward pass computes them anew. The latter two have the algebra of ours, so that what is compared is not who left it out.
+The local alignment is there three times: as the siblings write it (a Python loop over reports, with the copies that they make or without), all pairs
+at once, and in blocks of reports whose backward pass computes them anew. The latter two have the algebra of ours, so that what is compared is not who
+left it out.
 """
 
 import math
@@ -47,6 +48,7 @@ def local_loop(
     aggregate: Aggregate = "sum",
     logit_scale: float = 10.0,
     same_study: Tensor | None = None,
+    copies: bool = True,
 ) -> Tensor:
     """Local alignment, one report after the other with all images, contexts formed: how GLoRIA, MaCo and AFLoc are written.
 
@@ -56,28 +58,51 @@ def local_loop(
       sentence_mask: bool [B, S], True where a sentence is real.
       attention, region_scale, sentence_scale, aggregate, logit_scale: as in `msfl_jax.losses.local_alignment`.
       same_study: bool [B, B], pairs that leave the denominators.
+      copies: with the copies that GLoRIA's `local_loss` makes for each report: of words for every image, and of all that is transposed.
     """
+    if attention == "regions":
+        regions, sentences = F.normalize(regions, dim=-1), F.normalize(sentences, dim=-1)
+    maps = regions.transpose(1, 2).contiguous()  # as features of images lie there
     counts = sentence_mask.sum(dim=1).tolist()
     columns = []
     for report, chosen in enumerate(sentence_mask.nonzero()[:, 1].split(counts)):
         if not len(chosen):
             columns.append(regions.new_zeros(len(regions)))
             continue
-        words = sentences[report, chosen].expand(len(regions), -1, -1)
-        context = _attended(regions, words, attention, region_scale)
-        scores = (sentence_scale * F.cosine_similarity(context, words, dim=-1, eps=SMALLEST_NORM)).logsumexp(dim=-1)
+        words = sentences[report, chosen]
+        if copies:
+            cosines = _cosines_with_copies(maps, words, attention, region_scale)
+        else:
+            words = words.expand(len(regions), -1, -1)
+            cosines = _cosine(_attended(regions, words, attention, region_scale), words)
+        scores = (sentence_scale * cosines).logsumexp(dim=-1)
         columns.append(scores - math.log(len(chosen)) if aggregate == "mean" else scores)
     return contrast(logit_scale * torch.stack(columns, dim=1), same_study)
 
 
 def _attended(regions: Tensor, words: Tensor, attention: Attention, region_scale: float) -> Tensor:
     """Contexts [B, n, E] of the words [B, n, E] of one report in every image."""
-    if attention == "regions":
-        regions, words = F.normalize(regions, dim=-1), F.normalize(words, dim=-1)
     logits = regions @ words.transpose(1, 2)
     if attention == "gloria":
         logits = logits.softmax(dim=-1)
     return (region_scale * logits).softmax(dim=1).transpose(1, 2) @ regions
+
+
+def _cosines_with_copies(maps: Tensor, words: Tensor, attention: Attention, region_scale: float) -> Tensor:
+    """Cosines [B, n] of the words [n, E] of one report with their contexts in the features [B, E, P] of every image."""
+    repeated = words.T[None].contiguous().repeat(len(maps), 1, 1)
+    logits = maps.transpose(1, 2).contiguous() @ repeated
+    if attention == "gloria":
+        logits = logits.softmax(dim=-1)
+    weights = (logits.transpose(1, 2).contiguous() * region_scale).softmax(dim=-1)
+    contexts = maps @ weights.transpose(1, 2).contiguous()
+    return _cosine(contexts.transpose(1, 2).contiguous(), repeated.transpose(1, 2).contiguous())
+
+
+def _cosine(contexts: Tensor, words: Tensor) -> Tensor:
+    """Along the last axis, with GLoRIA's clamp."""
+    lengths = contexts.norm(dim=-1) * words.norm(dim=-1)
+    return (contexts * words).sum(dim=-1) / lengths.clamp_min(SMALLEST_NORM)
 
 
 def local_vectorised(

@@ -48,6 +48,7 @@ def test_local_losses_equal_ours_in_value_and_gradient(attention, aggregate, pat
         value, gradients = float(value), [np.asarray(gradient) for gradient in gradients]
     for peer, more in [
         (torch_losses.local_loop, {}),
+        (torch_losses.local_loop, {"copies": False}),
         (torch_losses.local_vectorised, {}),
         (torch_losses.local_vectorised, {"gram": True}),
         (torch_losses.local_blockwise, {"block": 2}),

@@ -1,0 +1,69 @@
+"""CPU-seconds until a pretraining step is ready to run: `python tests/benchmarks/compile.py [--config mimic_vit_b16]`.
+
+Layers in a loop beside layers one after the other, each in a process of its own, for one CPU device; nothing is computed, and nothing comes from a
+cache. CPU-seconds are those of all threads of the process, from a model that is described to a program that could be called.
+"""
+
+import argparse
+import datetime
+import os
+import subprocess
+import sys
+import time
+
+VARIANTS = {"layers in a loop": "True", "layers unrolled": "False"}
+
+
+def main() -> None:
+    """Prints a line for each variant; or, as a child, takes the time of one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="mimic_vit_b16", help="name or path of a configuration of pretraining")
+    parser.add_argument("--batch", type=int, default=8, help="studies per step")
+    parser.add_argument("--vocabulary", type=int, default=30_000, help="words of the tokenizer")
+    parser.add_argument("--scan-layers", choices=VARIANTS.values(), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.scan_layers:
+        print(*take(options))
+        return
+    print(f"{datetime.date.today()}, {options.config}, {options.batch} studies\n")
+    print(f"{'':20}{'tracing':>10}{'compiling':>10}{'both, CPU-s':>13}{'ratio':>8}")
+    first = None
+    for name, value in VARIANTS.items():
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+        command = [sys.executable, __file__, *sys.argv[1:], "--scan-layers", value]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        tracing, compiling = map(float, done.stdout.split())
+        first = first or tracing + compiling
+        ratio = (tracing + compiling) / first
+        print(f"{name:20}{tracing:10.1f}{compiling:10.1f}{tracing + compiling:13.1f}{ratio:8.2f}", flush=True)
+
+
+def take(options: argparse.Namespace) -> tuple[float, float]:
+    """CPU-seconds of tracing and lowering, and of compiling."""
+    import jax
+
+    from msfl_jax.config_files import load_config
+    from msfl_jax.model import Model
+    from msfl_jax.parallel.mesh import make_mesh
+    from msfl_jax.train.optimizer import make_optimizer
+    from msfl_jax.train.state import abstract_state
+    from msfl_jax.train.step import abstract_batch, jit_step_of
+
+    words = (f"data.batch_size={options.batch}", f"model.scan_layers={options.scan_layers}")
+    config = load_config(options.config, [f"--config.{word}" for word in words])
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    model = Model.create(config, vocab_size=options.vocabulary)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    with jax.set_mesh(mesh):
+        state = abstract_state(model, optimizer, mesh, shard_moments=config.mesh.shard_moments)
+        batch = abstract_batch(config, mesh)
+        step = jit_step_of(config, state, mesh, model=model, optimizer=optimizer)
+        begin = time.process_time()
+        lowered = step.trace(state, batch).lower()
+        traced = time.process_time()
+        lowered.compile()
+        return traced - begin, time.process_time() - traced
+
+
+if __name__ == "__main__":
+    main()

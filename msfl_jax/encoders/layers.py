@@ -7,6 +7,7 @@ blocks are scanned, the same below `blocks` with a leading axis of layers.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -66,9 +67,27 @@ def flat_product(left: Array, right: Array, dimension_numbers: Any, **options: A
     XLA's CPU backend multiplies stacks of matrices more slowly, above all for the kernel's gradient, which sums over two axes. Elsewhere the reshape
     may cost a copy.
     """
-    flat = left.reshape(-1, left.shape[-1])
-    product = jax.lax.dot_general(flat, right, (((1,), (0,)), ((), ())), **options)
+    product = _matrix_product(options.get("precision"), left.reshape(-1, left.shape[-1]), right)
     return product.reshape(*left.shape[:-1], right.shape[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matrix_product(precision: Any, left: Float[Array, "N D"], right: Float[Array, "D F"]) -> Float[Array, "N F"]:
+    """`left @ right`, whose gradient by the kernel multiplies `left` turned over first: a CPU multiplies columns by columns at half the speed."""
+    return jnp.matmul(left, right, precision=precision)
+
+
+def _product_forward(precision: Any, left: Array, right: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _matrix_product(precision, left, right), (left, right)
+
+
+def _product_backward(precision: Any, inputs: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    left, right = inputs
+    turned = jax.lax.optimization_barrier(left.T)  # else XLA would undo it
+    return jnp.matmul(cotangent, right.T, precision=precision), jnp.matmul(turned, cotangent, precision=precision)
+
+
+_matrix_product.defvjp(_product_forward, _product_backward)
 
 
 def dense(spec: BlockSpec, features: int, name: str, *, fused_third: bool = False) -> nn.Dense:

@@ -17,7 +17,7 @@ from step_common import Plan
 CHECK_ROWS = 4
 PARTS = ("vision", "masked", "text", "decoder")
 # By kind of device: how whole steps are compiled, and in MAIN the parts too. Words as in `Side.config`.
-MAIN = {"gpu": ("unrolled cudnn dots", "scan cudnn dots"), "cpu": ("scan flat",)}
+MAIN = {"gpu": ("unrolled cudnn dots", "scan cudnn dots"), "cpu": ("scan flat dots", "scan flat")}
 EXTRA = {
     "gpu": ("scan cudnn", "unrolled cudnn", "scan dots"),
     "cpu": ("scan", "unrolled flat", "scan flat full", "unrolled"),

@@ -22,6 +22,10 @@ def plan(
     compilations: Annotated[
         int, typer.Option(min=1, max=4, help="For each topology at most; 1 looks for no largest batch.")
     ] = 4,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="For TPUs in half the time: memory is as good, predicted times are too long."),
+    ] = False,
     cache: Annotated[Path | None, typer.Option(help="Folder of compiled steps; default in ~/.cache.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Numbers as JSON.")] = False,
 ) -> None:
@@ -34,5 +38,5 @@ def plan(
     from msfl_jax.config_files import load_config
 
     settings = load_config(config, context.args)
-    options = {"vocab_size": vocab_size, "folder": cache, "tries": compilations}
+    options = {"vocab_size": vocab_size, "folder": cache, "tries": compilations, "quick": quick}
     print(plan_report(settings, topology, as_json=as_json, **options))

@@ -37,6 +37,7 @@ def plan_report(
     vocab_size: int,
     folder: Path | None = None,
     tries: int = 4,
+    quick: bool = False,
     as_json: bool = False,
 ) -> str:
     """Plans a run on each of some machines and returns a table with a column for each, or JSON with the same numbers unrounded.
@@ -49,6 +50,7 @@ def plan_report(
       vocab_size: of the tokenizer, where the configuration names none.
       folder: cache of compiled steps; default the user's.
       tries: compilations for each topology at most; 1 looks for no largest batch.
+      quick: compiles for TPUs without effort for a program's speed; memory is as good, predicted times are too long.
       as_json: JSON instead of a table.
 
     Raises:
@@ -69,9 +71,8 @@ def plan_report(
             if place.platform not in children:
                 children[place.platform] = stack.enter_context(Child(place.platform, os.environ))
             child = children[place.platform]
-            plans.append(
-                plan(config, place, vocab_size=vocab_size, folder=kept, say=_progress, child=child, tries=tries)
-            )
+            how = {"folder": kept, "say": _progress, "child": child, "tries": tries, "quick": quick}
+            plans.append(plan(config, place, vocab_size=vocab_size, **how))
     return as_json_text(plans) if as_json else as_text(plans, vocab_size)
 
 

@@ -110,7 +110,7 @@ class Planner:
 
     libtpu takes a fraction of the time where it is told to spend no effort on a program's speed (64 s of CPU instead of 255 for 16 v5e), and memory
     comes out nearly the same (temporary arrays on 16 and 256 chips 0 to 9 % smaller); what such a program moves through memory does not. So batches
-    other than the one that is shown are compiled so, and their temporary arrays counted a tenth larger.
+    other than the one that is shown are compiled so, and that one too where the user is in a hurry; temporary arrays are then counted a tenth larger.
     """
 
     def __init__(self, config: Config, vocab_size: int, topology: Topology, store: cache.Cache, child: Child, say: Say):
@@ -146,9 +146,9 @@ class Planner:
             self._found[key] = found or self._compile(batch, key, quick)
         return self._found[key]
 
-    def costs(self, batch: int) -> Costs:
+    def costs(self, batch: int, *, quick: bool = False) -> Costs:
         """What the program of a compiled batch costs."""
-        return costs_of(cache.read_text(self._store.program(self._key(batch))))
+        return costs_of(cache.read_text(self._store.program(self._key(batch, quick))))
 
     def rates(self, costs: Costs) -> Speed:
         """Rates of the chip: of the table, or measured now where it is this CPU."""
@@ -196,6 +196,7 @@ def plan(
     say: Say,
     child: Child,
     tries: int = TRIES,
+    quick: bool = False,
 ) -> Plan:
     """Plans a run.
 
@@ -207,6 +208,7 @@ def plan(
       say: is told what is going on, a line at a time.
       child: compiles for the topology's platform.
       tries: compilations at most, those in the cache included; 1 looks for no largest batch.
+      quick: the step that is shown is for a TPU compiled without effort for speed as well.
 
     Raises:
       UserError: the compiler is not installed, or the configuration does not fit the machines.
@@ -215,11 +217,12 @@ def plan(
     planner = Planner(config, vocab_size, topology, cache.Cache(folder), child, say)
     batch, limit = config.data.batch_size, limit_of(topology)
 
-    quick = tries > 1 and planner.has_quick
-    margin = QUICK_MARGIN if quick else 0.0
+    quick = quick and planner.has_quick
+    tried_quickly = quick or (tries > 1 and planner.has_quick)
+    margin = QUICK_MARGIN if tried_quickly else 0.0
 
     def measure(size: int) -> Measured:
-        found = planner.compiled(size, quick=quick)
+        found = planner.compiled(size, quick=tried_quickly)
         if isinstance(found, TooLarge):
             return Measured(size, found.needed * (1 + margin), False)
         peak = found.peak + found.temporary * margin
@@ -227,15 +230,15 @@ def plan(
 
     granule = granule_of(config, topology.devices)
     if tries > 1:
-        tries -= quick  # the last one is the program that is shown
+        tries -= tried_quickly and not quick  # the last one is the program that is shown
         largest = largest_batch(measure, start=batch, granule=granule, limit=limit, tries=tries)
     else:
         only = measure(batch)
         largest = Largest(batch if only.fits else 0, False, (only,))
     own = next(one for one in largest.tried if one.batch == batch)
     shown = batch if own.fits else largest.batch
-    whole = _described(config, topology, limit, own, largest, vocab_size)
-    return dataclasses.replace(whole, **_of_program(planner, shown, topology, vocab_size)) if shown else whole
+    whole = _described(config, topology, limit, own, largest, vocab_size, quick=quick)
+    return dataclasses.replace(whole, **_of_program(planner, shown, topology, vocab_size, quick)) if shown else whole
 
 
 def limit_of(topology: Topology) -> float:
@@ -251,8 +254,13 @@ def granule_of(config: Config, devices: int) -> int:
     return math.lcm(max(rows, 1), config.objective.local_alignment.group or 1)
 
 
-def notes_of(config: Config, topology: Topology) -> tuple[str, ...]:
-    """What the figures leave out of a configuration."""
+def notes_of(config: Config, topology: Topology, *, quick: bool = False) -> tuple[str, ...]:
+    """What the figures leave out of a configuration, or of the program that a run would have."""
+    if quick:
+        return (
+            "compiled without effort for speed (--quick): temporary arrays are counted a tenth larger than they came out, "
+            "and a run's program moves less through memory, so that it is faster than predicted",
+        )
     if topology.platform == "gpu" and config.model.attention == "cudnn":
         return (
             "model.attention cudnn cannot be compiled without a GPU; figures are for xla, which writes all weights to memory",
@@ -261,7 +269,7 @@ def notes_of(config: Config, topology: Topology) -> tuple[str, ...]:
 
 
 def _described(
-    config: Config, topology: Topology, limit: float, own: Measured, largest: Largest, vocab_size: int
+    config: Config, topology: Topology, limit: float, own: Measured, largest: Largest, vocab_size: int, *, quick: bool
 ) -> Plan:
     """A plan without anything that only a program says."""
     nothing = {"program_flops": math.nan, "moved": math.nan, "loops": 0, "unstated": 0, "compile_seconds": 0.0}
@@ -286,20 +294,21 @@ def _described(
         largest=largest,
         steps=config.train.steps,
         versions=cache.versions(),
-        notes=notes_of(config, topology),
+        notes=notes_of(config, topology, quick=quick),
         **whole,
     )
 
 
-def _of_program(planner: Planner, batch: int, topology: Topology, vocab_size: int) -> dict[str, Any]:
+def _of_program(planner: Planner, batch: int, topology: Topology, vocab_size: int, quick: bool) -> dict[str, Any]:
     """What the program of a batch says about it."""
-    compiled = planner.compiled(batch)
+    compiled = planner.compiled(batch, quick=quick)
     if isinstance(compiled, TooLarge):
         raise UserError(
             f"--topology {topology.name}: a batch of {batch:,} fits as quickly compiled, but not in full; "
             f"give a smaller one with --config.data.batch_size"
         )
-    costs, config = planner.costs(batch), planner.at(batch)
+    costs, config = planner.costs(batch, quick=quick), planner.at(batch)
+    temporary = compiled.temporary * (1 + QUICK_MARGIN * quick)
     speed = planner.rates(costs)
     times = times_of(costs, speed, compiled.temporary)
     per_study = flops_per_pair(config, vocab_size)
@@ -312,8 +321,8 @@ def _of_program(planner: Planner, batch: int, topology: Topology, vocab_size: in
             "parameters": compiled.parameters,
             "optimizer": compiled.optimizer,
             "batch": compiled.batch,
-            "temporary": compiled.temporary,
-            "peak": compiled.peak,
+            "temporary": temporary,
+            "peak": compiled.peak - compiled.temporary + temporary,
         },
         "flops_per_study": per_study,
         "flops": flops,

@@ -71,6 +71,21 @@ def test_one_compilation_is_a_full_one(config, tmp_path):
     assert compiler.asked == [(32, False)]
 
 
+def test_in_a_hurry_none_is_a_full_one_and_what_is_shown_is_counted_larger(config, with_batch, tmp_path):
+    compiler = Compiler()
+    one = planned(config, "v5e:4x4", compiler, tmp_path / "one", tries=1, quick=True)
+    assert compiler.asked == [(32, True)]
+    assert one.memory["temporary"] == pytest.approx(2e9)  # as the full program has it
+    assert one.memory["peak"] == pytest.approx(4e9)
+    assert "--quick" in one.notes[0]
+    found = planned(with_batch(config, 4096), "v5e:4x4", compiler, tmp_path / "several", quick=True)
+    assert all(quick for _, quick in compiler.asked)
+    assert len(compiler.asked) <= 1 + 4
+    assert (
+        found.shown == found.largest.batch == 128
+    )  # a compilation more to look for it than where the last is a full one
+
+
 def test_for_a_gpu_all_are_full_and_none_is_done_twice(config, tmp_path):
     compiler = Compiler()
     planned(config, "h200:2x8", compiler, tmp_path, tries=3)

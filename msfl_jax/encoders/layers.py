@@ -67,7 +67,7 @@ def flat_product(left: Array, right: Array, dimension_numbers: Any, **options: A
     XLA's CPU backend multiplies stacks of matrices more slowly, above all for the kernel's gradient, which sums over two axes. Elsewhere the reshape
     may cost a copy.
     """
-    product = _matrix_product(options.get("precision"), left.reshape(-1, left.shape[-1]), right)
+    product: Any = _matrix_product(options.get("precision"), left.reshape(-1, left.shape[-1]), right)
     return product.reshape(*left.shape[:-1], right.shape[-1])
 
 

@@ -341,21 +341,14 @@ class Model:
     def _report_passes(
         self, params: Params, token_ids: Array, masking: TokenMasking, parts: int, reconstruct: bool
     ) -> tuple[Any, Any]:
-        """States for alignment, and states of the masked pass, None if there is none.
-
-        Where there are two, each report is read beside its masked self: one loop over layers is compiled instead of two, and devices exchange one
-        gradient of it. The rows of one device stay together.
-        """
-        groups = {"buckets": self.config.text.buckets, "parts": parts}
-        read = partial(encoders.read_by_length, partial(self._read, params), **groups)
+        """States for alignment, and states of the masked pass, None if there is none; two passes are computed as one."""
+        encode, how = partial(self._read, params), {"buckets": self.config.text.buckets, "parts": parts}
         if self.config.text.passes == "shared":
-            states = read(masking.token_ids)
+            states = encoders.read_by_length(encode, masking.token_ids, **how)
             return states, states
         if not reconstruct:
-            return read(token_ids), None
-        both = jnp.stack([token_ids, masking.token_ids], axis=1)
-        states = read(both.reshape(-1, both.shape[2])).reshape(*both.shape, -1)
-        return states[:, 0], states[:, 1]
+            return encoders.read_by_length(encode, token_ids, **how), None
+        return encoders.read_both(encode, token_ids, masking.token_ids, **how)
 
     def _project_report(
         self, params: Params, states: Array, token_ids: Array, sentence_ids: Array

@@ -1,7 +1,7 @@
 """Pure functional encoders (Flax Linen): arrays in, arrays out, parameters in a plain nested dictionary."""
 
 from msfl_jax.encoders.layers import BlockSpec, stack_layers, unstack_layers
-from msfl_jax.encoders.length_buckets import Buckets, read_by_length, useful_tokens
+from msfl_jax.encoders.length_buckets import Buckets, read_both, read_by_length, useful_tokens
 from msfl_jax.encoders.patches import (
     PatchMasking,
     count_visible,
@@ -45,6 +45,7 @@ __all__ = [
     "pool_report",
     "pool_sentences",
     "random_masking",
+    "read_both",
     "read_by_length",
     "separate_sentences",
     "shrink",

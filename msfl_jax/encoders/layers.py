@@ -65,7 +65,7 @@ def flat_product(left: Array, right: Array, dimension_numbers: Any, **options: A
     """`lax.dot_general` of tokens [..., D] with a kernel [D, F], as one product of two matrices.
 
     XLA's CPU backend multiplies stacks of matrices more slowly, above all for the kernel's gradient, which sums over two axes. Elsewhere the reshape
-    may cost a copy.
+    may cost a copy, and the kernel's gradient always copies its tokens. Of `options` it takes `precision`, all that Flax gives.
     """
     product: Any = _matrix_product(options.get("precision"), left.reshape(-1, left.shape[-1]), right)
     return product.reshape(*left.shape[:-1], right.shape[-1])

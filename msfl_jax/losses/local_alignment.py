@@ -70,8 +70,8 @@ def local_scores(
     For image regions v_p and sentences t_i of one report, with a_ip the attention of sentence i on region p:
       c_i = sum_p a_ip v_p;   r_i = cos(c_i, t_i);   Z = log sum_i exp(sentence_scale r_i)
 
-    The contexts c of all pairs are never formed: c.t = sum_p a_p (v_p.t), and |c|^2 = a'Ga with G = VV' of each image where
-    that is cheaper than the contexts of one tile. Forward and backward go tile by tile (`local_blocks`).
+    The contexts c of all pairs are never formed: c.t = sum_p a_p (v_p.t) and |c|^2 = a'Ga with G = VV' of each image or, where
+    that is cheaper, both from the contexts of one tile. Forward and backward go tile by tile (`local_blocks`).
 
     Args:
       regions: any length of vector; P per image.
@@ -85,7 +85,7 @@ def local_scores(
       aggregate: "sum" is eq. 2; "mean" subtracts log S of the report, so that long reports have no advantage.
       block: reports scored at once; as many images with them as keep a tile below 2^24 scores [images, P, S, reports]. None or
         0 takes at least 64 reports, and all where that leaves room for all images; but a batch with no more than 2^24 scores in all is then scored
-        in tiles of 2^18 and keeps what its backward pass would compute again.
+        in tiles of 2^18 and keeps similarities of regions and sentences for its backward pass.
       kernel: "xla" leaves it to the compiler. "pallas" computes the same in kernels of our own, for TPUs, and chooses tiles itself; it
         refuses float64. "interpreted" computes, on any device and slowly, what those kernels say.
 

@@ -26,7 +26,7 @@ BOUNDED_SCALE = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How a score is computed; `gram` says whether |c|^2 is taken as a'Ga or from the contexts c."""
+    """How a score is computed; `gram` says whether c't and |c|^2 are taken as a's and a'Ga or from the contexts c."""
 
     attention: Attention
     region_scale: float

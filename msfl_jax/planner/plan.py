@@ -133,7 +133,7 @@ class Planner:
 
         Args:
           batch: global.
-          quick: only its memory is of interest.
+          quick: without effort for the program's speed, where `has_quick`.
 
         Raises:
           MsflError: see `children.Child.ask`.

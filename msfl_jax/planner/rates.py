@@ -20,7 +20,7 @@ _DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16, "f64": 
 
 
 def measure_rates(products: Sequence[Product], copies: Sequence[int]) -> Rates:
-    """Times products of these shapes, copies plus 1 from main memory to main memory of `copies` bytes read and written, and filling new memory.
+    """Times products of these shapes, copies that add 1, `copies` bytes read and written in main memory, and filling new memory.
 
     On one core time is that of the process, so that neighbours on the machine do not count; on several it is that of the wall.
 

@@ -125,7 +125,7 @@ def _reading_flops(config: Config) -> float:
 
 
 def _alignment_flops(config: Config) -> float:
-    """Forward FLOPs, per pair, of the losses that compare the whole batch: B^2 products divided by B."""
+    """Forward FLOPs, per pair, of the losses that compare the whole batch: B^2 products divided by B; of contexts' lengths in the Gram form."""
     batch, model, matching = config.data.batch_size, config.model, config.objective.instance_matching
     total = 2.0 * batch * model.embedding_width
     if config.objective.lambda_instance:

@@ -106,7 +106,7 @@ def train_step(
 
 
 def useful_tokens(token_ids: Int[Array, "B T"], buckets: encoders.Buckets, microbatches: int) -> Tally:
-    """Tokens of reports over those that one pass over the global batch computes, padding included, on the mesh that is set."""
+    """Tokens of reports over those that are computed for them, padding included, on the mesh that is set; masked reports cost the same again."""
     count = functools.partial(encoders.useful_tokens, buckets=buckets, parts=devices_along(BATCH_AXES))
     useful, computed = jax.vmap(count)(gradient_cache.split(token_ids, microbatches))
     return Tally(useful.sum(), computed.sum())

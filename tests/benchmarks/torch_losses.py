@@ -62,7 +62,7 @@ def local_loop(
     """
     if attention == "regions":
         regions, sentences = F.normalize(regions, dim=-1), F.normalize(sentences, dim=-1)
-    maps = regions.transpose(1, 2).contiguous()  # as features of images lie there
+    maps = regions.transpose(1, 2).contiguous() if copies else regions  # as features of images lie there
     counts = sentence_mask.sum(dim=1).tolist()
     columns = []
     for report, chosen in enumerate(sentence_mask.nonzero()[:, 1].split(counts)):

@@ -152,9 +152,10 @@ def test_recomputation_changes_neither_values_nor_gradients(scan_layers, remat, 
 
 
 @pytest.mark.parametrize("kind", ["vit", "bert"])
-def test_recomputation_stores_what_its_policy_says(kind, capsys):
+@pytest.mark.parametrize("flat", [False, True])
+def test_recomputation_stores_what_its_policy_says(kind, flat, capsys):
     """In widths of a token: all of a block's input; with "dots" queries, keys, values, what attention found, residual sums, and the MLP's four."""
-    spec, wide = dataclasses.replace(SPEC, kind=kind, hidden=64), jnp.zeros((8, 64, 16))
+    spec, wide = dataclasses.replace(SPEC, kind=kind, hidden=64, flat_products=flat), jnp.zeros((8, 64, 16))
 
     def stored(remat):
         tower = Tower(dataclasses.replace(spec, depth=1, remat=remat))
@@ -193,8 +194,9 @@ def test_gelu_is_x_times_the_normal_distribution_in_value_and_gradient():
 
 
 @pytest.mark.parametrize("kind", ["vit", "bert"])
-def test_flat_products_change_neither_values_nor_gradients(kind, tokens, mask):
-    stacked = dataclasses.replace(SPEC, kind=kind)
+@pytest.mark.parametrize("how", [{}, {"scan_layers": True, "remat": "dots"}], ids=["unrolled", "scan dots"])
+def test_flat_products_change_neither_values_nor_gradients(kind, how, tokens, mask):
+    stacked = dataclasses.replace(SPEC, kind=kind, **how)
     params = initialise(stacked)
 
     def loss(spec):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from msfl_jax.encoders import BlockSpec, TextTransformer, read_by_length, useful_tokens
+from msfl_jax.encoders import BlockSpec, TextTransformer, read_both, read_by_length, useful_tokens
 from msfl_jax.parallel.mesh import batch_sharding
 
 TOKENS, WORDS, WIDTH = 12, 20, 4
@@ -92,6 +92,23 @@ def test_useful_tokens_are_counted_as_by_hand(lengths, buckets):
     for parts in (1, 2):
         useful, computed = useful_tokens(jnp.asarray(reports(lengths)), buckets=buckets, parts=parts)
         assert (float(useful), float(computed)) == (sum(lengths), loop(lengths, buckets, parts))
+
+
+@given(st.lists(st.integers(0, TOKENS), min_size=6, max_size=6), st.sampled_from([((4, 0.5),), ((4, 0.3), (8, 0.4))]))
+def test_reports_beside_their_masked_selves_are_grouped_as_the_reports_are(lengths, buckets):
+    """With three reports a part, a half is one report; of their six rows it is two, not three."""
+    token_ids, seen = jnp.asarray(reports(lengths)), []
+
+    def encode(rows):
+        jax.debug.callback(lambda rows: seen.append(rows.size), rows)
+        return rows[..., None].astype(jnp.float32)
+
+    masked = jnp.where(token_ids == 7, 1, token_ids)
+    states = read_both(encode, token_ids, masked, buckets=buckets, parts=2)
+    jax.effects_barrier()
+    assert sum(seen) == 2 * useful_tokens(token_ids, buckets=buckets, parts=2)[1]
+    for found, expected in zip(states, (token_ids, masked), strict=True):
+        assert_allclose(found[..., 0], expected)
 
 
 def test_fewer_tokens_are_computed_where_reports_fit():

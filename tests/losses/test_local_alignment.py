@@ -174,15 +174,18 @@ def test_gradients_do_so_over_several_tiles_in_both_directions_and_with_sharp_at
     The first limit makes the batch a large one, which keeps nothing of its forward pass.
     """
     monkeypatch.setattr(local_blocks, limit, 2 * 2 * shape["patches"] * shape["sentences"])
+    monkeypatch.setattr(local_blocks, "_REPORTS_AT_ONCE", 2)
     regions, sentences, mask = map(jnp.asarray, make_batch(**shape))
     regions = regions[:3]
+    tiling = local_blocks.Tiling.of(regions.shape, sentences.shape, None, gram=shape == GRAM)
+    assert tiling == local_blocks.Tiling(images=2, reports=2, keeps=limit == "_CACHED_SCORES")
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5)))
     scales = {"attention": attention, "region_scale": region_scale, "sentence_scale": 5.0, "aggregate": "sum"}
 
     def weighed(scores, **options):
         return lambda v, t: jnp.sum(weights * scores(v, t, mask, **scales, **options))
 
-    actual = jax.jit(jax.grad(weighed(local_scores, block=2), argnums=(0, 1)))(regions, sentences)
+    actual = jax.jit(jax.grad(weighed(local_scores), argnums=(0, 1)))(regions, sentences)
     expected = jax.jit(jax.grad(weighed(scores_from_contexts), argnums=(0, 1)))(regions, sentences)
     for ours, formed in zip(actual, expected, strict=True):
         assert_allclose(ours, formed, rtol=1e-9, atol=1e-11)
@@ -198,6 +201,12 @@ def test_weights_as_small_as_they_get_still_have_a_direction():
     expected = loop_scores(*arrays, **options)
     scores = compiled_scores(*(jnp.asarray(a, "bool" if a.dtype == bool else "float32") for a in arrays), **options)
     assert_allclose(scores, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [GRAM, CONTEXT], ids=["gram", "context"])
+def test_the_form_is_the_one_with_fewer_operations(shape):
+    patches, width = shape["patches"], shape["width"]
+    assert local_blocks.uses_gram(patches, width) == (4 * width + 3 * patches < 8 * width) == (shape == GRAM)
 
 
 @pytest.mark.parametrize("images, reports", [(0, 5), (5, 0)])

@@ -78,18 +78,24 @@ def test_in_a_hurry_none_is_a_full_one_and_what_is_shown_is_counted_larger(confi
     assert one.memory["temporary"] == pytest.approx(2e9)  # as the full program has it
     assert one.memory["peak"] == pytest.approx(4e9)
     assert "--quick" in one.notes[0]
+    # Of at most four, all look for the largest batch: none is needed for a full one.
     found = planned(with_batch(config, 4096), "v5e:4x4", compiler, tmp_path / "several", quick=True)
     assert all(quick for _, quick in compiler.asked)
     assert len(compiler.asked) <= 1 + 4
-    assert (
-        found.shown == found.largest.batch == 128
-    )  # a compilation more to look for it than where the last is a full one
+    assert found.shown == found.largest.batch == 128
 
 
 def test_for_a_gpu_all_are_full_and_none_is_done_twice(config, tmp_path):
     compiler = Compiler()
     planned(config, "h200:2x8", compiler, tmp_path, tries=3)
     assert len({batch for batch, _ in compiler.asked}) == len(compiler.asked) == 3
+
+
+def test_in_a_hurry_gpus_are_planned_as_ever(config, tmp_path):
+    compiler = Compiler()
+    found = planned(config, "h200:2x8", compiler, tmp_path, tries=1, quick=True)
+    assert compiler.asked == [(32, False)]
+    assert not any("--quick" in note for note in found.notes)
 
 
 def test_a_step_that_only_fits_as_quickly_compiled_is_refused_in_one_line(config, tmp_path):

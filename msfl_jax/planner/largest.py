@@ -14,12 +14,21 @@ _ROWS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A batch that was tried: bytes of one chip at its peak, NaN where a compiler gave up without a number, and those of parameters and optimizer."""
+    """A batch that was tried.
+
+    Attributes:
+      batch: global.
+      peak: bytes of one chip; NaN where a compiler gave up without a number.
+      fits: whether they are no more than it has.
+      fixed: of them, those of parameters and optimizer.
+      refused: whether the compiler gave up. What it says then is of its last attempt to save memory: less than a smaller batch may take.
+    """
 
     batch: int
     peak: float
     fits: bool
     fixed: float = 0.0
+    refused: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +51,8 @@ def largest_batch(
 ) -> Largest:
     """Finds the largest batch that fits.
 
-    Two batches give a line of memory over batch, its crossing with the limit is compiled to confirm it, and where that fails a curve through three
-    points is tried.
+    Two batches give a line of memory over batch, or one, where the compiler refuses the other, with what a batch of 0 would take; its crossing with
+    the limit is compiled to confirm it, and where that fails a curve through three points is tried.
 
     Args:
       measure: compiles a step.
@@ -83,7 +92,11 @@ def _crossing(points: list[Measured], granule: int, limit: float) -> int | None:
     """Where the curve through the points meets the limit, in whole granules, between what fits and what does not; None where nothing is left."""
     low = max((point.batch for point in points if point.fits), default=0)
     high = min((point.batch for point in points if not point.fits), default=MOST + granule)
-    known = sorted((point.batch, point.peak) for point in points if math.isfinite(point.peak))
+    numbered = [point for point in points if math.isfinite(point.peak)]
+    compiled = [point for point in numbered if not point.refused]
+    known = sorted((point.batch, point.peak) for point in compiled or numbered)
+    if len(compiled) == 1:
+        known = [(0, compiled[0].fixed), *known]
     found = _solved(known, limit) if len(known) > 1 else math.nan
     if found <= 0:
         return None

@@ -224,7 +224,7 @@ def plan(
     def measure(size: int) -> Measured:
         found = planner.compiled(size, quick=tried_quickly)
         if isinstance(found, TooLarge):
-            return Measured(size, found.needed * (1 + margin), False)
+            return Measured(size, found.needed * (1 + margin), False, refused=True)
         peak = found.peak + found.temporary * margin
         return Measured(size, peak, peak <= limit, found.parameters + found.optimizer)
 

@@ -72,6 +72,21 @@ def test_a_configured_batch_that_does_not_fit_leads_to_a_smaller_one():
     assert 0.8 * 13000 < found.batch <= 13000
 
 
+@pytest.mark.parametrize("said", [16.5 * GB, math.nan])
+def test_what_a_compiler_says_when_it_gives_up_is_no_point_of_the_line(said):
+    """Measured on libtpu: a batch of 32,768 was refused with less than 28,672 took, and half of what fits was found."""
+
+    def measure(batch):
+        if batch > 30000:
+            return Measured(batch, said, False, refused=True)
+        return Measured(batch, linear(batch), linear(batch) <= 16 * GB, FIXED)
+
+    found = largest_batch(measure, start=32768, granule=256, limit=16 * GB)
+    assert found.final
+    assert 0.8 * 13000 < found.batch <= 13000
+    assert len(found.tried) == 3
+
+
 def test_parameters_that_do_not_fit_are_found_out_in_two():
     compiler = Compiler(linear, 2 * GB)
     found = find(compiler, 32768)

@@ -46,7 +46,8 @@ def compile_step(
     """
     begin = time.monotonic()
     try:
-        program, state, batch = _compiled(config, vocab_size, devices, platform, options)
+        lowered, state, batch = lowered_step(config, vocab_size, devices, platform=platform)
+        program = lowered.compile(compiler_options=dict(options))
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
@@ -83,10 +84,10 @@ def too_large(message: str) -> TooLarge:
     return TooLarge(float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]])
 
 
-def _compiled(
-    config: Config, vocab_size: int, devices: list[Any], platform: str, options: Mapping[str, Any]
+def lowered_step(
+    config: Config, vocab_size: int, devices: list[Any], *, platform: str
 ) -> tuple[Any, TrainState, dict[str, jax.ShapeDtypeStruct]]:
-    """The program, and the shapes of what it is called with."""
+    """The step as it is given to the compiler, and the shapes of what it is called with; arguments and errors as in `compile_step`."""
     mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.data.batch_size, mesh, microbatches=config.train.microbatches)
     model = Model.create(config, vocab_size=vocab_size)
@@ -95,5 +96,4 @@ def _compiled(
         state = abstract_state(model, optimizer, mesh, shard_moments=config.mesh.shard_moments)
         batch = abstract_batch(config, mesh)
         step = jit_step_of(config, state, mesh, model=model, optimizer=optimizer)
-        lowered = step.trace(state, batch).lower(lowering_platforms=(platform,))
-        return lowered.compile(compiler_options=dict(options)), state, batch
+        return step.trace(state, batch).lower(lowering_platforms=(platform,)), state, batch

@@ -57,7 +57,8 @@ def _of_copy(size: int, clock: Callable[[], float], call: float) -> float:
         lambda source, into: jax.lax.fori_loop(0, rows, lambda i, into: into.at[i].set(source[i] + 1), into),
         donate_argnums=1,
     )
-    source, *arrays = (jnp.zeros((rows, max(1, size // 8)), jnp.float32) for _ in range(2))
+    source = jnp.zeros((rows, max(1, size // 8)), jnp.float32)
+    arrays = [jnp.zeros_like(source)]
 
     def passes() -> jax.Array:
         arrays[0] = run(source, arrays[0])  # its memory is used again

@@ -49,26 +49,15 @@ def take(options: argparse.Namespace) -> tuple[float, float]:
     import jax
 
     from msfl_jax.config_files import load_config
-    from msfl_jax.model import Model
-    from msfl_jax.parallel.mesh import make_mesh
-    from msfl_jax.train.optimizer import make_optimizer
-    from msfl_jax.train.state import abstract_state
-    from msfl_jax.train.step import abstract_batch, jit_step_of
+    from msfl_jax.planner.compiler import lowered_step
 
     words = (f"data.batch_size={options.batch}", *VARIANTS[options.variant])
     config = load_config(options.config, [f"--config.{word}" for word in words])
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    model = Model.create(config, vocab_size=options.vocabulary)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    with jax.set_mesh(mesh):
-        state = abstract_state(model, optimizer, mesh, shard_moments=config.mesh.shard_moments)
-        batch = abstract_batch(config, mesh)
-        step = jit_step_of(config, state, mesh, model=model, optimizer=optimizer)
-        begin = time.process_time()
-        lowered = step.trace(state, batch).lower()
-        traced = time.process_time()
-        lowered.compile()
-        return traced - begin, time.process_time() - traced
+    begin = time.process_time()
+    lowered, _, _ = lowered_step(config, options.vocabulary, jax.devices()[:1], platform="cpu")
+    traced = time.process_time()
+    lowered.compile()
+    return traced - begin, time.process_time() - traced
 
 
 if __name__ == "__main__":

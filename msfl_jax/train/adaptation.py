@@ -23,7 +23,7 @@ from input_pipeline.errors import DataError, RetryError
 from msfl_jax.config import MeshConfig, TrainConfig, to_dict
 from msfl_jax.objective import Tally
 from msfl_jax.parallel import distributed
-from msfl_jax.parallel.mesh import batch_sharding, check_batch_size, make_mesh, replicated
+from msfl_jax.parallel.mesh import check_batch_size, make_mesh
 from msfl_jax.parallel.sharding import shardings
 from msfl_jax.train.checkpoint import Checkpoints, restore_parameters
 from msfl_jax.train.due import Due
@@ -39,7 +39,7 @@ from msfl_jax.train.loop import (
 from msfl_jax.train.preemption import Preemption
 from msfl_jax.train.recorder import Recorder
 from msfl_jax.train.state import TrainState
-from msfl_jax.train.step import apply_if_finite, collect
+from msfl_jax.train.step import apply_if_finite, collect, jit_update
 
 Loss = Callable[[Any, Mapping[str, Any], Any], tuple[Any, dict[str, Tally]]]
 Rows = Callable[[int, int, int], Iterator[Mapping[str, Any]]]
@@ -198,21 +198,14 @@ def adaptation_step(
 def jit_adaptation_step(
     state: TrainState, mesh: Mesh, *, loss: Loss, optimizer: optax.GradientTransformation, seed: int
 ):
-    """`adaptation_step` compiled: the state is donated and stays where it is, the batch lies over data and fsdp, metrics are on every device.
+    """`adaptation_step` compiled by `jit_update`.
 
     Args:
       state: arrays, or shapes with shardings.
       mesh: to be entered with `jax.set_mesh` around calls.
       loss, optimizer, seed: as in `adaptation_step`.
     """
-    step = functools.partial(adaptation_step, loss=loss, optimizer=optimizer, seed=seed)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(
-        step,
-        in_shardings=(placed, batch_sharding(mesh)),
-        out_shardings=(placed, replicated(mesh)),
-        donate_argnums=0,
-    )
+    return jit_update(functools.partial(adaptation_step, loss=loss, optimizer=optimizer, seed=seed), state, mesh)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import optax
 from msfl_jax.encoders.layers import BLOCK
 from msfl_jax.finetune_config import FinetuneOptimizerConfig
 from msfl_jax.parallel.sharding import path_name
-from msfl_jax.train.optimizer import decayed
+from msfl_jax.train.optimizer import clip_by_global_norm, decayed
 
 # What comes before the first block, wherever the encoder lies in the tree of parameters.
 INPUT = re.compile(r"(^|/)(patch_hidden|patch_embed|cls_token|pos_embed)(/|$)")
@@ -60,7 +60,7 @@ def finetuning_optimizer(
     else:
         update = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decayed)
     slow = optax.identity() if config.layer_decay == 1.0 else scale_by_layer(config.layer_decay, depth)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update, slow)
+    return optax.chain(clip_by_global_norm(config.clip_norm), update, slow)
 
 
 def scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from msfl_jax.config import OptimizerConfig
@@ -35,7 +36,24 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     adam = optax.adamw(
         learning_rate(config, steps), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decayed
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    return optax.chain(clip_by_global_norm(config.clip_norm), adam)
+
+
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` by one factor for all gradients, which the update multiplies in.
+
+    Optax divides every gradient, and XLA writes and reads each array of quotients once more: a kernel for every shape, and traffic as of a copy.
+
+    Args:
+      limit: norm of all gradients as one vector, above which they are scaled down to it.
+    """
+
+    def update(gradients: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        del params
+        factor = jnp.minimum(1.0, limit / optax.global_norm(gradients))
+        return jax.tree.map(lambda gradient: gradient * factor.astype(gradient.dtype), gradients), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def updates_taken(opt_state: Any) -> int:

@@ -1,6 +1,8 @@
 """One update on the global batch, what it measures, and the one place where `jit` is put around it."""
 
 import functools
+import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from msfl_jax.config import Config
 from msfl_jax.model import Keys, Model
 from msfl_jax.objective import Batch, Tally, Weights
 from msfl_jax.parallel.mesh import BATCH_AXES, batch_sharding, devices_along, replicated
+from msfl_jax.parallel.xla_flags import compiler_options
 from msfl_jax.train.state import TrainState
 
 
@@ -158,7 +161,7 @@ def jit_train_step(
     seed: int,
     microbatches: int = 1,
 ):
-    """`train_step` compiled: the state is donated and stays where it is, the batch lies over data and fsdp, metrics are on every device.
+    """`train_step` compiled by `jit_update`.
 
     Args:
       state: arrays, or shapes with shardings.
@@ -166,13 +169,18 @@ def jit_train_step(
       model, weights, optimizer, seed, microbatches: as in `train_step`.
     """
     parts = {"model": model, "weights": weights, "optimizer": optimizer, "seed": seed, "microbatches": microbatches}
-    step = functools.partial(train_step, **parts)
+    return jit_update(functools.partial(train_step, **parts), state, mesh)
+
+
+def jit_update(step: Callable[[TrainState, Batch], Any], state: TrainState, mesh: Mesh):
+    """A step compiled: the state is donated and stays where it is, the batch lies over data and fsdp, metrics are on every device."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         step,
         in_shardings=(placed, batch_sharding(mesh)),
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh.devices.flat[0].platform, os.environ.get("XLA_FLAGS", "")),
     )
 
 

@@ -5,11 +5,16 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from input_pipeline.errors import UserError
+from msfl_jax.config import MeshConfig
 from msfl_jax.parallel import xla_flags
-from msfl_jax.parallel.xla_flags import PRESETS, Preset, known_flags, use_preset
+from msfl_jax.parallel.mesh import make_mesh, replicated
+from msfl_jax.parallel.xla_flags import PRESETS, Preset, compiler_options, known_flags, use_preset
+from msfl_jax.train import step
+from msfl_jax.train.state import TrainState
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
@@ -85,3 +90,21 @@ def test_a_child_without_an_answer_is_no_hang(monkeypatch):
     code, said = xla_flags._in_a_child("XLA_FLAGS", "")
     assert code == 1
     assert "no answer" in said
+
+
+@pytest.mark.parametrize(
+    ("platform", "given", "level"),
+    [("cpu", "", 1), ("cpu", "--xla_backend_optimization_level=2", None), ("gpu", "", None), ("tpu", "", None)],
+)
+def test_a_step_for_a_cpu_is_compiled_at_llvms_first_level_unless_the_user_says_otherwise(platform, given, level):
+    assert compiler_options(platform, given).get("xla_backend_optimization_level") == level
+
+
+def test_the_compiler_of_a_step_is_given_the_options(monkeypatch):
+    monkeypatch.setattr(step, "compiler_options", lambda platform, given: {f"xla_invented_for_{platform}": 1})
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1, shard_moments=False), jax.devices())
+    number = jax.ShapeDtypeStruct((), jax.numpy.int32, sharding=replicated(mesh))
+    state = TrainState(step=number, params={}, opt_state=(), skipped=number)
+    update = step.jit_update(lambda state, batch: (state, batch), state, mesh)
+    with jax.set_mesh(mesh), pytest.raises(jax.errors.JaxRuntimeError, match="xla_invented_for_cpu"):
+        update.lower(state, {}).compile()

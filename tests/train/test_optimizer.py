@@ -5,13 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from numpy.testing import assert_allclose
 
 from msfl_jax.config import OptimizerConfig
 from msfl_jax.model import Model
 from msfl_jax.parallel.sharding import path_name
-from msfl_jax.train.optimizer import decayed, learning_rate, make_optimizer
+from msfl_jax.train.optimizer import clip_by_global_norm, decayed, learning_rate, make_optimizer
 
 MACO = OptimizerConfig(peak_rate=2.5e-4, warmup_steps=20, weight_decay=0.05, b1=0.9, b2=0.95, clip_norm=1.0)
 
@@ -50,3 +51,20 @@ def test_an_update_is_clipped_adamw_written_out():
     expected = -config.peak_rate * (clipped / (np.abs(clipped) + 1e-8) + config.weight_decay * kernel)
     assert_allclose(updates["dense"]["kernel"], expected, rtol=1e-5)
     assert_allclose(updates["dense"]["bias"], 0.0)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1.0, 1e3])
+def test_clipping_by_a_factor_is_optax_clipping(limit):
+    gradients = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.array([-2.0, 3.0]), "none": jnp.zeros(0)}
+    (found, state), (expected, theirs) = (
+        clip.update(gradients, clip.init(gradients))
+        for clip in (clip_by_global_norm(limit), optax.clip_by_global_norm(limit))
+    )
+    assert jax.tree.structure(state) == jax.tree.structure(theirs)
+    jax.tree.map(lambda one, other: assert_allclose(one, other, rtol=3e-7), found, expected)
+
+
+def test_clipping_no_gradient_at_all_leaves_it():
+    clip = clip_by_global_norm(1.0)
+    updates, _ = clip.update({"a": jnp.zeros(3)}, clip.init({}))
+    assert_allclose(updates["a"], 0.0)

@@ -10,6 +10,9 @@ import math
 from msfl_jax.config import Config, PixelDecoderSize, TextSize, VisionSize
 from msfl_jax.encoders.segmentation_decoders import AUXILIARY_CHANNELS, CLASSES, LEVELS, POOL_SCALES
 
+# Regions for each of their values, below which local alignment takes its Gram form (`losses.local_blocks.uses_gram`).
+GRAM_PAYS_BELOW = 1.33
+
 
 def flops_per_pair(config: Config, vocab_size: int) -> float:
     """Training FLOPs of one image-report pair: every pass that this configuration runs, all-pairs losses included.
@@ -125,16 +128,18 @@ def _reading_flops(config: Config) -> float:
 
 
 def _alignment_flops(config: Config) -> float:
-    """Forward FLOPs, per pair, of the losses that compare the whole batch: B^2 products divided by B; of contexts' lengths in the Gram form."""
+    """Forward FLOPs, per pair, of the losses that compare the whole batch: B^2 products divided by B; of contexts in the form that the loss takes."""
     batch, model, matching = config.data.batch_size, config.model, config.objective.instance_matching
+    local = config.objective.local_alignment
     total = 2.0 * batch * model.embedding_width
     if config.objective.lambda_instance:
         fused = model.embedding_width * (2 if matching.fusion in ("concat", "sum_product") else 1)
         total += 3 * 2.0 * model.matching_width * (fused + 1)  # a matched pair and two wrong ones
-    regions, units = _regions(config), (config.objective.local_alignment.group or batch) * _sentences(config)
+    regions, units = _regions(config), (local.group or batch) * _sentences(config)
     scores = 2.0 * units * regions * model.region_width  # every sentence of the batch, or group, with every region
-    lengths = 2.0 * units * regions**2 + 2.0 * regions**2 * model.region_width  # a'Ga, and G = VV' once per image
-    return total + scores + lengths
+    if local.kernel == "xla" and regions >= GRAM_PAYS_BELOW * model.region_width:
+        return total + 2 * scores  # contexts are formed
+    return total + scores + 2.0 * (units + model.region_width) * regions**2  # a'Ga, and G = VV' once per image
 
 
 def _regions(config: Config) -> int:

@@ -48,12 +48,11 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
       limit: norm of all gradients as one vector, above which they are scaled down to it.
     """
 
-    def update(gradients: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
-        del params
+    def clip(gradients: Any, _params: Any) -> Any:
         factor = jnp.minimum(1.0, limit / optax.global_norm(gradients))
-        return jax.tree.map(lambda gradient: gradient * factor.astype(gradient.dtype), gradients), state
+        return jax.tree.map(lambda gradient: gradient * factor.astype(gradient.dtype), gradients)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(clip)
 
 
 def updates_taken(opt_state: Any) -> int:

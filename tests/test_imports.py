@@ -36,7 +36,8 @@ ALLOWED = {
     "export": {"classifier", "config", "config_init", "encoders", "heads", "metrics", "model", "tasks", "train"},
     "train": {
         "chips",
-        *("config", "config_init", "encoders", "finetune_config", "gradient_cache", "model", "objective", "parallel"),
+        *("config", "config_init", "encoders", "finetune_config", "gradient_cache", "losses", "model", "objective"),
+        "parallel",
     },
     "tasks": {
         *(

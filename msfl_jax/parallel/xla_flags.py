@@ -87,7 +87,7 @@ Run = Callable[[Variable, str], tuple[int, str]]
 def compiler_options(platform: str, given: str) -> dict[str, int]:
     """What the compiler of a training step is told whatever the preset.
 
-    On CPUs, LLVM's first level: kernels are as fast as those of its third, and a step of ViT-B/16 is compiled in three quarters of the time
+    On CPUs, LLVM's first level: kernels are as fast as those of its third, and in float32 they are compiled sooner
     (`tests/benchmarks/compile.py`). Not level 0, where gradients of large activations come out as NaN (jaxlib 0.10.2).
 
     Args:

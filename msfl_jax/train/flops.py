@@ -9,9 +9,7 @@ import math
 
 from msfl_jax.config import Config, PixelDecoderSize, TextSize, VisionSize
 from msfl_jax.encoders.segmentation_decoders import AUXILIARY_CHANNELS, CLASSES, LEVELS, POOL_SCALES
-
-# Regions for each of their values, below which local alignment takes its Gram form (`losses.local_blocks.uses_gram`).
-GRAM_PAYS_BELOW = 1.33
+from msfl_jax.losses.local_blocks import uses_gram
 
 
 def flops_per_pair(config: Config, vocab_size: int) -> float:
@@ -137,7 +135,7 @@ def _alignment_flops(config: Config) -> float:
         total += 3 * 2.0 * model.matching_width * (fused + 1)  # a matched pair and two wrong ones
     regions, units = _regions(config), (local.group or batch) * _sentences(config)
     scores = 2.0 * units * regions * model.region_width  # every sentence of the batch, or group, with every region
-    if local.kernel == "xla" and regions >= GRAM_PAYS_BELOW * model.region_width:
+    if local.kernel == "xla" and not uses_gram(regions, model.region_width):
         return total + 2 * scores  # contexts are formed
     return total + scores + 2.0 * (units + model.region_width) * regions**2  # a'Ga, and G = VV' once per image
 

@@ -12,7 +12,6 @@ from msfl_jax.config import PixelDecoderSize, TextSize, from_config_dict
 from msfl_jax.config_files import load_config
 from msfl_jax.encoders import SegmentationDecoder, layers
 from msfl_jax.encoders import segmentation_decoders as decoders
-from msfl_jax.losses.local_blocks import uses_gram
 from msfl_jax.segmentation_config import segmentation_config
 from msfl_jax.segmenter import Segmenter
 from msfl_jax.tasks.segmentation import training_flops
@@ -168,8 +167,7 @@ def test_the_local_loss_is_counted_in_the_form_that_it_takes(changed, width, ker
     config = from_config_dict(presets.pretraining("b16", presets.vit_b16()))
     local = dataclasses.replace(config.objective.local_alignment, kernel=kernel)
     narrow = changed(config, model__region_width=width, objective__local_alignment=local)
-    gram = kernel == "pallas" or uses_gram(196, width)
-    assert gram == (kernel == "pallas" or width >= 148)
+    gram = kernel == "pallas" or width >= 148
     per_study = 3 * 17 * 2 * 196 * (width + (196 if gram else width)) + 3 * 2 * config.model.embedding_width
     more = flops_per_pair(changed(narrow, data__batch_size=8192), 30000) - flops_per_pair(narrow, 30000)
     assert more == pytest.approx(4096 * per_study)

@@ -316,10 +316,14 @@ class Model:
     def _image_passes(
         self, params: Params, patches: Array, masking: PatchMasking, reconstruct: bool
     ) -> tuple[Any, Any]:
-        """Tokens for alignment, and tokens of the masked pass, None if there is none."""
-        shared = self.config.image.passes == "shared"
-        masked = self._see(params, patches, masking) if shared or reconstruct else None
-        return masked if shared else self._see(params, patches), masked
+        """Tokens for alignment, and tokens of the masked pass, None if there is none; two passes go through each block together."""
+        if self.config.image.passes == "shared":
+            tokens = self._see(params, patches, masking)
+            return tokens, tokens
+        if not reconstruct:
+            return self._see(params, patches), None
+        visible = encoders.take(patches, masking.kept), masking.kept
+        return _apply(self.vision, params["vision"], (patches, None), visible, method="together")
 
     def _project_image(
         self, params: Params, tokens: VisionTokens
@@ -386,8 +390,8 @@ class Model:
         return {"token_logits": logits, "token_targets": masking.targets, "token_weights": masking.weights}
 
 
-def _apply(module: nn.Module, params: Params, *inputs: Any) -> Any:
-    return module.apply({"params": params}, *inputs)
+def _apply(module: nn.Module, params: Params, *inputs: Any, method: str | None = None) -> Any:
+    return module.apply({"params": params}, *inputs, method=method)
 
 
 def _init(module: nn.Module, key: Array, name: str, *inputs: Any) -> Any:

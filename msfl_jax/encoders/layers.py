@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from msfl_jax.encoders.layer_norm import LayerNorm
 from msfl_jax.encoders.recompute import keep, kept
 
 BLOCK = re.compile(r"blocks_(\d+)")
+ALL_BLOCKS = 1 << 30  # more than any stack has
 
 
 @dataclass(frozen=True)
@@ -189,25 +190,38 @@ class Block(nn.Module):
         return norm2(keep(tokens + mlp(tokens)))
 
 
-def apply_blocks(
-    spec: BlockSpec,
-    tokens: Float[Array, "B N D"],
-    mask: Bool[Array, "#B #N N"] | None = None,
-    *,
-    masked_blocks: int | None = None,
-    taps: tuple[int, ...] = (),
-) -> tuple[Float[Array, "B N D"], tuple[Float[Array, "B N D"], ...]]:
+class Stream(NamedTuple):
+    """Tokens on their way through a stack of blocks.
+
+    Attributes:
+      tokens: Float [B, N, D] of any float dtype; computed as the stack's.
+      mask: Bool [#B, #N, N], True where a token (second axis) sees another (third axis); None where all see all.
+      masked_blocks: how many blocks, from the first, obey the mask.
+    """
+
+    tokens: Float[Array, "B N D"]
+    mask: Bool[Array, "#B #N N"] | None = None
+    masked_blocks: int = ALL_BLOCKS
+
+
+class Layers(NamedTuple):
+    """Float [B, N, D] after the last block, and after each of the blocks that were asked for, raw as they go into the next one."""
+
+    tokens: Float[Array, "B N D"]
+    tapped: tuple[Float[Array, "B N D"], ...]
+
+
+def apply_blocks(spec: BlockSpec, *streams: Stream, taps: tuple[int, ...] = ()) -> tuple[Layers, ...]:
     """Runs the stack; called inside a compact method, whose module owns the parameters.
 
     Args:
       spec: the blocks.
-      tokens: of any float dtype; computed as `spec.dtype`.
-      mask: True where a token (second axis) sees another (third axis).
-      masked_blocks: how many blocks, from the first, obey the mask; None is all of them.
+      streams: tokens, of any batch and length each. Several go through each block one after the other: as if the stack were run for each, but
+        there is one loop, which sums the gradients of a block before devices exchange them.
       taps: blocks, counted from 1, behind which tokens are handed out as well; in any order, also several times.
 
     Returns:
-      Tokens after the last block, and tokens after each block of `taps`, raw as they go into the next one.
+      Tokens of each stream.
 
     Raises:
       ValueError: a tap is no block.
@@ -215,55 +229,60 @@ def apply_blocks(
     if any(not 1 <= tap <= spec.depth for tap in taps):
         raise ValueError(f"taps are {taps}; expected blocks 1 to {spec.depth}")
     run = _scanned if spec.scan_layers else _unrolled
-    length, masked = tokens.shape[1], spec.depth if masked_blocks is None else masked_blocks
-    tokens = tokens.astype(spec.dtype)
-    odd = length % 2 and (mask is None or masked == spec.depth)
-    if spec.attention == "cudnn" and odd and _cudnn_knows(tokens.dtype, mask):
-        tokens, mask, masked = *_make_even(tokens, mask), spec.depth
-    tokens, tapped = run(spec, tokens, mask, masked, taps)
-    return tokens[:, :length], tuple(layer[:, :length] for layer in tapped)
+    found = run(spec, tuple(_prepared(spec, stream) for stream in streams), taps)
+    lengths = [stream.tokens.shape[1] for stream in streams]
+    return tuple(
+        Layers(layers.tokens[:, :length], tuple(layer[:, :length] for layer in layers.tapped))
+        for layers, length in zip(found, lengths, strict=True)
+    )
 
 
-def _make_even(tokens: Array, mask: Array | None) -> tuple[Array, Array]:
-    """One token more, which none sees; once for all blocks, since each would else copy queries, keys and values to add it."""
+def _prepared(spec: BlockSpec, stream: Stream) -> Stream:
+    """In the dtype of the blocks, and of even length where cuDNN needs that.
+
+    One token more, which none sees, is added once for all blocks, since each would else copy queries, keys and values to add it.
+    """
+    stream = stream._replace(tokens=stream.tokens.astype(spec.dtype))
+    tokens, mask, masked = stream
+    odd = tokens.shape[1] % 2 and (mask is None or masked >= spec.depth)
+    if not (spec.attention == "cudnn" and odd and _cudnn_knows(tokens.dtype, mask)):
+        return stream
     mask = jnp.ones((1, 1, tokens.shape[1]), bool) if mask is None else mask
-    return jnp.pad(tokens, ((0, 0), (0, 1), (0, 0))), jnp.pad(mask, ((0, 0), (0, 0), (0, 1)))
+    return Stream(jnp.pad(tokens, ((0, 0), (0, 1), (0, 0))), jnp.pad(mask, ((0, 0), (0, 0), (0, 1))))
 
 
-def _unrolled(
-    spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks: int, taps: tuple[int, ...]
-) -> tuple[Array, tuple[Array, ...]]:
-    outputs = [tokens]
+def _unrolled(spec: BlockSpec, streams: tuple[Stream, ...], taps: tuple[int, ...]) -> list[Layers]:
+    outputs = [[stream.tokens] for stream in streams]
     for layer in range(spec.depth):
         block = _block_type(spec)(spec, name=f"blocks_{layer}")
-        seen = mask if layer < masked_blocks else None
-        outputs.append(block(outputs[-1], seen, *_drop_rate(spec, layer)))
-    return outputs[-1], tuple(outputs[tap] for tap in taps)
+        for stream, layers in zip(streams, outputs, strict=True):
+            seen = stream.mask if layer < stream.masked_blocks else None
+            layers.append(block(layers[-1], seen, *_drop_rate(spec, layer)))
+    return [Layers(layers[-1], tuple(layers[tap] for tap in taps)) for layers in outputs]
 
 
-def _scanned(
-    spec: BlockSpec, tokens: Array, mask: Array | None, masked_blocks: int, taps: tuple[int, ...]
-) -> tuple[Array, tuple[Array, ...]]:
+def _scanned(spec: BlockSpec, streams: tuple[Stream, ...], taps: tuple[int, ...]) -> list[Layers]:
     """One compiled body: later blocks see through the mask, and tapped tokens travel with the carry instead of being stacked for all layers."""
     kept = sorted({tap for tap in taps if tap < spec.depth})  # the last block's tokens are there anyway
 
-    def body(
-        block: nn.Module, carry: tuple[Array, tuple[Array, ...]], layer: Array
-    ) -> tuple[tuple[Array, tuple[Array, ...]], None]:
-        tokens, tapped = carry
-        seen = mask if mask is None or masked_blocks == spec.depth else mask | (layer > masked_blocks)
-        tokens = block(tokens, seen, *_drop_rate(spec, layer - 1))
-        return (
-            tokens,
-            tuple(jnp.where(layer == tap, tokens, old) for tap, old in zip(kept, tapped, strict=True)),
-        ), None
+    def through(block: nn.Module, stream: Stream, carried: Layers, layer: Array) -> Layers:
+        seen = stream.mask
+        if seen is not None and stream.masked_blocks < spec.depth:
+            seen = seen | (layer > stream.masked_blocks)
+        tokens = block(carried.tokens, seen, *_drop_rate(spec, layer - 1))
+        passed = zip(kept, carried.tapped, strict=True)
+        return Layers(tokens, tuple(jnp.where(layer == tap, tokens, old) for tap, old in passed))
+
+    def body(block: nn.Module, carry: tuple[Layers, ...], layer: Array) -> tuple[tuple[Layers, ...], None]:
+        pairs = zip(streams, carry, strict=True)
+        return tuple(through(block, stream, carried, layer) for stream, carried in pairs), None
 
     rngs: dict[Any, bool] = {"params": True, "drop_path": True}
     scan = nn.scan(body, variable_axes={"params": 0}, split_rngs=rngs, length=spec.depth)
-    block = _block_type(spec)(spec, name="blocks")
-    (tokens, tapped), _ = scan(block, (tokens, (tokens,) * len(kept)), jnp.arange(1, spec.depth + 1))
-    found = dict(zip(kept, tapped, strict=True)) | {spec.depth: tokens}
-    return tokens, tuple(found[tap] for tap in taps)
+    begin = tuple(Layers(stream.tokens, (stream.tokens,) * len(kept)) for stream in streams)
+    ends, _ = scan(_block_type(spec)(spec, name="blocks"), begin, jnp.arange(1, spec.depth + 1))
+    found = [dict(zip(kept, end.tapped, strict=True)) | {spec.depth: end.tokens} for end in ends]
+    return [Layers(layers[spec.depth], tuple(layers[tap] for tap in taps)) for layers in found]
 
 
 def _drop_rate(spec: BlockSpec, layer: Array | int) -> tuple[Array | float, ...]:

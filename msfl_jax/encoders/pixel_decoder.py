@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from msfl_jax.encoders import initializers
-from msfl_jax.encoders.layers import BlockSpec, apply_blocks, dense, layer_norm
+from msfl_jax.encoders.layers import BlockSpec, Stream, apply_blocks, dense, layer_norm
 from msfl_jax.encoders.patches import take
 from msfl_jax.encoders.positions import sincos_positions
 
@@ -40,7 +40,7 @@ class PixelDecoder(nn.Module):
         embed = dense(self.spec, self.spec.width, "embed")
         patches = self._fill(embed(visible), restore)
         tokens = patches if cls is None else jnp.concatenate([embed(cls[:, None]), patches], axis=1)
-        tokens, _ = apply_blocks(self.spec, tokens)
+        tokens = apply_blocks(self.spec, Stream(tokens))[0].tokens
         tokens = layer_norm("vit", self.spec.dtype, "norm")(tokens)
         return dense(self.spec, self.pixels, "prediction")(tokens[:, tokens.shape[1] - restore.shape[1] :]).astype(
             jnp.float32

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from msfl_jax.encoders import initializers
-from msfl_jax.encoders.layers import BlockSpec, apply_blocks, layer_norm
+from msfl_jax.encoders.layers import BlockSpec, Stream, apply_blocks, layer_norm
 
 TOKEN_TYPES = (
     2  # BERT's table has two rows; reports are always of type 0, the other row lets weights move in and out unchanged
@@ -41,7 +41,7 @@ class TextTransformer(nn.Module):
         places = self._table("position_embeddings", self.max_tokens)(jnp.arange(token_ids.shape[1]))
         kind = self._table("token_type_embeddings", TOKEN_TYPES)(jnp.zeros((), jnp.int32))
         tokens = layer_norm("bert", self.spec.dtype, "embeddings_norm")(words + places + kind)
-        return apply_blocks(self.spec, tokens, (token_ids != 0)[:, None])[0]
+        return apply_blocks(self.spec, Stream(tokens, (token_ids != 0)[:, None]))[0].tokens
 
     def _table(self, name: str, rows: int) -> nn.Embed:
         return nn.Embed(rows, self.spec.width, embedding_init=initializers.normal, name=name)

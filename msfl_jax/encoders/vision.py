@@ -4,6 +4,7 @@ Parameter paths: `patch_embed` (`patch_hidden` before it where `patch_layers` is
 the blocks of `layers`, `norm`.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from msfl_jax.encoders import initializers
-from msfl_jax.encoders.layers import BlockSpec, apply_blocks, dense, gelu, layer_norm
+from msfl_jax.encoders.layers import ALL_BLOCKS, BlockSpec, Layers, Stream, apply_blocks, dense, gelu, layer_norm
 from msfl_jax.encoders.positions import sincos_positions, window_mask
 
 
@@ -58,7 +59,6 @@ class VisionTransformer(nn.Module):
     final_norm: bool = True
     pretrained_grid: int = 0
 
-    @nn.compact
     def __call__(self, patches: Float[Array, "B n K"], indices: Int[Array, "B n"] | None = None) -> VisionTokens:
         """Encodes patches.
 
@@ -67,36 +67,48 @@ class VisionTransformer(nn.Module):
             their tokens would, and saves their embedding.
           indices: where each patch stands in the image; None where all are present in order.
         """
-        if indices is None:
-            indices = jnp.arange(patches.shape[1])[None]
-        tokens = self._embed(patches, indices)
+        return self.together((patches, indices))[0]
+
+    @nn.compact
+    def together(self, *views: tuple[Float[Array, "B _ K"], Int[Array, "B _"] | None]) -> tuple[VisionTokens, ...]:
+        """Encodes several views, (patches, indices) each: as many calls, of which each block is computed together (see `apply_blocks`)."""
+        embed, first = self._embedding(), int(self.class_token)
+        norm = layer_norm("vit", self.spec.dtype, "norm") if self.final_norm else None
         taps = (*self.taps, self.region_layer) if self.region_layer else self.taps
-        tokens, tapped = apply_blocks(
-            self.spec, tokens, self._window(indices), masked_blocks=self.region_layer or None, taps=taps
-        )
-        if self.final_norm:
-            tokens = layer_norm("vit", self.spec.dtype, "norm")(tokens)
-        first = int(self.class_token)
-        return VisionTokens(
-            patches=tokens[:, first:],
-            cls=tokens[:, 0] if self.class_token else None,
-            regions=(tapped[-1] if self.region_layer else tokens)[:, first:],
-            layers=tuple(layer[:, first:] for layer in tapped[: len(self.taps)]),
+
+        def stream(patches: Array, indices: Array | None) -> Stream:
+            places = jnp.arange(patches.shape[1])[None] if indices is None else indices
+            return Stream(embed(patches, places), self._window(places), self.region_layer or ALL_BLOCKS)
+
+        def named(layers: Layers) -> VisionTokens:
+            tokens = layers.tokens if norm is None else norm(layers.tokens)
+            return VisionTokens(
+                patches=tokens[:, first:],
+                cls=tokens[:, 0] if first else None,
+                regions=(layers.tapped[-1] if self.region_layer else tokens)[:, first:],
+                layers=tuple(layer[:, first:] for layer in layers.tapped[: len(self.taps)]),
+            )
+
+        streams = (stream(*view) for view in views)
+        return tuple(named(layers) for layers in apply_blocks(self.spec, *streams, taps=taps))
+
+    def _embedding(self) -> Callable[[Array, Array], Array]:
+        """From patches and where they stand to tokens with positions; a class token, if any, first."""
+        hidden = dense(self.spec, self.spec.width, "patch_hidden") if self.patch_layers == 2 else None
+        linear, (first, table) = dense(self.spec, self.spec.width, "patch_embed"), self._positions()
+        cls = (
+            self.param("cls_token", initializers.normal, (1, 1, self.spec.width)) + first if self.class_token else None
         )
 
-    def _embed(self, patches: Array, indices: Array) -> Array:
-        """Tokens with positions; a class token, if any, first."""
-        if self.patch_layers == 2:
-            patches = gelu(dense(self.spec, self.spec.width, "patch_hidden")(patches))
-        tokens = dense(self.spec, self.spec.width, "patch_embed")(patches)
-        first, table = self._positions()
-        tokens = tokens + table[indices].astype(tokens.dtype)
-        if not self.class_token:
-            return tokens
-        cls = self.param("cls_token", initializers.normal, (1, 1, self.spec.width)) + first
-        return jnp.concatenate(
-            [jnp.broadcast_to(cls.astype(tokens.dtype), (tokens.shape[0], 1, self.spec.width)), tokens], axis=1
-        )
+        def embed(patches: Array, indices: Array) -> Array:
+            tokens = linear(patches if hidden is None else gelu(hidden(patches)))
+            tokens = tokens + table[indices].astype(tokens.dtype)
+            if cls is None:
+                return tokens
+            front = jnp.broadcast_to(cls.astype(tokens.dtype), (tokens.shape[0], 1, self.spec.width))
+            return jnp.concatenate([front, tokens], axis=1)
+
+        return embed
 
     def _positions(self) -> tuple[Array, Array]:
         """Positions of the class token (0 where they are fixed) and of the patches."""

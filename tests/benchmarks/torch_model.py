@@ -165,9 +165,10 @@ class Pretraining(Msfl):
     def __init__(self, settings: SimpleNamespace, local: LocalLoss = losses.local_vectorised):
         super().__init__(settings)
         model, image, text = self.config.model, self.config.image, self.config.text
-        if (image.passes, text.passes, image.target_scale) != ("two", "two", 1):
-            raise ValueError("this peer knows image.passes 'two', text.passes 'two' and image.target_scale 1 only")
+        if image.target_scale != 1:
+            raise ValueError("this peer knows image.target_scale 1 only")
         self.local = local
+        self.shares_image, self.shares_report = image.passes == "shared", text.passes == "shared"
         self.vision = Vision(model.vision, self.config.regions)
         self.text = Text(model.text, settings.vocab_size)
         self.pixel_decoder = PixelDecoder(model.pixel_decoder, model.vision)
@@ -189,14 +190,14 @@ class Pretraining(Msfl):
         kind = batch["image"].device.type
         with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             pixels = self.pixels(batch["image"])
-            patches, cls, regions = self.vision(pixels)
-            image, regions = self.project_image(patches, cls, regions)
-            report, sentences, present = self.encode_report(batch["token_ids"], batch["sentence_ids"])
+            masked_tokens, masked_states = self.vision(pixels, batch["kept"]), self.text(batch["masked_ids"])
+            image, regions = self.project_image(*(masked_tokens if self.shares_image else self.vision(pixels)))
+            states = masked_states if self.shares_report else self.text(batch["token_ids"])
+            report, sentences, present = self.project_report(states, batch["token_ids"], batch["sentence_ids"])
             logits = self._match(image, report, batch)
-            visible, visible_cls, _ = self.vision(pixels, batch["kept"])
-            predicted = self.pixel_decoder(visible, visible_cls, batch["restore"])
-            states = take(self.text(batch["masked_ids"]), batch["positions"])
-            words = self.heads["language"](states, self.text.word_embeddings.weight)
+            predicted = self.pixel_decoder(*masked_tokens[:2], batch["restore"])
+            chosen = take(masked_states, batch["positions"])
+            words = self.heads["language"](chosen, self.text.word_embeddings.weight)
             same = batch["study_key"][:, None] == batch["study_key"]
             # Its products are taken in the encoders' dtype, as ours are: autocast knows which of its steps need float32.
             local = self.local(regions, sentences, present, **local_options(self.config), same_study=same)
@@ -211,13 +212,6 @@ class Pretraining(Msfl):
         times = 2.0 if weights.reduction == "sum" else 1.0
         aligned = times * (weights.lambda_global * aligned + weights.lambda_local * local.float())
         return aligned + weights.lambda_instance * matched + weights.lambda_modality * (rebuilt + read)
-
-    def project_image(self, patches: Tensor, cls: Tensor | None, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Image embeddings [B, D] and region embeddings [B, P, E] of tokens."""
-        embedding = self.heads["image_projection"](self._pool(patches, cls))
-        regions = self.heads["region_norm"](regions) if self.config.regions.layer else regions
-        own = self.config.regions.projection == "own"
-        return embedding, self.heads["region_projection" if own else "image_projection"](regions)
 
     def _temperature(self) -> Tensor:
         """Learned as a logarithm; held back at .01 in value only, as ours."""

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from numpy.testing import assert_allclose, assert_array_equal
 
-from msfl_jax.encoders.layers import BlockSpec, apply_blocks, drop_path, stack_layers
+from msfl_jax.encoders.layers import BlockSpec, Stream, apply_blocks, drop_path, stack_layers
 
 SPEC = BlockSpec("vit", depth=3, width=8, heads=1, hidden=8)
 
@@ -19,7 +19,7 @@ class Tower(nn.Module):
 
     @nn.compact
     def __call__(self, tokens):
-        return apply_blocks(self.spec, tokens)[0]
+        return apply_blocks(self.spec, Stream(tokens))[0].tokens
 
 
 @pytest.fixture(scope="module")

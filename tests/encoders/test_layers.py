@@ -15,19 +15,32 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import erf
 from scipy.stats import norm
 
-from msfl_jax.encoders.layers import BlockSpec, apply_blocks, attend, gelu, stack_layers, unstack_layers
+from msfl_jax.encoders.layers import (
+    ALL_BLOCKS,
+    BlockSpec,
+    Stream,
+    apply_blocks,
+    attend,
+    gelu,
+    stack_layers,
+    unstack_layers,
+)
 
 SPEC = BlockSpec("vit", depth=3, width=16, heads=2, hidden=32)
 
 
 class Tower(nn.Module):
     spec: BlockSpec
-    masked_blocks: int | None = None
+    masked_blocks: int = ALL_BLOCKS
     taps: tuple[int, ...] = ()
 
-    @nn.compact
     def __call__(self, tokens, mask):
-        return apply_blocks(self.spec, tokens, mask, masked_blocks=self.masked_blocks, taps=self.taps)
+        return self.together((tokens, mask))[0]
+
+    @nn.compact
+    def together(self, *pairs):
+        streams = (Stream(tokens, mask, self.masked_blocks) for tokens, mask in pairs)
+        return apply_blocks(self.spec, *streams, taps=self.taps)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +105,29 @@ def test_scanned_blocks_equal_unrolled_ones(kind, options, tokens, mask):
     found = run(scanned, stack_layers(params), tokens, mask, **options)
     assert len(found[1]) == len(options.get("taps", ()))
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert"])
+@pytest.mark.parametrize(
+    "how", [{}, {"scan_layers": True}, {"scan_layers": True, "remat": "dots", "flat_products": True}, {"remat": "full"}]
+)
+@pytest.mark.parametrize("options", [{}, {"masked_blocks": 1, "taps": (1, 3)}])
+def test_streams_go_through_the_blocks_as_if_each_were_alone(kind, how, options, tokens, mask):
+    spec = dataclasses.replace(SPEC, kind=kind, **how)
+    params, longer = initialise(spec), jax.random.normal(jax.random.key(2), (3, 7, 16))
+    tower, pairs = Tower(spec, **options), ((tokens, mask), (longer, None))
+
+    def total(layers):
+        return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(layers))
+
+    def alone(params):
+        return total([tower.apply({"params": params}, *pair) for pair in pairs])
+
+    def together(params):
+        return total(tower.apply({"params": params}, *pairs, method="together"))
+
+    expected, found = (jax.jit(jax.value_and_grad(loss))(params) for loss in (alone, together))
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, expected)
 
 
 def test_scanned_parameters_have_the_paths_and_shapes_of_stacked_ones(tokens, mask):

@@ -11,7 +11,7 @@ from flax import linen as nn
 from numpy.testing import assert_allclose, assert_array_equal
 
 from msfl_jax.encoders import BlockSpec, VisionTransformer, random_masking, sincos_positions, stack_layers, take
-from msfl_jax.encoders.layers import apply_blocks, layer_norm
+from msfl_jax.encoders.layers import Stream, apply_blocks, layer_norm
 
 SPEC = BlockSpec("vit", depth=2, width=16, heads=2, hidden=32)
 GRID, PIXELS = 4, 9
@@ -37,7 +37,7 @@ class AfterEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, tokens):
-        return layer_norm("vit", "float32", "norm")(apply_blocks(SPEC, tokens)[0])
+        return layer_norm("vit", "float32", "norm")(apply_blocks(SPEC, Stream(tokens))[0].tokens)
 
 
 def embed_all(params, patches):

@@ -77,7 +77,7 @@ def test_a_stack_of_blocks_equals_what_xla_counts():
     class Stack(layers.nn.Module):
         @layers.nn.compact
         def __call__(self, tokens):
-            return layers.apply_blocks(spec, tokens)[0]
+            return layers.apply_blocks(spec, layers.Stream(tokens))[0].tokens
 
     tokens = jax.ShapeDtypeStruct((1, 50, 256), "float32")
     params = jax.eval_shape(Stack().init, jax.random.key(0), tokens)

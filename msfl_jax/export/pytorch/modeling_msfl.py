@@ -314,7 +314,10 @@ class Msfl(nn.Module):
 
     def encode_image(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Image embeddings [B, D] and region embeddings [B, P, E] of views; gradients flow."""
-        patches, cls, regions = self.vision(self.pixels(views))
+        return self.project_image(*self.vision(self.pixels(views)))
+
+    def project_image(self, patches: Tensor, cls: Tensor | None, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode_image`, of tokens that are there already."""
         embedding = self.heads["image_projection"](self._pool(patches, cls))
         regions = self.heads["region_norm"](regions) if self.config.regions.layer else regions
         own = self.config.regions.projection == "own"
@@ -325,7 +328,11 @@ class Msfl(nn.Module):
 
         Units are sentences; with `include_cls`, unit 0 is the whole report.
         """
-        pool, states = self.config.text.pool, self.text(token_ids)
+        return self.project_report(self.text(token_ids), token_ids, sentence_ids)
+
+    def project_report(self, states: Tensor, token_ids: Tensor, sentence_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `encode_report`, of token states [N, T, W] that are there already."""
+        pool = self.config.text.pool
         units, present = self._sentence_units(states, token_ids, sentence_ids)
         if self.config.objective.local_alignment.include_cls:
             units = torch.cat([states[:, :1], units], dim=1)

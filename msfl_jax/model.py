@@ -24,6 +24,7 @@ from msfl_jax.vectors import unit
 
 Params = Mapping[str, Any]
 MAX_LOG_SCALE = 4.605170185988092  # ln 100: cosines are divided by at least .01 (CLIP)
+ENCODERS = ("vision", "text", "pixel_decoder")  # whose products are taken in `compute_dtype`
 
 
 class Keys(NamedTuple):
@@ -157,6 +158,8 @@ class Model:
         """`features` with masks that have been drawn; without `reconstruct` none of what only reconstruction needs."""
         token_ids, scale = batch["token_ids"], self.config.image.target_scale
         reconstruct = reconstruct and bool(self.config.objective.lambda_modality)
+        dtype = self.config.model.compute_dtype
+        params = {**params, **{name: encoders.cast_products(params[name], dtype) for name in ENCODERS}}
         patches = self._patches(encoders.shrink(batch["image"], scale))
         tokens, masked_tokens = self._image_passes(params, patches, masks.image, reconstruct)
         states, masked_states = self._report_passes(params, token_ids, masks.text, parts, reconstruct)

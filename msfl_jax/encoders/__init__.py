@@ -1,6 +1,6 @@
 """Pure functional encoders (Flax Linen): arrays in, arrays out, parameters in a plain nested dictionary."""
 
-from msfl_jax.encoders.layers import BlockSpec, stack_layers, unstack_layers
+from msfl_jax.encoders.layers import BlockSpec, cast_products, stack_layers, unstack_layers
 from msfl_jax.encoders.length_buckets import Buckets, read_both, read_by_length, useful_tokens
 from msfl_jax.encoders.patches import (
     PatchMasking,
@@ -34,6 +34,7 @@ __all__ = [
     "TokenMasking",
     "VisionTokens",
     "VisionTransformer",
+    "cast_products",
     "count_visible",
     "enlarge",
     "mask_tokens",

@@ -44,7 +44,8 @@ class Keys(NamedTuple):
     def at(cls, seed: Array | int, step: Array | int) -> "Keys":
         """The keys of a step: a function of (seed, step), so that nothing random is state."""
         base = jax.random.fold_in(jax.random.key(seed), step)
-        return cls(*(jax.random.fold_in(base, purpose) for purpose in range(len(cls._fields))))
+        # All at once: the same keys as one by one, from fewer operations to compile.
+        return cls(*jax.vmap(partial(jax.random.fold_in, base))(jnp.arange(len(cls._fields))))
 
 
 class Masks(NamedTuple):

@@ -79,10 +79,11 @@ def random_states(config: Any, rows: int) -> dict[str, np.ndarray]:
     rng, model, vision = np.random.default_rng(rows), config.model, config.model.vision
     patches, units = (vision.image_size // vision.patch_size) ** 2, config.text.max_sentences
     units += config.objective.local_alignment.include_cls
+    visible = int(patches * (1 - config.image.mask_ratio))
     shapes = {
-        "visible": (rows, int(patches * (1 - config.image.mask_ratio)), vision.width),
+        "visible": (rows, visible, vision.width),
         "cls": (rows, vision.width),
-        "regions": (rows, patches, model.region_width),
+        "regions": (rows, visible if config.image.passes == "shared" else patches, model.region_width),
         "sentences": (rows, units, model.region_width),
         "image_weights": (rows, patches, vision.width),
         "text_weights": (rows, model.text.max_tokens, model.text.width),

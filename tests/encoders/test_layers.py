@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import print_saved_residuals
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import erf
@@ -21,6 +22,7 @@ from msfl_jax.encoders.layers import (
     Stream,
     apply_blocks,
     attend,
+    cast_products,
     gelu,
     stack_layers,
     unstack_layers,
@@ -212,6 +214,29 @@ def test_bfloat16_stays_close_to_float32_and_keeps_float32_parameters(tokens, ma
     expected, found = run(SPEC, params, tokens, mask)[0], run(half, params, tokens, mask)[0]
     assert found.dtype == jnp.bfloat16
     assert_allclose(found.astype(jnp.float32), expected, rtol=0.02, atol=0.05)
+
+
+def test_kernels_that_are_cast_once_give_what_blocks_cast_themselves(tokens, mask):
+    tower, params = Tower(dataclasses.replace(SPEC, dtype="bfloat16", scan_layers=True)), stack_layers(initialise(SPEC))
+    cast = cast_products(params, "bfloat16")
+    kinds = {
+        name.rpartition("/")[2]: leaf.dtype for name, leaf in flatten_dict(cast, sep="/").items() if "norm" not in name
+    }
+    assert kinds == dict.fromkeys(("kernel", "bias"), jnp.dtype("bfloat16"))
+    assert {leaf.dtype for name, leaf in flatten_dict(cast, sep="/").items() if "norm" in name} == {
+        jnp.dtype("float32")
+    }
+
+    def loss(params, cast):
+        taken = cast_products(params, "bfloat16") if cast else params
+        found = tower.apply({"params": taken}, (tokens, mask), (tokens[:, :3], None), method="together")
+        return sum(jnp.sin(layers.tokens.astype(jnp.float32)).sum() for layers in found)
+
+    steps = [jax.jit(jax.value_and_grad(functools.partial(loss, cast=cast)))(params) for cast in (False, True)]
+    assert steps[0][0] == steps[1][0]
+    for ours, theirs in zip(*(jax.tree.leaves(gradients) for _, gradients in steps), strict=True):
+        assert ours.dtype == theirs.dtype == jnp.float32
+        assert_allclose(ours, theirs, rtol=2**-6, atol=2**-6 * float(jnp.abs(theirs).max()))
 
 
 def test_key_biases_have_no_gradient_because_they_shift_all_logits_of_a_query_alike(tokens):

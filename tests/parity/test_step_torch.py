@@ -80,7 +80,7 @@ def small(size):
     return random_negatives(dataclasses.replace(config, model=model))
 
 
-@pytest.mark.parametrize("size", ["tiny", "b16"])
+@pytest.mark.parametrize("size", ["tiny", "s16-one-pass", "b16"])
 def test_the_whole_step_has_our_loss_and_gradients(size):
     config = small(size)
     model = Model.create(config, vocab_size=WORDS)

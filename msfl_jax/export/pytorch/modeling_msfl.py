@@ -26,6 +26,7 @@ from processing_msfl import (
     enlarge,
     equalized,
     local_similarity,
+    normalised,
     score,
     shifted,
     smooth,
@@ -36,7 +37,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 MIN_TEMPERATURE = 0.01
-VARIANCE_FLOOR = 1e-6  # an image of one grey value becomes 0 everywhere
 AFLOC_MARGIN = 1 / 16  # of the view's side, left out on each edge by the protocol "afloc"
 RULES = ("cosine", "maco", "chexzero", "gloria")
 
@@ -324,10 +324,7 @@ class Msfl(nn.Module):
         return embedding, self.heads["region_projection" if own else "image_projection"](regions)
 
     def encode_report(self, token_ids: Tensor, sentence_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Report embeddings [N, D], embeddings of the units [N, S, E] and which exist [N, S]; gradients flow.
-
-        Units are sentences; with `include_cls`, unit 0 is the whole report.
-        """
+        """Report embeddings [N, D], those of sentences [N, S, E], the report first with `include_cls`, and which exist [N, S]; gradients flow."""
         return self.project_report(self.text(token_ids), token_ids, sentence_ids)
 
     def project_report(self, states: Tensor, token_ids: Tensor, sentence_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -346,11 +343,7 @@ class Msfl(nn.Module):
 
     def pixels(self, views: Tensor) -> Tensor:
         """Normalised pixels [B, H, W] of views; the models of `vision/` and `timm_vit.safetensors` see them three times, as colours."""
-        options, pixels = self.config.image, views.float() / 255.0
-        if options.normalisation == "fixed":
-            return (pixels - options.mean) / options.deviation
-        centred = pixels - pixels.mean(dim=(1, 2), keepdim=True)
-        return centred * (centred.square().mean(dim=(1, 2), keepdim=True) + VARIANCE_FLOOR).rsqrt()
+        return normalised(views, self.config.image)
 
     def _pool(self, patches: Tensor, cls: Tensor | None) -> Tensor:
         if self.config.image.pool == "cls" and cls is not None:

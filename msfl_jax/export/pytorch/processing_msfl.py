@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ _SECOND = re.compile(
     re.VERBOSE,
 )
 _WORD = re.compile(r"\w")
+
+VARIANCE_FLOOR = 1e-6  # an image of one grey value becomes 0 everywhere
 
 Text = str | Sequence[str]
 
@@ -127,6 +130,15 @@ def equalized(image: Tensor) -> Tensor:
     scale = torch.tensor(255.0) / others
     table = ((counts.cumsum(0) - counts[darkest]) * scale).round().clamp(0, 255).to(torch.uint8)
     return table.to(image.device)[image.long()]
+
+
+def normalised(views: Tensor, options: SimpleNamespace) -> Tensor:
+    """Grey levels [B, H, W] as the model sees them, by the run's `image` settings."""
+    pixels = views.float() / 255.0
+    if options.normalisation == "fixed":
+        return (pixels - options.mean) / options.deviation
+    centred = pixels - pixels.mean(dim=(1, 2), keepdim=True)
+    return centred * (centred.square().mean(dim=(1, 2), keepdim=True) + VARIANCE_FLOOR).rsqrt()
 
 
 def square_views(images: Tensor, size: int, fit: str) -> Tensor:

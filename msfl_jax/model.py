@@ -307,11 +307,9 @@ class Model:
             image, normalisation=options.normalisation, mean=options.mean, deviation=options.deviation
         )
 
-    def _see(self, params: Params, patches: Array, masking: PatchMasking | None = None) -> VisionTokens:
-        """Tokens of all patches, or of the visible ones only."""
-        if masking is None:
-            return _apply(self.vision, params["vision"], patches)
-        return _apply(self.vision, params["vision"], encoders.take(patches, masking.kept), masking.kept)
+    def _see(self, params: Params, patches: Array) -> VisionTokens:
+        """Tokens of all patches."""
+        return _apply(self.vision, params["vision"], patches)
 
     def _read(self, params: Params, token_ids: Array) -> Float[Array, "B T W"]:
         """Token states of reports."""
@@ -321,13 +319,11 @@ class Model:
         self, params: Params, patches: Array, masking: PatchMasking, reconstruct: bool
     ) -> tuple[Any, Any]:
         """Tokens for alignment, and tokens of the masked pass, None if there is none; two passes go through each block together."""
-        if self.config.image.passes == "shared":
-            tokens = self._see(params, patches, masking)
-            return tokens, tokens
-        if not reconstruct:
-            return self._see(params, patches), None
-        visible = encoders.take(patches, masking.kept), masking.kept
-        return _apply(self.vision, params["vision"], (patches, None), visible, method="together")
+        shared = self.config.image.passes == "shared"
+        whole, visible = (patches, None), (encoders.take(patches, masking.kept), masking.kept)
+        views = [visible] if shared else [whole, visible][: 1 + reconstruct]
+        tokens = _apply(self.vision, params["vision"], *views, method="together")
+        return tokens[0], tokens[-1] if shared or reconstruct else None
 
     def _project_image(
         self, params: Params, tokens: VisionTokens

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from numpy.testing import assert_allclose, assert_array_equal
 
 from input_pipeline.errors import UserError
 from msfl_jax import presets
 from msfl_jax.config import from_config_dict
-from msfl_jax.encoders import stack_layers
-from msfl_jax.model import Features, Keys, Model
+from msfl_jax.encoders import cast_products, stack_layers
+from msfl_jax.model import ENCODERS, Features, Keys, Model
 from msfl_jax.vectors import unit
 
 VOCAB = 30
@@ -302,6 +303,47 @@ def test_the_temperature_has_a_gradient_only_if_it_is_learned(learned):
     model = make(objective__global_alignment__learn_temperature=learned)
     gradient = jax.grad(model.temperature)({"temperature": {"log_scale": jnp.float32(2.0)}})
     assert (gradient["temperature"]["log_scale"] != 0) == learned
+
+
+def loops(jaxpr):
+    """The scans of a program, those inside of others too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from loops(inner)
+
+
+def test_a_step_loops_once_over_the_blocks_of_each_part_and_reads_kernels_cast_before(batch):
+    depths = {"model__vision__depth": 4, "model__text__depth": 5, "model__pixel_decoder__depth": 6}
+    model = make(model__scan_layers=True, model__compute_dtype="bfloat16", **depths)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    program = jax.make_jaxpr(model.features)(params, batch, KEYS).jaxpr
+    over_blocks = [loop for loop in loops(program) if loop.params["length"] in depths.values()]
+    assert sorted(loop.params["length"] for loop in over_blocks) == sorted(depths.values())
+    for loop in over_blocks:
+        kernels = [
+            value.aval
+            for value in loop.invars
+            if value.aval.shape[:1] == (loop.params["length"],) and value.aval.ndim == 3
+        ]
+        assert len(kernels) == 6
+        assert {kernel.dtype for kernel in kernels} == {jnp.dtype("bfloat16")}
+
+
+def test_of_an_encoder_kernels_and_their_biases_alone_are_cast():
+    params = jax.eval_shape(make().init, jax.random.key(0))
+    for name in ENCODERS:
+        cast = flatten_dict(jax.eval_shape(lambda params: cast_products(params, "bfloat16"), params[name]))
+        for path, leaf in cast.items():
+            dense = (*path[:-1], "kernel") in cast
+            assert leaf.dtype == jnp.dtype("bfloat16" if dense else "float32"), path
+
+
+def test_keys_are_folded_in_one_by_one():
+    base = jax.random.fold_in(jax.random.key(3), 17)
+    for purpose, key in enumerate(Keys.at(3, 17)):
+        assert_array_equal(jax.random.key_data(key), jax.random.key_data(jax.random.fold_in(base, purpose)))
 
 
 def test_keys_differ_by_purpose_step_and_seed():

@@ -30,7 +30,8 @@ class BlockSpec:
     Attributes:
       kind: "vit" normalises before attention and MLP (epsilon 1e-6), "bert" after them (1e-12).
       hidden: width inside the MLP.
-      dtype: of matrix products and of the tokens between blocks; parameters, norms and softmax are float32.
+      dtype: of matrix products and of the tokens between blocks; norms and softmax are float32, and so are parameters where `cast_products`
+        has not cast kernels already.
       scan_layers: compiles one block and loops over stacked parameters.
       remat: what the backward pass recomputes: nothing, all but matrix products and fused attention, or all of a block. On GPUs "dots"
         is faster than "none": norms and GELU are computed again in less time than their intermediate values are written and read.
@@ -66,7 +67,7 @@ def flat_product(left: Array, right: Array, dimension_numbers: Any, **options: A
     """`lax.dot_general` of tokens [..., D] with a kernel [D, F], as one product of two matrices.
 
     XLA's CPU backend multiplies stacks of matrices more slowly, above all for the kernel's gradient, which sums over two axes. Elsewhere the reshape
-    may cost a copy, and the kernel's gradient always copies its tokens. Of `options` it takes `precision`, all that Flax gives.
+    may cost a copy, and the gradient of a kernel that narrows is copied. Of `options` it takes `precision`, all that Flax gives.
     """
     product: Any = _matrix_product(options.get("precision"), left.reshape(-1, left.shape[-1]), right)
     return product.reshape(*left.shape[:-1], right.shape[-1])
@@ -74,9 +75,9 @@ def flat_product(left: Array, right: Array, dimension_numbers: Any, **options: A
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _matrix_product(precision: Any, left: Float[Array, "N D"], right: Float[Array, "D F"]) -> Float[Array, "N F"]:
-    """`left @ right`, whose gradient by a kernel that narrows is found turned over, from the narrower of its two factors.
+    """`left @ right`, whose gradient by a kernel that narrows is found turned over.
 
-    A CPU multiplies columns by columns as fast as rows by columns where the result has more columns than rows, else a fifth more slowly.
+    That gradient multiplies columns by columns, which takes a CPU a fifth longer where the result has more rows than columns.
     """
     return jnp.matmul(left, right, precision=precision)
 
@@ -90,8 +91,8 @@ def _product_backward(precision: Any, inputs: tuple[Array, Array], cotangent: Ar
     times = partial(jnp.matmul, precision=precision)
     if right.shape[0] <= right.shape[1]:
         return times(cotangent, right.T), times(left.T, cotangent)
-    apart = jax.lax.optimization_barrier  # else XLA would undo it
-    return times(cotangent, right.T), apart(times(apart(cotangent.T), left)).T
+    turned = jax.lax.optimization_barrier(times(cotangent.T, left))  # else XLA would undo it
+    return times(cotangent, right.T), turned.T
 
 
 _matrix_product.defvjp(_product_forward, _product_backward)
@@ -222,12 +223,12 @@ def apply_blocks(spec: BlockSpec, *streams: Stream, taps: tuple[int, ...] = ()) 
 
     Args:
       spec: the blocks.
-      streams: tokens, of any batch and length each. Several go through each block one after the other: as if the stack were run for each, but
-        there is one loop, which sums the gradients of a block before devices exchange them.
+      streams: tokens, of any batch and length each. Several go through each block one after the other: as if the stack were run for each (only
+        `drop_path` draws other numbers), but where blocks are scanned there is one loop, which sums what all of them say of a block's gradient.
       taps: blocks, counted from 1, behind which tokens are handed out as well; in any order, also several times.
 
     Returns:
-      Tokens of each stream.
+      For each stream, in the order given, tokens of its own length.
 
     Raises:
       ValueError: a tap is no block.
@@ -307,8 +308,8 @@ def _block_type(spec: BlockSpec) -> Callable[..., Block]:
 def cast_products(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Parameters with kernels, and the biases beside them, in the dtype of products, at any depth of the tree; the rest as it is.
 
-    Blocks would cast them anyhow. Cast once, they are read in half their bytes, and what several passes say of a kernel's gradient is summed in
-    that dtype, as each pass found it, before devices exchange it.
+    Dense layers would cast them anyhow, in each pass by itself. Cast once, as bfloat16, they are read in half their bytes, and their gradients, which
+    each pass has found in that dtype, are summed in it, over passes and over devices.
     """
     found = {name: cast_products(value, dtype) for name, value in params.items() if isinstance(value, Mapping)}
     if "kernel" not in params:

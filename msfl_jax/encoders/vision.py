@@ -71,7 +71,14 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def together(self, *views: tuple[Float[Array, "B _ K"], Int[Array, "B _"] | None]) -> tuple[VisionTokens, ...]:
-        """Encodes several views, (patches, indices) each: as many calls, of which each block is computed together (see `apply_blocks`)."""
+        """Encodes several views, each as a call would, block by block side by side (see `apply_blocks`).
+
+        Args:
+          views: (patches, indices) as of a call; the number of patches may differ.
+
+        Returns:
+          Tokens of each view, in the order given.
+        """
         embed, first = self._embedding(), int(self.class_token)
         norm = layer_norm("vit", self.spec.dtype, "norm") if self.final_norm else None
         taps = (*self.taps, self.region_layer) if self.region_layer else self.taps

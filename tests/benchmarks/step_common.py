@@ -77,19 +77,31 @@ def random_states(config: Any, rows: int) -> dict[str, np.ndarray]:
       rows: of the batch.
     """
     rng, model, vision = np.random.default_rng(rows), config.model, config.model.vision
-    patches, units = (vision.image_size // vision.patch_size) ** 2, config.text.max_sentences
-    units += config.objective.local_alignment.include_cls
-    visible = int(patches * (1 - config.image.mask_ratio))
+    patches, visible = count_patches(config)
+    units = config.text.max_sentences + config.objective.local_alignment.include_cls
     shapes = {
         "visible": (rows, visible, vision.width),
         "cls": (rows, vision.width),
-        "regions": (rows, visible if config.image.passes == "shared" else patches, model.region_width),
+        "regions": (rows, count_regions(config), model.region_width),
         "sentences": (rows, units, model.region_width),
         "image_weights": (rows, patches, vision.width),
         "text_weights": (rows, model.text.max_tokens, model.text.width),
         "pixel_weights": (rows, patches, vision.patch_size**2),
     }
     return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def count_patches(config: Any) -> tuple[int, int]:
+    """Patches of an image, and those that masking leaves."""
+    vision = config.model.vision
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return patches, int(patches * (1 - config.image.mask_ratio))
+
+
+def count_regions(config: Any) -> int:
+    """Regions of an image that are compared with sentences."""
+    patches, visible = count_patches(config)
+    return visible if config.image.passes == "shared" else patches
 
 
 def named(settings: Any) -> Any:

@@ -5,8 +5,10 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+import step_common as common
+
 from msfl_jax.config import Config
-from msfl_jax.train.flops import decoder_flops, flops_per_pair, text_flops, visible_patches, vit_flops
+from msfl_jax.train.flops import decoder_flops, flops_per_pair, text_flops, vit_flops
 
 H100_TFLOPS = 989.0  # dense bfloat16, also of an H200
 HOPPER = ("H100", "H200")
@@ -46,7 +48,7 @@ def flops(config: Config, vocab_size: int, part: str, rows: int) -> float:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=rows))
     vision, ratio, model = config.model.vision, config.image.mask_ratio, config.model
     units = rows * (config.text.max_sentences + config.objective.local_alignment.include_cls)
-    patches, width = visible_patches(vision, ratio if config.image.passes == "shared" else 0.0), model.region_width
+    patches, width = common.count_regions(config), model.region_width
     lengths = 2.0 * units * patches**2 + 2.0 * patches**2 * width
     of_pair = {
         "full": lambda: flops_per_pair(config, vocab_size) / 3,

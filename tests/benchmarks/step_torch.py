@@ -133,8 +133,8 @@ def local_loss(side: Side, rows: int, variant: str = "") -> Callable[..., Any]:
     import torch_losses
 
     config = side.settings.config
-    vision, units = config.model.vision, config.text.max_sentences + config.objective.local_alignment.include_cls
-    scores_of_report = rows * units * (vision.image_size // vision.patch_size) ** 2
+    units = config.text.max_sentences + config.objective.local_alignment.include_cls
+    scores_of_report = rows * units * common.count_regions(config)
     blockwise = functools.partial(torch_losses.local_blockwise, block=max(1, SCORES_PER_BLOCK // scores_of_report))
     if not variant:
         return blockwise if rows * scores_of_report > SCORES_AT_ONCE else torch_losses.local_vectorised

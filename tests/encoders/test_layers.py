@@ -45,6 +45,9 @@ class Tower(nn.Module):
         return apply_blocks(self.spec, *streams, taps=self.taps)
 
 
+PADDED = jnp.arange(7) < jnp.asarray([7, 3, 1])[:, None]
+
+
 @pytest.fixture(scope="module")
 def tokens():
     return jax.random.normal(jax.random.key(0), (2, 5, 16))
@@ -109,15 +112,16 @@ def test_scanned_blocks_equal_unrolled_ones(kind, options, tokens, mask):
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
-@pytest.mark.parametrize("kind", ["vit", "bert"])
-@pytest.mark.parametrize(
-    "how", [{}, {"scan_layers": True}, {"scan_layers": True, "remat": "dots", "flat_products": True}, {"remat": "full"}]
-)
+STREAMED = [("vit", {}), ("vit", {"scan_layers": True, "remat": "dots", "flat_products": True})]
+STREAMED += [("bert", {"scan_layers": True}), ("bert", {"remat": "full"})]
+
+
+@pytest.mark.parametrize("kind, how", STREAMED)
 @pytest.mark.parametrize("options", [{}, {"masked_blocks": 1, "taps": (1, 3)}])
 def test_streams_go_through_the_blocks_as_if_each_were_alone(kind, how, options, tokens, mask):
     spec = dataclasses.replace(SPEC, kind=kind, **how)
     params, longer = initialise(spec), jax.random.normal(jax.random.key(2), (3, 7, 16))
-    tower, pairs = Tower(spec, **options), ((tokens, mask), (longer, None))
+    tower, pairs = Tower(spec, **options), ((tokens, mask), (longer, PADDED[:, None]), (longer[:2], None))
 
     def total(layers):
         return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(layers))
@@ -285,7 +289,6 @@ def outputs_and_gradients(attention, length, mask, **options):
     return step, (params, tokens)
 
 
-PADDED = jnp.arange(7) < jnp.asarray([7, 3, 1])[:, None]
 MASKS = [(6, None), (7, None), (7, PADDED[:, None]), (7, PADDED[:1, None])]
 
 
@@ -310,6 +313,23 @@ def test_what_cudnn_is_given_means_the_same_attention(monkeypatch, length, mask)
     (cudnn, given), (xla, _) = (outputs_and_gradients(kind, length, mask) for kind in ("cudnn", "xla"))
     assert_close(cudnn(*given), xla(*given))
     assert len(asked) == SPEC.depth
+
+
+def test_cudnn_is_given_an_even_length_of_each_stream(monkeypatch):
+    plain, asked = jax.nn.dot_product_attention, []
+
+    def stand_in(*given, implementation, **options):
+        asked.append(given[0].shape[1])
+        return plain(*given, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    tower, params = Tower(dataclasses.replace(SPEC, dtype="bfloat16", attention="cudnn")), initialise(SPEC)
+    views = [jax.random.normal(jax.random.key(length), (3, length, 16)) for length in (7, 4)]
+    found = tower.apply({"params": params}, *((view, None) for view in views), method="together")
+    assert asked == [8, 4] * SPEC.depth
+    for view, layers in zip(views, found, strict=True):
+        assert layers.tokens.shape == view.shape
+        assert_close(layers.tokens, tower.apply({"params": params}, view, None)[0])
 
 
 def test_cudnn_is_not_asked_for_what_it_does_not_know(monkeypatch):

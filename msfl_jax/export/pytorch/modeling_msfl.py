@@ -317,14 +317,14 @@ class Msfl(nn.Module):
         return self.project_image(*self.vision(self.pixels(views)))
 
     def project_image(self, patches: Tensor, cls: Tensor | None, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """As `encode_image`, of tokens that are there already."""
+        """As `encode_image`, of the tokens of patches [B, P, W], of the class and of regions [B, P, W]."""
         embedding = self.heads["image_projection"](self._pool(patches, cls))
         regions = self.heads["region_norm"](regions) if self.config.regions.layer else regions
         own = self.config.regions.projection == "own"
         return embedding, self.heads["region_projection" if own else "image_projection"](regions)
 
     def encode_report(self, token_ids: Tensor, sentence_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Report embeddings [N, D], those of sentences [N, S, E], the report first with `include_cls`, and which exist [N, S]; gradients flow."""
+        """Report embeddings [N, D], those of units [N, S, E] (sentences; unit 0 is the report with `include_cls`), which exist [N, S]."""
         return self.project_report(self.text(token_ids), token_ids, sentence_ids)
 
     def project_report(self, states: Tensor, token_ids: Tensor, sentence_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,7 +62,7 @@ def model(
     sizes.matching_width = embedding  # (ours) hidden width of the two-layer matching head (eq. 4)
     sizes.scan_layers = True  # (ours) compiles one block for all layers; False is a seventh faster on an H200
     sizes.remat = "dots"  # (ours) computes norms and GELU anew, which is faster than reading them; "none", "full"
-    sizes.compute_dtype = "bfloat16"  # (ours) of products and of sums of encoders' gradients; all else is float32
+    sizes.compute_dtype = "bfloat16"  # (ours) of products, in local alignment too, and sums of encoders' gradients
     sizes.flat_products = False  # (ours) all tokens of a batch as one matrix: faster on CPUs, copies elsewhere
     sizes.attention = "cudnn"  # (ours) the fused kernel of NVIDIA GPUs, for bfloat16; elsewhere the same as "xla"
     return sizes

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import print_saved_residuals
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import erf
@@ -222,14 +221,6 @@ def test_bfloat16_stays_close_to_float32_and_keeps_float32_parameters(tokens, ma
 
 def test_kernels_that_are_cast_once_give_what_blocks_cast_themselves(tokens, mask):
     tower, params = Tower(dataclasses.replace(SPEC, dtype="bfloat16", scan_layers=True)), stack_layers(initialise(SPEC))
-    cast = cast_products(params, "bfloat16")
-    kinds = {
-        name.rpartition("/")[2]: leaf.dtype for name, leaf in flatten_dict(cast, sep="/").items() if "norm" not in name
-    }
-    assert kinds == dict.fromkeys(("kernel", "bias"), jnp.dtype("bfloat16"))
-    assert {leaf.dtype for name, leaf in flatten_dict(cast, sep="/").items() if "norm" in name} == {
-        jnp.dtype("float32")
-    }
 
     def loss(params, cast):
         taken = cast_products(params, "bfloat16") if cast else params
